@@ -1,0 +1,41 @@
+"""The names that design and README promise, and what checks outside the repository may call."""
+import importlib
+import inspect
+
+import pytest
+
+NAMES = {
+    "data": "ImageSet load sample",
+    "perturbations": "perturb gaussian_at_distance at_distance",
+    "attacks": "ascend fgsm pgd raise_entropy fgsm_at_distance",
+    "training_sets": "imbalance mislabel add_perturbed orthogonal_array",
+    "models": "create",
+    "training": "fit Recipe History Objective Loss CrossEntropy",
+    "robustness": "gaussian_levels fgsm_levels",
+    "statistics": "spearman multiple_correlation bootstrap_ci holm strength",
+    "claims": "verdicts",
+    "records": "Record Store promote",
+    "experiments": "run_cells",
+    "study": "StudyCell study_cells run_study_cell",
+    "site": "build serve",
+    "cli": "main",
+}
+
+
+@pytest.mark.parametrize("module, name", [(m, n) for m, names in NAMES.items() for n in names.split()])
+def test_name_is_there_and_documented(module, name):
+    found = getattr(importlib.import_module(f"robustnb.{module}"), name)
+    assert inspect.getdoc(found), f"robustnb.{module}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("module, name, arguments", [
+    ("data", "load", ["name", "split"]),
+    ("attacks", "fgsm", ["model", "x", "y", "eps"]),
+    ("attacks", "pgd", ["model", "x", "y", "eps", "step", "steps", "norm", "random_start", "generator"]),
+    ("perturbations", "perturb", ["x"]),
+    ("training", "fit", ["model", "data", "objective", "recipe", "seed"]),
+    ("statistics", "spearman", ["x", "y"]),
+])
+def test_arguments_come_in_the_promised_order(module, name, arguments):
+    given = list(inspect.signature(getattr(importlib.import_module(f"robustnb.{module}"), name)).parameters)
+    assert given[:len(arguments)] == arguments
