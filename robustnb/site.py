@@ -236,7 +236,7 @@ def number_references(cells: list[dict]) -> list[dict]:
         numbered.append(cell)
     return numbered
 
-# %% ../nbs/65_site.ipynb #9c7d26be
+# %% ../nbs/65_site.ipynb #dd6ac45a
 def known_tex(tex: str) -> str:
     r"TeX with what latex2mathml does not know rewritten: `\arg`, and `\,` in the name of an operator."
     tex = re.sub(r"\\arg(?![A-Za-z])", r"\\operatorname{arg}", tex)
@@ -251,7 +251,8 @@ def formula(
     "A formula as MathML, its TeX kept as the text for screen readers."
     mathml = convert(known_tex(tex), display="block" if display else "inline")
     if "\\" in mathml or "&#x0005C;" in mathml: raise SiteError(f"latex2mathml does not know a command in the formula {tex!r}")
-    return mathml.replace("<math ", f'<math alttext="{html.escape(tex)}" ', 1)
+    mathml = mathml.replace("<math ", f'<math alttext="{html.escape(tex)}" ', 1)
+    return mathml if display or len(tex) < 40 else f"<span class='long-formula'>{mathml}</span>"
 
 
 SPAN = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)

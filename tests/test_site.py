@@ -164,21 +164,36 @@ def test_unsound_site_is_not_put_in_place(repository, wrong, message):
     assert digest(repository / "_docs") == before
 
 
-def test_killed_build_leaves_the_old_site(repository):
-    "A kill before the move loses nothing; a kill between its two renames is mended by the next build."
-    build(repository)
-    before = digest(repository / "_docs")
+def kill_during(root: Path, owner, name: str, call: int) -> None:
+    "Build in a child process that is killed as it calls a function for the given time."
     if (child := os.fork()) == 0:
-        site.put_in_place = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        try: build(repository)
+        real, calls = getattr(owner, name), []
+
+        def deadly(*args, **options):
+            calls.append(name)
+            if len(calls) == call: os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **options)
+
+        setattr(owner, name, deadly)
+        try: build(root)
         finally: os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_killed_build_leaves_the_old_site(repository):
+    "A kill before the move loses nothing; a kill between its two renames is mended by the next build, even one that fails."
+    build(repository)
+    before = digest(repository / "_docs")
+    kill_during(repository, site, "put_in_place", 1)
     assert digest(repository / "_docs") == before
-    (repository / "_docs").rename(repository / "._docs.old")
+    kill_during(repository, Path, "rename", 2)
+    assert not (repository / "_docs").exists()
     write(repository / "nbs/13_wrong.ipynb", cell("markdown", "# Wrong\n\n[gone](14_gone.ipynb)"))
     with pytest.raises(site.SiteError): build(repository)
     assert digest(repository / "_docs") == before
-    assert [p.name for p in repository.glob(".*_docs*")] == []
+    (repository / "nbs/13_wrong.ipynb").unlink()
+    build(repository)
+    assert sorted(p.name for p in repository.glob("*_docs*")) == ["_docs"] and not list(repository.glob(".*_docs*"))
 
 
 def test_foreign_folders_are_refused(repository):
@@ -212,6 +227,7 @@ def test_server_answers_this_machine(repository):
     with served(repository / "_docs") as address:
         assert b"Figure 1" in urllib.request.urlopen(f"{address}/papers/demo/fig1.html").read()
         taken = urlsplit(address).port
+        with site.server(repository / "_docs", 0) as other: assert other.server_address[0] == "127.0.0.1"
         with pytest.raises(OSError, match="taken"): site.server(repository / "_docs", taken)
     with pytest.raises(FileNotFoundError, match="robustnb site"): site.server(repository / "nbs", 0)
 
@@ -235,14 +251,35 @@ class served:
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    "Headless Chromium; where there is none the test is skipped, or fails when ROBUSTNB_REQUIRE_BROWSER=1."
+CUT_OFF = """() => {  // what stands beyond the right edge and in no box that scrolls
+  const scrolls = e => e && e.tagName !== 'MAIN' && (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+  const beyond = e => e.getBoundingClientRect().width > 1 && e.getBoundingClientRect().right > innerWidth + 1;
+  return [...document.querySelectorAll('main *, footer *, header *')].filter(e => e.checkVisibility() && beyond(e) && !scrolls(e)).map(e => e.outerHTML.slice(0, 80));
+}"""
+
+
+def chromium() -> str:
+    "The browser's program; where there is none the test is skipped, or fails when ROBUSTNB_REQUIRE_BROWSER=1."
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         reason = "no Chromium on the PATH (chromium, chromium-browser or google-chrome); install it to run the browser test"
         if os.environ.get("ROBUSTNB_REQUIRE_BROWSER") == "1": pytest.fail(reason)
         pytest.skip(reason)
+    return program
+
+
+def test_browser_test_is_skipped_only_where_that_is_allowed(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("ROBUSTNB_REQUIRE_BROWSER", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no Chromium"): chromium()
+    monkeypatch.setenv("ROBUSTNB_REQUIRE_BROWSER", "1")
+    with pytest.raises(pytest.fail.Exception, match="no Chromium"): chromium()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "Headless Chromium."
+    program = chromium()
     from playwright.sync_api import sync_playwright
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
@@ -277,7 +314,7 @@ def test_site_in_a_browser(browser, whole_site):
         tab.on("response", lambda answer: errors.append(f"{answer.url}: {answer.status}") if answer.status >= 400 else None)
         for name in pages:
             tab.goto(f"{address}/{name}", wait_until="load")
-            assert tab.evaluate("document.documentElement.scrollWidth") <= 390, f"{name} is wider than a phone"
+            assert tab.evaluate(CUT_OFF) == [], f"{name} is wider than a phone"
             assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0 && i.naturalHeight > 0)"), f"{name}: a picture is empty"
             links |= set(tab.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.href.split('#')[0])"))
         tab.goto(f"{address}/papers/demo/fig1.html", wait_until="load")
