@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIRECTIVE', 'DEFINITIONS', 'BAR', 'PROFILES', 'TITLE', 'FENCED', 'directives', 'markdown', 'quoted', 'code_cell',
-           'load_notebook', 'comments', 'arguments', 'class_rows', 'inline', 'raw', 'argument_table', 'return_note',
+           'load_notebook', 'comments', 'text', 'arguments', 'class_rows', 'inline', 'raw', 'argument_table',
            'api_entry', 'public_definitions', 'imports_only', 'exported', 'library_cells', 'quiet', 'result_cells',
            'Executed', 'find_run', 'code_of', 'callout', 'banners', 'footer', 'front_matter', 'outside_code',
            'link_names', 'exported_names', 'module_name', 'natural', 'expand_sidebar']
@@ -67,11 +67,17 @@ def load_notebook(path: str | Path) -> dict:
     for cell in notebook["cells"]: cell["source"] = "".join(cell["source"])
     return notebook
 
-# %% ../nbs/64a_pages.ipynb #16019efe
+# %% ../nbs/64a_pages.ipynb #37791e47
 def comments(code: str) -> dict[int, str]:
     "The comment at the end of each line, by line number."
     tokens = tokenize.generate_tokens(io.StringIO(code).readline)
     return {t.start[0]: t.string.lstrip("#").strip() for t in tokens if t.type == tokenize.COMMENT}
+
+
+def text(node: ast.expr | None) -> str:
+    "An annotation or default as it was written, without the quotes of a forward reference."
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier(): return node.value
+    return ast.unparse(node) if node else ""
 
 
 def arguments(
@@ -87,12 +93,12 @@ def arguments(
     found += [(x.arg, x, d) for x, d in zip(a.kwonlyargs, a.kw_defaults)]
     found += [("**" + a.kwarg.arg, a.kwarg, None)] if a.kwarg else []
     lines = [(default or x).end_lineno for _, x, default in found]
-    own = [notes.get(line, "") if lines.count(line) == 1 else "" for line in lines]  # a shared line's comment is nobody's
-    text = lambda x: ast.unparse(x) if x else ""
-    return [(name, text(x.annotation), text(default), note) for (name, x, default), note in zip(found, own)
+    last = node.returns.end_lineno if node.returns else None  # the comment there is the return's
+    own = [notes.get(line, "") if lines.count(line) == 1 and line != last else "" for line in lines]  # a shared line's is nobody's
+    return [(name, text(x.annotation), ast.unparse(default) if default else "", note) for (name, x, default), note in zip(found, own)
             if name not in ("self", "cls")]
 
-# %% ../nbs/64a_pages.ipynb #aa97f495
+# %% ../nbs/64a_pages.ipynb #16381527
 def class_rows(
     node: ast.ClassDef,  # a parsed class
     notes: dict[int, str],  # the comments of its source, by line
@@ -102,7 +108,7 @@ def class_rows(
     fields = [(n.target.id, ast.unparse(n.annotation), ast.unparse(n.value) if n.value else "", notes.get(n.end_lineno, ""))
               for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
     init = [row for n in methods if n.name == "__init__" for row in arguments(n, notes)]
-    public = [(f".{n.name}{'' if 'property' in map(ast.unparse, n.decorator_list) else '()'}", ast.unparse(n.returns) if n.returns else "",
+    public = [(f".{n.name}{'' if 'property' in map(ast.unparse, n.decorator_list) else '()'}", text(n.returns),
                "", (ast.get_docstring(n) or "").partition("\n")[0]) for n in methods if not n.name.startswith("_")]
     return fields + init + public
 
@@ -125,14 +131,7 @@ def argument_table(rows: list[tuple[str, str, str, str]]) -> str:
                    for name, type_, default, note in rows)
     return f"<table class='api-table'><tbody>\n{body}</tbody></table>"
 
-# %% ../nbs/64a_pages.ipynb #7c433ba3
-def return_note(node: ast.FunctionDef, notes: dict[int, str]) -> str:
-    "The comment beside the return type, where it is not an argument's."
-    line = node.returns.end_lineno
-    shared = any(x.end_lineno == line for x in [*node.args.args, *node.args.kwonlyargs, *node.args.posonlyargs])
-    return "" if shared else notes.get(line, "")
-
-
+# %% ../nbs/64a_pages.ipynb #bb5631b5
 def api_entry(
     node: ast.FunctionDef | ast.ClassDef,  # a parsed definition
     code: str,  # the source of its cell
@@ -142,8 +141,8 @@ def api_entry(
     notes, is_class = comments(code), isinstance(node, ast.ClassDef)
     rows = class_rows(node, notes) if is_class else arguments(node, notes)
     short = ", ".join(name + (f"={default}" if default else "") for name, _, default, _ in rows if not name.startswith("."))
-    returns = "" if is_class or node.returns is None else ast.unparse(node.returns)
-    if returns: rows = [*rows, ("returns", returns, "", return_note(node, notes))]
+    returns = "" if is_class else text(node.returns)
+    if returns: rows = [*rows, ("returns", returns, "", notes.get(node.returns.end_lineno, ""))]
     kind = "class " if is_class else ""
     signature = html.escape(f"{kind}{node.name}({short})" + (f" → {returns}" if returns else ""), quote=False)
     parts = [f"{'#' * level} {node.name} {{#api-{node.name} .api}}", "::: {.api-entry}",
