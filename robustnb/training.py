@@ -9,7 +9,7 @@ __all__ = ['CHOICES', 'Loss', 'Objective', 'CrossEntropy', 'check_recipe', 'Reci
            'save_checkpoint', 'read_checkpoint', 'restore', 'predict', 'accuracy', 'prepare', 'repeatable',
            'average_buffers', 'train', 'fit']
 
-# %% ../nbs/30_training.ipynb #76918147
+# %% ../nbs/30_training.ipynb #85cc9945
 import hashlib
 import io
 import math
@@ -25,14 +25,17 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from .data import ImageSet, atomic_write, nearest
 from .data import progress as progress_bar
 from .layers import mode
+
+with warnings.catch_warnings():  # Accelerate looks for a notebook's progress bar and complains when there is none
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import broadcast
 
 # %% ../nbs/30_training.ipynb #0a672bbe
 @dataclass(frozen=True)
