@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -141,6 +142,19 @@ def test_run_of_older_code_says_so(repository):
     write(repository / "nbs/papers/demo/fig1.ipynb", *RESULT, cell("code", "more()"))
     build(repository)
     assert "The notebook has changed since this run" in page(repository, "papers/demo/fig1")
+
+
+def test_front_page_counts_the_verdicts(repository, monkeypatch):
+    "The tagged cell becomes the table, from the records of the repository that is built."
+    write(repository / "nbs/index.ipynb", cell("markdown", "# robustnb"), cell("markdown", "To come.", tags=["verdicts"]))
+    build(repository)
+    assert "not run" in page(repository, "index") and "To come." not in page(repository, "index")
+    asked = []
+    counted = pd.DataFrame([("study", "measured", "fixed", "holds", True)] * 3, columns=["paper", "about", "reading", "verdict", "provisional"])
+    monkeypatch.setattr(site, "verdicts", lambda store: asked.append(store) or counted)
+    build(repository)
+    assert "3 hold; all of the 3 provisional" in page(repository, "index")
+    assert all(str(repository) in str(vars(store)) for store in asked)
 
 
 def test_new_notebook_is_on_the_sidebar(repository):
