@@ -175,7 +175,7 @@ def trained(
     model.load_state_dict(found["model"])
     return model.eval(), found["epochs"]
 
-# %% ../nbs/55_study.ipynb #bee11b45
+# %% ../nbs/55_study.ipynb #248aa7a0
 def measure(
     model: nn.Module,
     source: nn.Module,  # the clean-trained net of fixed MNIST-A
@@ -204,7 +204,8 @@ def run_study_cell(
     made = training_set(cell, train, lambda: source)
     metrics, counts = measure(model, source, images_of(cell.data, "test"), cell.eval_levels)
     context.artefact("counts.npz", counts)
-    return dict(train=accuracy(model, made), **metrics, epochs_run=epochs, sheet=sheet_of(cell, made, train))
+    test_per_class = images_of(cell.data, "test").y.bincount().tolist()
+    return dict(train=accuracy(model, made), **metrics, epochs_run=epochs, sheet=sheet_of(cell, made, train), n_test=sum(test_per_class), test_per_class=test_per_class)
 
 # %% ../nbs/55_study.ipynb #6f4a122f
 @dataclass(frozen=True)
