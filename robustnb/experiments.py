@@ -6,8 +6,8 @@
 __all__ = ['ONE_THREAD', 'EXECUTORS', 'EXPERIMENTS', 'describe', 'check_cells', 'Place', 'Context', 'Job', 'Plan', 'finished',
            'attempt', 'outcome', 'die_with_parent', 'environment', 'work', 'Worker', 'hire', 'listen', 'dismiss',
            'in_pool', 'in_process', 'on_ray', 'Tracker', 'fingerprint', 'usable', 'missing', 'CellsFailed',
-           'check_importable', 'check_choice', 'default_cache', 'runner', 'run_cells', 'find_experiment',
-           'run_experiment']
+           'check_importable', 'usable_cores', 'ChoiceError', 'check_choice', 'default_cache', 'runner', 'run_cells',
+           'find_experiment', 'run_experiment']
 
 # %% ../nbs/61_experiments.ipynb #80d8124e
 import contextlib
@@ -373,16 +373,28 @@ def check_importable(function: Callable, cells: list) -> None:
         if "<" in thing.__qualname__ or main and not getattr(main, "__file__", None):
             raise ValueError(f"{thing.__qualname__} is defined in a notebook or inside a function; {hint}")
 
-# %% ../nbs/61_experiments.ipynb #3358fa27
+# %% ../nbs/61_experiments.ipynb #22ee4edb
+def usable_cores() -> int:  # at least 1
+    "Cores that this process may use: affinity, and a container's quota of processor time."
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try: quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError): return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+# %% ../nbs/61_experiments.ipynb #e09ac95f
 EXECUTORS = ("local", "ray")
 
 
+class ChoiceError(ValueError):
+    "A name that is not among the known ones; the message has the nearest."
+
+
 def check_choice(given: str, options: tuple[str, ...], what: str) -> None:
-    "Refuse a name that is not among the options, with the nearest."
+    "Refuse a name that is not among the options."
     if given in options: return
     from robustnb.data import nearest
 
-    raise ValueError(nearest(given, options, what))
+    raise ChoiceError(nearest(given, options, what))
 
 
 def default_cache() -> Path:
@@ -434,7 +446,7 @@ def run_cells(
     records = {r.key: r for r in store.records(experiment, profile)}
     return frame([records[record_key(experiment, cell, plan.data)] for cell in cells])
 
-# %% ../nbs/61_experiments.ipynb #c3427344
+# %% ../nbs/61_experiments.ipynb #ccf2bf76
 EXPERIMENTS = {f"study-rq{n}": f"robustnb.study:rq{n}" for n in range(1, 7)}
 
 
@@ -446,7 +458,7 @@ def find_experiment(
     check_choice(name, tuple(known), "experiment")
     module, _, attribute = known[name].partition(":")
     try: return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error: raise ValueError(f"experiment {name!r} is not there yet: {error}") from None
+    except (ImportError, AttributeError) as error: raise ChoiceError(f"experiment {name!r} is not there yet: {error}") from None
 
 
 def run_experiment(

@@ -537,7 +537,7 @@ def promote(
     if reasons: raise RecordError("nothing was promoted:\n" + "\n".join(f"- {reason}" for reason in reasons))
     return [results.append(r, found) for r, found in zip(records, blobs)]
 
-# %% ../nbs/60_records.ipynb #53c374c9
+# %% ../nbs/60_records.ipynb #1a29e6e0
 class Finding(NamedTuple):
     "What `check` found."
     error: bool  # False: worth knowing, nothing wrong
@@ -567,7 +567,7 @@ def check_file(path: Path, folder: Path) -> tuple[list[Finding], list[Record]]: 
             except RecordError as error: findings.append(Finding(True, f"{seen[record.key, record.profile]}: {error}"))
     return findings, records
 
-
+# %% ../nbs/60_records.ipynb #5be278d6
 def check(folder: str | Path) -> list[Finding]:  # empty: all is well
     "Everything that is wrong or odd in a folder of records."
     folder = Path(folder)

@@ -1,9 +1,7 @@
 """Cells under SIGKILL, Ctrl-C and crashes. The cells themselves send the signals, so no test depends on timing."""
 import os
-import signal
 import subprocess
 import sys
-import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path

@@ -1,0 +1,172 @@
+"""The program as a user meets it: what it loads, what it says to mistakes, how it ends."""
+import json
+import signal
+import subprocess
+import sys
+import types
+from dataclasses import dataclass
+
+import pytest
+
+from robustnb import cli
+from robustnb.records import Record, Store
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    "An empty checkout in which the commands run."
+    (tmp_path / "settings.ini").touch()
+    (tmp_path / "nbs/papers/demo").mkdir(parents=True)
+    cells = [dict(cell_type="code", metadata=dict(tags=["parameters"]), source='profile = "smoke"\nrecords = ""\nworkers = 1\nseeds = [0]', outputs=[], execution_count=None)]
+    (tmp_path / "nbs/papers/demo/page.ipynb").write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=4)))
+    monkeypatch.chdir(tmp_path)
+    for name in ("ROBUSTNB_RECORDS", "ROBUSTNB_REUSE", "FORCE_COLOR"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ROBUSTNB_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def robustnb(monkeypatch, capsys):
+    "Run the program in this process: exit status, what it printed, what it complained."
+    def run(*words):
+        before = signal.getsignal(signal.SIGTERM)
+        monkeypatch.setattr(sys, "argv", ["robustnb", *map(str, words)])
+        with pytest.raises(SystemExit) as ended: cli.main()
+        signal.signal(signal.SIGTERM, before)
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+    return run
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["records", "list"], ["run"]])
+def test_light_commands_load_nothing_heavy(checkout, words):
+    code = "import sys; from robustnb.cli import app; app(sys.argv[1:], standalone_mode=False); print({'torch', 'pandas', 'papermill', 'matplotlib', 'ray'} & set(sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert ended.stdout.endswith("set()\n"), ended.stdout + ended.stderr
+
+
+def test_python_dash_m_and_help():
+    ended = subprocess.run([sys.executable, "-m", "robustnb.cli", "-h"], capture_output=True, text=True)
+    assert ended.returncode == 0
+    for name in ("list", "reproduce", "run", "site", "claims", "records", "data"): assert f" {name} " in ended.stdout
+
+
+@pytest.mark.parametrize("words, said", [
+    (["lst"], "Did you mean 'list'?"),
+    (["list", "--recods", "x"], "--records"),
+    (["reproduce", "--workers", "0"], "greater than or equal to 1"),
+    (["reproduce", "--workers", "two"], "valid integer"),
+    (["reproduce", "--profile", "quik"], "no such profile 'quik'; did you mean 'quick'? known: smoke, quick, full"),
+    (["reproduce", "demo/pag"], "did you mean 'demo/page'"),
+    (["reproduce", "page", "--set", "seed=1"], "no such parameter 'seed'; did you mean 'seeds'"),
+    (["reproduce", "page", "--set", "seeds"], "'seeds': a parameter is set by name=value"),
+    (["reproduce", "page", "--set", "seeds=7"], "seeds=7 is a int; demo/page has seeds = [0]"),
+    (["reproduce", "page", "--set", "profile=full"], "profile is set by --profile"),
+    (["reproduce", "--data-dir", "nowhere"], "'nowhere' does not exist"),
+    (["run", "study-rq"], "did you mean 'study-rq"),
+    (["records", "promot"], "Did you mean 'promote'?"),
+    (["records", "promote", "stdy"], "no such experiment 'stdy'; did you mean 'study'"),
+    (["records", "promote", "--profile", "ful"], "did you mean 'full'"),
+    (["records", "promote", "--profile", "smoke"], "'smoke' cannot be promoted; quick and full can"),
+    (["data", "fetch", "mnst"], "did you mean 'mnist'"),
+    (["site", "--port", "99999"], "less than or equal to 65535"),
+])
+def test_mistakes_are_told_with_the_nearest_right_thing(checkout, robustnb, words, said):
+    Store(checkout / ".robustnb/records").append(Record("study", {"seed": 0}, {}, "smoke"))
+    status, printed, complained = robustnb(*words)
+    assert status == 2 and said in " ".join(complained.replace("│", " ").split()) and "Traceback" not in complained
+
+
+def test_bugs_keep_their_traceback(checkout, monkeypatch):
+    monkeypatch.setattr(cli, "notebooks", lambda: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["robustnb", "list"])
+    with pytest.raises(ZeroDivisionError): cli.main()
+
+
+def test_outside_a_checkout(tmp_path, robustnb, monkeypatch):
+    monkeypatch.setenv("ROBUSTNB_ROOT", str(tmp_path))
+    for command in ("list", "site"): assert robustnb(command) == (2, "", "error: no checkout of robustnb here (settings.ini and nbs/); go there, or set ROBUSTNB_ROOT\n")
+
+
+@dataclass(frozen=True)
+class Cell:
+    seed: int = 0
+    good: bool = True
+
+
+def work(cell, context):
+    if not cell.good: raise ValueError("no good")
+    return {"twice": 2 * cell.seed}
+
+
+def test_run_without_notebooks(checkout, robustnb, monkeypatch):
+    monkeypatch.setenv("ROBUSTNB_CACHE", str(checkout / "cache"))
+    demo = types.SimpleNamespace(cells=lambda profile: [Cell(seed) for seed in range({"smoke": 1, "quick": 3}[profile])], function=work)
+    spoilt = types.SimpleNamespace(experiment="demo", cells=lambda profile: [Cell(9, good=False)], function=work)
+    monkeypatch.setitem(sys.modules, "demos", types.SimpleNamespace(demo=demo, spoilt=spoilt))
+    monkeypatch.setattr(cli, "EXPERIMENTS", {"demo-one": "demos:demo", "demo-two": "demos:spoilt", "demo-three": "demos:nothing"})
+    assert robustnb("run", "demo-one", "--profile", "quick", "--workers", 1)[:2] == (0, "3 cells of demo-one (quick) are recorded in .robustnb/records\n")
+    assert [r.metrics["twice"] for r in Store(checkout / ".robustnb/records").records("demo", "quick")] == [0, 2, 4]
+    status, _, said = robustnb("run", "demo-two", "--workers", 1)
+    assert status == 1 and "error: 1 of 1 cells of 'demo' failed" in said and "- Cell(seed=9, good=False): ValueError: no good" in said
+    status, _, said = robustnb("run", "demo-three")
+    assert status == 2 and "experiment 'demo-three' is not there yet" in said
+    assert robustnb("run", "demo-one", "--records", "mine", "--profile", "smoke", "--workers", 1)[0] == 0 and (checkout / "mine/demo.jsonl").exists()
+
+
+def test_interrupted_commands_tell_how_to_go_on(checkout, robustnb, monkeypatch):
+    def interrupted(*a, **k): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, "reproduce", interrupted), monkeypatch.setattr(cli, "run_experiment", interrupted)
+    for words in (["reproduce"], ["run", "study-rq1"]):
+        status, printed, _ = robustnb(*words)
+        assert status == 130 and "finished cells are recorded; the same command goes on from there" in printed
+
+
+def test_records_check_is_for_ci(checkout, robustnb):
+    own = Store(checkout / ".robustnb/records")
+    own.append(Record("demo", {"seed": 0}, {}, "quick"))
+    assert robustnb("records", "check")[0] == 0
+    status, _, said = robustnb("records", "promote")
+    assert status == 2 and "made outside a git checkout (--force promotes it all the same)" in said
+    assert robustnb("records", "promote", "--force")[1] == "1 records promoted to results/; commit them\n"
+    with open(checkout / "results/demo.jsonl", "a") as file: file.write("<<<<<<< ours\n")
+    status, printed, _ = robustnb("records", "check")
+    assert status == 1 and "error  results/demo.jsonl:2: not JSON" in printed
+
+
+def test_site_builds_and_serves(checkout, robustnb, monkeypatch):
+    calls = []
+    def build(out, root):
+        calls.append(("build", out, root))
+        (out / "x").parent.mkdir(exist_ok=True), (out / "index.html").touch()
+        return out / "index.html"
+    fake = types.ModuleType("robustnb.site")
+    fake.build, fake.serve = build, lambda out, port: calls.append(("serve", out, port))
+    monkeypatch.setitem(sys.modules, "robustnb.site", fake), monkeypatch.setattr("robustnb.site", fake, raising=False)
+    status, printed, _ = robustnb("site")
+    assert status == 0 and "the site is in _docs/index.html" in printed and "make view" in printed
+    robustnb("site", "--serve", "--port", 0)  # built already: served as it is
+    assert calls == [("build", checkout / "_docs", checkout), ("serve", checkout / "_docs", 0)]
+    robustnb("site", "--serve", "--out", "elsewhere")
+    assert [c[0] for c in calls[2:]] == ["build", "serve"]
+
+
+def test_claims_are_counted(checkout, robustnb, monkeypatch):
+    import pandas as pd
+
+    table = pd.DataFrame(dict(id=["S1", "S2", "S3"], reading="literal", verdict=["holds", "fails", "holds"], share=[1.0, 0.0, None],
+                              n_seeds=[1, 1, 0], profile=["quick", "quick", None], provisional=[True, True, False]))
+    fake = types.ModuleType("robustnb.claims")
+    fake.verdicts = lambda paper=None, store=None: table
+    monkeypatch.setitem(sys.modules, "robustnb.claims", fake), monkeypatch.setattr("robustnb.claims", fake, raising=False)
+    status, printed, _ = robustnb("claims", "study")
+    assert status == 0 and [line.split()[:3] for line in printed.splitlines()[1:3]] == [["S1", "literal", "holds"], ["S2", "literal", "fails"]]
+    assert printed.splitlines()[-2:] == ["reading  holds  fails  ", "literal  2      1      "]
+
+
+def test_data_where(checkout, robustnb, monkeypatch):
+    monkeypatch.setenv("ROBUSTNB_CACHE", str(checkout / "cache")), monkeypatch.delenv("ROBUSTNB_DATA", raising=False)
+    (checkout / "cache/data").mkdir(parents=True)
+    (checkout / "cache/data/mnist-train.npz").write_bytes(b"x" * 100_000)
+    status, printed, _ = robustnb("data", "where")
+    assert status == 0 and "(not set)" in printed and "mnist-train.npz  0.1 MB" in printed
