@@ -46,7 +46,7 @@ from .records import Store
 class SiteError(RuntimeError):
     "A site that could not be built, or that is not fit to be put in place."
 
-# %% ../nbs/65_site.ipynb #b7d33519
+# %% ../nbs/65_site.ipynb #46b1aa01
 STAGE = ".robustnb/site"  # below the repository's root
 RESULTS = ("papers/", "benchmarks/")
 
@@ -61,7 +61,9 @@ def page_notebook(
     is_result = page.startswith(RESULTS)
     run, failed = find_run(runs, page) if is_result else (None, "")
     meta, cells = front_matter((run.notebook if run else notebook)["cells"], Path(page).stem)
-    if is_result: cells = banners(page, notebook, run, failed) + result_cells(cells)
+    if is_result:
+        meta |= {"page-layout": "full", "toc": False}  # the width is for the tables
+        cells = banners(page, notebook, run, failed) + result_cells(cells)
     else: cells = library_cells(cells)
     for cell in cells:
         if cell["cell_type"] == "markdown": cell["source"] = link_names(cell["source"], symbols, page)
