@@ -179,19 +179,23 @@ def check_records(
     out.print(f"{errors} errors, {len(found) - errors} notes")
     if errors: raise typer.Exit(1)
 
-# %% ../nbs/66_cli.ipynb #52e1f720
+# %% ../nbs/66_cli.ipynb #b7024954
 @app.command("claims")
 def show_claims(
-    paper: Annotated[str | None, typer.Argument(help="eriep, dem_hec or study [default: a count for all]", show_default=False)] = None,
+    paper: Annotated[str | None, typer.Argument(help="ERIEP, Dem-HEC or study [default: a count for all]", show_default=False)] = None,
     records: Records = None,
 ) -> None:
     "Show the verdicts: ours against the papers' claims."
     from robustnb.claims import verdicts
 
-    table = verdicts(paper, store=open_store(records and records.resolve(), reuse=True))
+    try: table = verdicts(paper, store=open_store(records and records.resolve(), reuse=True))
+    except ValueError as error: raise ChoiceError(str(error)) from None
     if paper:
-        shown = Table(*table.columns, box=None, padding=(0, 2, 0, 0))
-        for row in table.itertuples(index=False): shown.add_row(*("" if v is None or v != v else str(v) for v in row))
+        columns = [c for c in ("id", "reading", "verdict", "share", "n_seeds", "profile", "provisional", "claim") if c in table.columns]
+        shown, room = Table(*columns, box=None, padding=(0, 2, 0, 0)), max(20, out.width - 80)
+        for row in table[columns].itertuples(index=False):
+            words = ["" if v is None or v != v else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row]
+            shown.add_row(*(w if len(w) <= room else w[:room - 1] + "…" for w in words))
         out.print(shown)
     kinds = table.groupby([c for c in ("paper", "reading") if c in table.columns], sort=False).verdict.value_counts().unstack(fill_value=0)
     counts = Table(*kinds.index.names, *kinds.columns, box=None, padding=(0, 2, 0, 0))

@@ -157,8 +157,11 @@ def test_claims_are_counted(checkout, robustnb, monkeypatch):
     table = pd.DataFrame(dict(id=["S1", "S2", "S3"], reading="literal", verdict=["holds", "fails", "holds"], share=[1.0, 0.0, None],
                               n_seeds=[1, 1, 0], profile=["quick", "quick", None], provisional=[True, True, False]))
     fake = types.ModuleType("robustnb.claims")
+    monkeypatch.setitem(sys.modules, "robustnb.claims", fake)
+    def unknown(paper=None, store=None): raise ValueError("no such paper 'stdy'; did you mean 'study'?")
+    fake.verdicts = unknown
+    assert robustnb("claims", "stdy") == (2, "", "error: no such paper 'stdy'; did you mean 'study'?\n")
     fake.verdicts = lambda paper=None, store=None: table
-    monkeypatch.setitem(sys.modules, "robustnb.claims", fake), monkeypatch.setattr("robustnb.claims", fake, raising=False)
     status, printed, _ = robustnb("claims", "study")
     assert status == 0 and [line.split()[:3] for line in printed.splitlines()[1:3]] == [["S1", "literal", "holds"], ["S2", "literal", "fails"]]
     assert printed.splitlines()[-2:] == ["reading  holds  fails  ", "literal  2      1      "]
