@@ -1,0 +1,185 @@
+"""Predicates that may not run as Python, verdicts by the one rule, and a paper's numbers that decide what they can decide."""
+import dataclasses
+
+import numpy as np
+import pytest
+
+from robustnb.claims import BUILTINS, SEGMENTS, Missing, PredicateError, StudyFacts, claim_table, evaluate, in_print, names_in, paper_name, paper_table, parsed, printed_names, printed_study, verdicts
+from robustnb.records import Record, Store, encode
+from robustnb.statistics import spearman
+from robustnb.study import GRIDS, PROTOCOLS, StudyCell
+
+# what a hostile file might hold -> the part that the refusal must name
+ATTACKS = {
+    "().__class__.__bases__": "Attribute", "__import__('os').system('id')": "Attribute|named", "eval('1')": "eval", "open('/etc/passwd')": "open",
+    "9 ** 9 ** 9 > 0": "Pow", "'a' * 10 ** 9": "Pow|numbers", "[0] * 1000000000": "numbers", "f'{1!r}'": "JoinedStr", "'%s' % 1": "Mod",
+    "(lambda: 1)()": "named functions", "(x := 1)": "NamedExpr", "[*[1], 2]": "Starred", "dict(**BB)": r"\*\*", "{k: 1 for k in [1]}": "DictComp", "{1, 2}": "Set", "1 if 1 else 2": "IfExp",
+    "1 is 1": "Is", "1 | 2": "BitOr", "1 << 99": "LShift", "-'a'": "bad operand", "'a' < 1": "not supported", "import os": "no expression", "x; y": "no expression", "": "no expression",
+    "all(x for x in 5)": "not iterable", "[x for x.y in [1]]": "loop over", "max([1], key=lambda *a: 1)": "plain arguments", "-" * 5000 + "1": "characters", "range(1000000000)": "range",
+    "sum(i * j for i in range(1000) for j in range(1000))": "steps", "b'1'": "constant", "1j": "constant", "99999999999999999999 > 0": "beyond",
+    "[1 for a in [99999999] for b in [a * a] for c in [b * b]]": "beyond",
+    "[1 for a in [[1, 1]] " + " ".join(f"for {y} in [{x} + {x}]" for x, y in zip("abcdefghijklmnop", "bcdefghijklmnopq")) + "]": "items",
+}
+
+
+@pytest.mark.parametrize("text", ATTACKS, ids=lambda text: text[:40] or "nothing")
+def test_what_is_not_in_the_language_is_refused_by_name(text):
+    with pytest.raises(PredicateError, match=ATTACKS[text]): evaluate(text, printed_names())
+
+
+def test_missing_numbers_are_missing_and_not_wrong():
+    for text in ("1 / 0 > 1", "N[9] > 0", "D['x'] > 0", "nowhere() > 0"):
+        with pytest.raises(Missing): evaluate(text, dict(N=[1], D={}, nowhere=lambda: [].index(1)))
+
+
+def test_the_language_means_what_python_means():
+    names = dict(N=[3, 1, 2], f=lambda a, b=0: a - b, x=2)
+    texts = ["all(a < b for a, b in zip(N, N[1:]))", "[(a, b) for a in N for b in (1, 2) if not a == b]", "max(N, key=lambda n: -n)", "1 <= x < 3 != 4", "N[::-1] + [f(1, b=x)]", "x in (1, 2) and x not in N[:1]",
+             "dict(a=(1, 2)) == dict(a=(1, 2))", "min(f(a) for a in N) / -4 + 1e-3", "any(a > 2 for a in N) or x", "sum([len(N), round(2.6), abs(-1)])", "[x for (x, (y, z)) in [(1, (2, 3))] if y < z]"]
+    for text in texts: assert evaluate(text, names) == eval(text, dict(names)), text
+
+
+def test_every_predicate_is_in_the_language_and_uses_known_names():
+    claims = claim_table()
+    known = {"study": {*BUILTINS, *printed_study()}, **dict.fromkeys(("ERIEP", "Dem-HEC"), {*BUILTINS, *printed_names()})}
+    assert len(claims) == 190
+    for row in claims.itertuples():
+        parsed(row.predicate)
+        assert names_in(row.predicate) <= known[row.paper], row.id
+
+
+def test_printed_tables_decide_as_the_csv_says():
+    for _, claim in claim_table().iterrows():
+        flag = claim.holds_in_paper if claim.holds_in_paper in ("yes", "no") else ""
+        assert in_print(claim) == flag, claim.id
+
+
+def test_a_changed_table_changes_the_decision(monkeypatch):
+    "The flags above are computed from the tables, not looked up."
+    claim = claim_table().set_index("id", drop=False).loc["E-T3-01"]
+    changed = paper_table("eriep_table3").copy()
+    changed.loc[(changed.perturbation == "None") & (changed.method == "ERIEP"), "accuracy"] = 1.0
+    monkeypatch.setattr("robustnb.claims.paper_table", lambda name, text=False: changed if name == "eriep_table3" else paper_table(name, text))
+    printed_names.cache_clear()
+    try: assert in_print(claim) == "no"
+    finally: printed_names.cache_clear()
+
+
+def test_papers_are_found_in_any_spelling():
+    assert [paper_name(p) for p in ("eriep", "dem_hec", "Dem-HEC", "STUDY")] == ["ERIEP", "Dem-HEC", "Dem-HEC", "study"]
+    with pytest.raises(ValueError, match="did you mean 'study'"): verdicts("studdy")
+
+
+def series(store, accuracy, seeds=(0,), profile="quick", images=400, missing=(), net="lenet5"):
+    "Records of the clean and the Gaussian models; accuracy(level, seed) is that of MNIST-C, the rest follows from it."
+    for seed in seeds:
+        for level in (0.0, *GRIDS[profile]["gaussian"]):
+            if (level, seed) in missing: continue
+            cell = dataclasses.asdict(StudyCell(net=net, factor="gaussian" if level else "clean", level=level, seed=seed, **PROTOCOLS[profile]))
+            right = (np.arange(images) < round(images * accuracy(level, seed))).astype(np.uint8)
+            counts = dict(test=np.ones(images, np.uint8), c=right, a_fixed=right, a_white=1 - right, n_levels=np.array(1))
+            metrics = dict(train=0.99, test=1.0, c=right.mean(), a_fixed=right.mean(), a_white=1 - right.mean(), n_test=images)
+            store.append(Record("study", cell, metrics, profile), {"counts.npz": encode("counts.npz", counts)})
+    return store
+
+
+def rows(store, **options):
+    found = verdicts("study", store, finding="F1", resamples=150, **options)
+    return found.set_index(["id", "reading"])
+
+
+def test_without_records_nothing_is_run(tmp_path):
+    table = verdicts(store=Store(tmp_path))
+    assert len(table[table.reading.isin(["literal", "fixed"])]) == 190
+    assert (table[table.about == "measured"].verdict == "not run").all() and table[table.about == "print"].verdict.isin(["agrees", "disagrees", "not run"]).all()
+    assert set(table.columns) >= {"id", "reading", "verdict", "share", "n_seeds", "profile", "provisional"}
+    kinds = table[table.about == "print"].kind
+    assert set(kinds) == {"exact", "consistency", "confound", "magnitude"} and "E-T3-03" not in table[table.about == "print"].id.tolist()  # tolerance 2
+
+
+def test_a_rising_series_and_its_readings(tmp_path):
+    found = rows(series(Store(tmp_path), lambda level, seed: 0.5 + level / 40))
+    assert found.loc[("F1-05", "fixed"), "verdict"] == "fails"  # r is 1, not moderate
+    assert found.loc[("F1-05", "fixed"), "share"] == 0 and found.loc[("F1-05", "fixed"), "profile"] == "quick"
+    assert found.loc[("F1-02", "fixed"), "verdict"] == "not run" and "alexnet" in found.loc[("F1-02", "fixed"), "why"]
+    assert ("F1-04", "white_box") not in found.index  # does not look at MNIST-A
+
+
+def test_one_seed_is_provisional_and_three_are_not(tmp_path):
+    flat = lambda level, seed: 0.5 + level / 40
+    one = rows(series(Store(tmp_path / "1"), flat, profile="full"))
+    three = rows(series(Store(tmp_path / "3"), flat, seeds=(0, 1, 2), profile="full"))
+    for table, seeds, provisional in ((one, 1, True), (three, 3, False)):
+        row = table.loc[("F1-05", "fixed")]
+        assert (row.n_seeds, row.provisional, row.profile) == (seeds, provisional, "full")
+
+
+def test_fewer_than_three_seeds_leave_the_images_only(tmp_path):
+    "Two seeds that differ by 0.2: without a draw of seeds the mean hardly moves."
+    for seeds, moves in (((0, 1), False), ((0, 1, 2), True)):
+        store = series(Store(tmp_path / str(len(seeds))), lambda level, seed: 0.6 + 0.1 * seed, seeds=seeds)
+        world = StudyFacts(store.records("study"), store, "quick", "fixed", 300)
+        spread = world.array("lenet", "gaussian", "c")[0, 1:].std()
+        assert (spread > 0.04) == moves
+
+
+def test_the_measurement_is_what_was_recorded_and_ties_stay_ties(tmp_path):
+    rng, store, images = np.random.default_rng(0), Store(tmp_path), 10_000
+    for level in (0.0, *GRIDS["quick"]["gaussian"]):
+        right = np.zeros(images, np.uint8)
+        right[rng.choice(images, 9871 if level < 7 else 9872, replace=False)] = 1  # the same number right, other images
+        counts = dict(test=right, c=right, a_fixed=right, a_white=right, n_levels=np.array(1))
+        cell = dataclasses.asdict(StudyCell(factor="gaussian" if level else "clean", level=level))
+        store.append(Record("study", cell, dict(train=1.0, test=right.mean()), "quick"), {"counts.npz": encode("counts.npz", counts)})
+    world = StudyFacts(store.records("study"), store, "quick", "fixed", 3)
+    levels = world.levels("gaussian")
+    recorded = [0.9871 if level < 7 else 0.9872 for level in levels]
+    assert np.allclose(world.array("lenet", "gaussian", "test")[:, 0], recorded, rtol=0, atol=1e-12)
+    assert world.rho("lenet", "gaussian", "test") == pytest.approx(spearman(levels, recorded)[0], abs=1e-12)
+
+
+def test_images_are_drawn_alike_for_all_models(tmp_path):
+    "A model that is right on one image more than its neighbour never falls behind it."
+    store = series(Store(tmp_path), lambda level, seed: 0.5 + level / 400)
+    values = StudyFacts(store.records("study"), store, "quick", "fixed", 400).array("lenet", "gaussian", "c")
+    assert (np.diff(values, axis=0) >= 0).all() and values[0, 1:].std() > 0.01
+
+
+def test_an_unfinished_seed_does_not_count_and_an_unfinished_full_run_leaves_the_quick_one(tmp_path):
+    store = series(Store(tmp_path), lambda level, seed: 0.5 + level / 40, seeds=(0, 1, 2), missing={(12.0, 2)})
+    assert rows(store).loc[("F1-05", "fixed"), "n_seeds"] == 2
+    series(store, lambda level, seed: 0.9 - level / 40, profile="full", missing={(3.5, 0)})
+    assert rows(store).loc[("F1-05", "fixed"), "profile"] == "quick"
+    assert rows(store, profile="full").loc[("F1-05", "fixed"), "verdict"] == "not run"
+
+
+def test_a_level_that_is_not_there_is_not_run_but_series_are(tmp_path):
+    store = series(Store(tmp_path), lambda level, seed: 0.5 + level / 40)
+    found = rows(store)
+    assert found.loc[("F1-19", "fixed"), "verdict"] == "not run" and "1.5" in found.loc[("F1-19", "fixed"), "why"]
+    assert found.loc[("F1-16", "fixed"), "verdict"] == "not run"  # needs AlexNet-8
+    assert found.loc[("F1-05", "fixed"), "verdict"] != "not run" and found.loc[("F1-05", "fixed"), "provisional"]
+
+
+def test_no_profile_of_any_question_breaks_the_verdicts(tmp_path):
+    "Too few levels for a regression, facts that no sheet holds: not run, never an exception."
+    from robustnb.study import QUESTIONS, study_cells
+
+    for profile in ("smoke", "quick"):
+        store, seen = Store(tmp_path / profile), set()
+        for cell in (c for question in QUESTIONS for c in study_cells(question, profile)):
+            if cell in seen: continue
+            seen.add(cell)
+            rng = np.random.default_rng(len(seen))
+            counts = {name: rng.integers(0, 2, 60).astype(np.uint8) for name in ("test", "c", "a_fixed", "a_white")}
+            metrics = dict(train=0.9, sheet=dict(size=10, per_class=[1] * 10), **{k: v.mean() for k, v in counts.items()})
+            store.append(Record("study", dataclasses.asdict(cell), metrics, profile), {"counts.npz": encode("counts.npz", counts | dict(n_levels=np.array(1)))})
+        table = verdicts("study", store, profile=profile, resamples=3)
+        decided = table[~table.verdict.eq("not run")]
+        assert len(decided) > 20 and decided.provisional.all() and (table[table.verdict == "not run"].why != "").all()
+
+
+def test_segments_share_out_the_levels():
+    levels = [0.0, *GRIDS["full"]["fgsm"]]
+    count = {net: [sum(lo <= level <= hi for level in levels) for lo, hi in parts.values()] for net, parts in SEGMENTS.items()}
+    assert count == {"lenet": [17, 8], "alexnet": [15, 10]}
