@@ -74,7 +74,7 @@ def from_blocks(
     x = x.permute(0, 2, 3, 1).reshape(n, h, w, b, b, c // b**2).transpose(2, 3)
     return x.reshape(n, h * b, w * b, -1).permute(0, 3, 1, 2)
 
-# %% ../nbs/21_small_nets.ipynb #c214c34a
+# %% ../nbs/21_small_nets.ipynb #0a08ad03
 class TanhMean(nn.Conv2d):
     "The 2 x 2 mean of the tanh of a convolution, computed in blocks on a CPU."
 
@@ -100,8 +100,9 @@ class TanhMean(nn.Conv2d):
             if self.blocks_in: x = from_blocks(x, self.block)
             return to_blocks(F.avg_pool2d(torch.tanh(super().forward(x)), 2), self.block // 2)
         if not self.blocks_in: x = to_blocks(x, self.block)
-        z = F.conv2d(x, self.block_weight(), (2 * self.bias).repeat(self.block**2)).sigmoid_().permute(0, 2, 3, 1)
-        return (z.unflatten(3, (4, -1)).sum(3) * 0.5 - 1).permute(0, 3, 1, 2)
+        z = F.conv2d(x, self.block_weight(), (2 * self.bias).repeat(self.block**2))
+        groups = z.permute(0, 2, 3, 1).unflatten(3, (4, -1))  # places in the pooling window
+        return (groups.sigmoid().sum(3) * 0.5 - 1).permute(0, 3, 1, 2)
 
 # %% ../nbs/21_small_nets.ipynb #9839ec80
 class ReluMax(nn.Conv2d):
