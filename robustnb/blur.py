@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Strips', 'HAIR', 'fold_index', 'kernel_matrix', 'cut', 'place', 'from_left', 'from_right', 'apply_matrices',
-           'gaussian_taps', 'gaussian_matrix', 'smooth', 'gaussian_blur', 'disk_kernel', 'add_taps', 'disk_sum',
-           'defocus_blur', 'zoom_matrix', 'centre_zoom', 'zoom_blur', 'motion_taps', 'trail_by_index', 'trail_by_shift',
-           'keep_gradient', 'one_sided_motion', 'motion_blur', 'follow_chains', 'bit_rows', 'glass_source',
+           'gaussian_taps', 'gaussian_matrix', 'smooth', 'gaussian_blur', 'disk_kernel', 'keep_gradient', 'add_taps',
+           'disk_sum', 'defocus_blur', 'zoom_matrix', 'centre_zoom', 'zoom_blur', 'motion_taps', 'trail_by_index',
+           'trail_by_shift', 'one_sided_motion', 'motion_blur', 'follow_chains', 'bit_rows', 'glass_source',
            'glass_blur']
 
 # %% ../nbs/11_blur.ipynb #5cb9eaef
@@ -154,7 +154,14 @@ def disk_kernel(
     soft = kernel_matrix(gaussian_taps(alias_blur, r / alias_blur), len(i), "mirror")
     return soft @ (disk / disk.sum()) @ soft.T
 
-# %% ../nbs/11_blur.ipynb #b81fedd6
+# %% ../nbs/11_blur.ipynb #daba1599
+def keep_gradient(
+    exact: Tensor,  # values whose gradient is wanted
+    coarse: Tensor,  # the same after quantisation
+) -> Tensor:  # coarse, with the gradient of exact
+    "Quantise forwards, pass the gradient straight through backwards."
+    return exact + (coarse - exact).detach() if exact.requires_grad else coarse
+
 def add_taps(
     out: Tensor,  # [...,H,W], changed in place
     padded: Tensor,  # [...,H+2p,W+2p]
@@ -180,7 +187,7 @@ def disk_sum(
         out.add_(rows[..., r + half + 1:r + half + 1 + w]).sub_(rows[..., r - half:r - half + w])
     return out
 
-# %% ../nbs/11_blur.ipynb #9fb0c260
+# %% ../nbs/11_blur.ipynb #43080464
 def defocus_blur(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     radius: float,  # radius of the disk, pixels, > 0
@@ -189,7 +196,8 @@ def defocus_blur(
 ) -> Tensor:  # [B,C,H,W] in [0,1]
     "Blur by a softened disk, borders mirrored (Hendrycks & Dietterich 2019)."
     check_images(x), check_between(radius, 1e-3, 1e3, "radius"), check_between(alias_blur, 1e-3, 1e3, "alias_blur")
-    kernel = disk_kernel(float(radius), float(alias_blur)) * (1 + (HAIR if radius < 3 else -HAIR))
+    kernel = disk_kernel(float(radius), float(alias_blur))
+    kernel = kernel * (1 + (HAIR / 50 if radius < 3 else -HAIR))
     centre, soft = len(kernel) // 2, 1 if radius <= 8 else 2
     reach = int(radius) + soft
     if min(x.shape[-2:]) <= reach:
@@ -198,7 +206,9 @@ def defocus_blur(
     padded = F.pad(x, (reach,) * 4, mode="reflect")
     taps = F.pad(kernel, (reach - centre,) * 4)
     if (taps > 1e-9).sum() <= 32:
-        return add_taps(torch.zeros_like(x), padded, taps).clamp(0, 1)
+        levels = padded.double() * 255
+        levels = keep_gradient(levels, levels.detach().mul(4096).round_().div_(4096))
+        return add_taps(levels.new_zeros(x.shape), levels, taps).div(255).clamp(0, 1).to(x.dtype)
     return _wide_disk(padded, radius, alias_blur, taps).clamp(0, 1)
 
 def _wide_disk(
@@ -247,7 +257,7 @@ def centre_zoom(
     down, across = (place(zoom_matrix(float(factor), n), x) for n in x.shape[-2:])
     return apply_matrices(x, down, across)
 
-# %% ../nbs/11_blur.ipynb #79ba7f77
+# %% ../nbs/11_blur.ipynb #04253518
 def zoom_blur(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     start: float,  # first factor, >= 1
@@ -260,9 +270,9 @@ def zoom_blur(
     "Average an image with enlargements of its centre (Hendrycks & Dietterich 2019)."
     check_images(x), check_between(start, 1, math.inf, "start"), check_between(step, 1e-6, math.inf, "step")
     count = math.ceil((stop - start) / step - 1e-9) if count is None else int(count)
-    total = x.clone()
+    total, spacing = x.clone(), (start + step) - start  # arange's own rounding: 1.01 - 1 is more than 0.01
     for k in range(count):
-        total = total + (x if start + k * step == 1 else centre_zoom(x, round(start + k * step, 9)))
+        total = total + (x if start + k * spacing == 1 else centre_zoom(x, start + k * spacing))
     return total.div_((count + 1) / (1 + HAIR)).clamp(0, 1)
 
 # %% ../nbs/11_blur.ipynb #f6e28ca7
@@ -317,14 +327,7 @@ def trail_by_shift(
             out[a:b].add_(padded[a:b, :, i:i + h, j:j + w], alpha=weight)
     return out[order.argsort()]
 
-# %% ../nbs/11_blur.ipynb #debbed80
-def keep_gradient(
-    exact: Tensor,  # values whose gradient is wanted
-    coarse: Tensor,  # the same after quantisation
-) -> Tensor:  # coarse, with the gradient of exact
-    "Quantise forwards, pass the gradient straight through backwards."
-    return exact + (coarse - exact).detach() if exact.requires_grad else coarse
-
+# %% ../nbs/11_blur.ipynb #ea82b391
 def one_sided_motion(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     radius: float,  # half the number of steps, >= 0
