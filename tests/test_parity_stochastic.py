@@ -1,0 +1,93 @@
+"""Random corruptions agree in distribution with the published generators (tests/reference/README.md says how).
+
+Every corruption x severity x benchmark runs at the benchmark's own image size. Larger images cost more, so by default
+CIFAR-10-C is compared on 4 images, Tiny-ImageNet-C on 2 and ImageNet-C on 1 (another one at each severity);
+ROBUSTNB_PARITY=full compares all 8.
+"""
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from robustnb.corruptions import corrupt
+from robustnb.weather import frost_source
+from reference.measure import NAMES, statistics
+
+HERE = Path(__file__).parent / "reference"
+SIZES = {"cifar10-c": 32, "tiny-imagenet-c": 64, "imagenet-c": 224}
+STOCHASTIC = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "glass_blur", "motion_blur",
+    "snow", "frost", "fog", "spatter", "elastic_transform",
+)
+DRAWS, REFERENCE_DRAWS = 60, 200
+FULL = os.environ.get("ROBUSTNB_PARITY") == "full"
+IMAGES = {"cifar10-c": 4, "tiny-imagenet-c": 2, "imagenet-c": 1}
+
+
+def images(benchmark: str) -> torch.Tensor:
+    "The eight images of a size, uint8 [8,3,N,N]."
+    n = SIZES[benchmark]
+    strip = torch.from_numpy(np.array(Image.open(HERE / f"images_{n}.png").convert("RGB")))
+    return strip.view(n, 8, n, 3).permute(1, 3, 0, 2).contiguous()
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with np.load(HERE / "stochastic.npz") as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}
+
+
+def z_scores(ours: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    "How far our mean lies from the generator's, in standard errors; ours [n,21]."
+    spread = std**2 / REFERENCE_DRAWS + ours.var(0) / len(ours) + 1e-6
+    return (ours.mean(0) - mean).abs() / spread.sqrt()
+
+
+@pytest.mark.parametrize("benchmark", SIZES)
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_equal_in_distribution(name, benchmark, reference):
+    torch.set_num_threads(1)
+    pictures = images(benchmark)
+    key = f"{benchmark}/{name}" + ("/grown" if name == "frost" and frost_source() == "procedural" else "")
+    scores, worst = [], (0.0, "")
+    for severity in (1, 2, 3, 4, 5):
+        chosen = range(8) if FULL else [(severity - 1 + k * 3) % 8 for k in range(IMAGES[benchmark])]
+        for i in chosen:
+            generator = torch.Generator().manual_seed(1000 * severity + i)
+            out = corrupt(pictures[i].expand(DRAWS, -1, -1, -1), name, severity, benchmark, generator)
+            ours = torch.cat([statistics(part, pictures[i]) for part in out.split(10)])
+            z = z_scores(ours, reference[key + "/mean"][severity - 1, i], reference[key + "/std"][severity - 1, i])
+            scores.append(z)
+            worst = max(worst, (float(z.max()), f"severity {severity}, image {i}, {NAMES[int(z.argmax())]}"))
+    z = torch.stack(scores)
+    assert worst[0] <= 6, f"z = {worst[0]:.1f} at {worst[1]}"
+    # at most one percent above 3.5; the 21 values of an image move together, so a group of 8 may go by chance
+    above = int((z > 3.5).sum())
+    assert above <= max(0.01 * z.numel(), 8), f"{above} of {z.numel()} above 3.5, worst at {worst[1]}"
+
+
+def test_the_measure_sees_a_wrong_constant(reference):
+    "The neighbouring severity, rounding for truncation, and another benchmark's constants are all told apart."
+    picture = images("cifar10-c")[0]
+    mean, std = (reference[f"cifar10-c/gaussian_noise/{part}"][2, 0] for part in ("mean", "std"))
+    draws = picture.expand(DRAWS, -1, -1, -1)
+    for severity, benchmark in ((2, "cifar10-c"), (4, "cifar10-c"), (3, "imagenet-c")):
+        out = corrupt(draws, "gaussian_noise", severity, benchmark, torch.Generator().manual_seed(0))
+        assert z_scores(statistics(out, picture), mean, std).max() > 6
+    mean, std = (reference[f"cifar10-c/gaussian_noise/{part}"][0, 0] for part in ("mean", "std"))
+    floats = corrupt(draws / 255, "gaussian_noise", 1, "cifar10-c", torch.Generator().manual_seed(0))
+    assert z_scores(statistics((floats * 255).round().to(torch.uint8), picture), mean, std).max() > 6
+    assert z_scores(statistics((floats * 255).to(torch.uint8), picture), mean, std).max() < 6
+
+
+def test_channels_are_drawn_apart(reference):
+    "Noise shared between channels, a fault of some reimplementations, shows at once."
+    picture = images("cifar10-c")[0]
+    mean, std = (reference[f"cifar10-c/gaussian_noise/{part}"][2, 0] for part in ("mean", "std"))
+    noise = torch.randn(DRAWS, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.08
+    out = ((picture / 255 + noise).clamp(0, 1) * 255).to(torch.uint8)
+    z = z_scores(statistics(out, picture), mean, std)
+    assert z[NAMES.index("corr_rg")] > 6
