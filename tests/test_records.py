@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from dataclasses import dataclass, replace
 
 import pytest
@@ -94,6 +95,18 @@ def test_a_stopped_holder_of_the_lock_is_reported(tmp_path):
         with pytest.raises(TimeoutError, match="stayed locked for 0.05 s"):
             with locked(other.fileno(), shared=True, timeout=0.05): pass
     with open(file) as mine, open(file) as other, locked(mine.fileno(), shared=True), locked(other.fileno(), shared=True): pass
+
+
+def test_an_append_waits_for_the_lock(tmp_path):
+    file = tmp_path / "demo.jsonl"
+    append_line(file, to_line(record()))
+    writer = threading.Thread(target=append_line, args=(file, to_line(record(1))))
+    with open(file) as mine, locked(mine.fileno(), shared=True):
+        writer.start()
+        writer.join(0.5)
+        assert writer.is_alive() and len(read_lines(file)[0]) == 1  # readers share the lock, the writer waits
+    writer.join()
+    assert len(read_lines(file)[0]) == 2
 
 
 def test_a_failing_artefact_write_leaves_nothing(tmp_path, monkeypatch):
