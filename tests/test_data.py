@@ -187,6 +187,9 @@ def test_decoded_pictures_are_kept_until_a_file_changes(offline, monkeypatch):
     Image.new("RGB", (64, 64), (255, 255, 255)).save(root / "train" / "n1" / "images" / "n1_0.JPEG")
     changed = load("tiny_imagenet", data_dir=offline)
     assert changed.x[0].min() == 255 and len(read) == 20
+    os.utime(root / "train" / "n2" / "images" / "n2_0.JPEG", (1, 1))  # as large as before, but of another date
+    load("tiny_imagenet", data_dir=offline)
+    assert len(read) == 26
 
 
 def test_holes_in_a_picture_folder_are_named(offline):
