@@ -1,0 +1,126 @@
+"""Tables that a reader cannot mistake: the printed number as printed, a reduced run as such, nothing loaded from elsewhere."""
+import html.parser
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+matplotlib.use("Agg")
+
+from robustnb import report
+from robustnb.claims import StudyFacts, paper_table, study_tables, verdicts
+from robustnb.records import Record, Store, encode
+from robustnb.statistics import coefficients, holm, spearman
+from robustnb.study import GRIDS
+
+
+class Parsed(html.parser.HTMLParser):
+    "Tags in balance, text of the cells, what would be fetched."
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.rows, self.fetched = [], [], []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        if tag != "br": self.open.append(tag)
+        self.fetched += [value for name, value in attributes if name in ("src", "href") or "url(" in (value or "")]
+        if tag == "tr": self.rows.append([])
+        if tag in ("td", "th"): self.rows[-1].append("")
+
+    def handle_endtag(self, tag): assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        assert "script" not in self.open
+        if {"td", "th"} & set(self.open): self.rows[-1][-1] += data
+
+    def column(self, name): return [row[self.rows[0].index(name)] for row in self.rows[1:]]
+
+
+def store_of(folder, factor="gaussian", profile="quick", right=lambda level: 0.5, images=500):
+    store = Store(folder)
+    clean = [] if factor in ("dual", "four") else [0.0]
+    for level in (*clean, *GRIDS[profile][factor]):
+        c = (np.arange(images) < images * right(level)).astype(np.uint8)
+        counts = dict(test=np.ones(images, np.uint8), c=c, a_fixed=c, a_white=1 - c, n_levels=np.array(1))
+        cell = dict(net="lenet5", factor=factor if level else "clean", level=level, seed=0, mode="add")
+        store.append(Record("study", cell, dict(train=0.99), profile), {"counts.npz": encode("counts.npz", counts)})
+    return store
+
+
+def worlds_of(store, profile="quick"):
+    return {title: StudyFacts(store.records("study"), store, profile, reading, 100) for title, reading in {"fixed": "fixed", "white box": "white_box"}.items()}
+
+
+def test_a_table_of_the_study_prints_the_papers_numbers_as_printed(tmp_path):
+    rises = lambda level: [0.5, 0.6, 0.55, 0.7, 0.8, 0.75, 0.9][[0.0, *GRIDS["quick"]["gaussian"]].index(level)]
+    worlds = worlds_of(store_of(tmp_path, right=rises))
+    parsed = Parsed(report.correlation_table(worlds, "gaussian", caption="Made up").data)
+    printed = paper_table("study_table2", True).query("model == 'LeNet-5'")
+    assert parsed.column("r, paper") == [*printed.r, printed.r.iloc[-1]] and parsed.column("variance, paper") == [*printed.variance, printed.variance.iloc[-1]]
+    levels = [0.0, *GRIDS["quick"]["gaussian"]]
+    r, p = spearman(levels, [rises(level) for level in levels])
+    assert parsed.column("r, ours")[1].startswith(f"{r:.3f} [") and parsed.column("r, ours")[3].startswith(f"−{r:.3f} [")
+    assert parsed.column("r, ours")[0] == "not defined" and parsed.column("p by Holm")[0] == ""  # MNIST-Test is 1 throughout: no test
+    assert float(parsed.column("p by Holm")[1]) == pytest.approx(holm([p, p, p])[0], abs=6e-4)
+    assert parsed.column("strength, ours")[1] == "high" and parsed.fetched == []
+
+
+def test_printed_rows_line_up_with_the_numbers():
+    rows = report.printed_rows()
+    assert len(rows) == 42 and rows.index.is_unique
+    for number, text in (("r", "r"), ("p", "p")): assert (rows[text].astype(float).to_numpy() == study_tables()[number].to_numpy()).all()
+
+
+def test_the_multiple_correlation_has_its_chance_level_and_signs(tmp_path):
+    store = store_of(tmp_path, "dual", right=lambda level: 0.3 + 0.04 * level[1] - 0.02 * level[0])
+    worlds = worlds_of(store)
+    found = report.multiple_statistics(worlds["fixed"], "lenet", "dual", "c")
+    assert found["signs"] == "Gaussian −, FGSM +" and found["n"] == 9 and found["R"] > 0.99
+    slopes = coefficients(worlds["fixed"].levels("dual"), worlds["fixed"].array("lenet", "dual", "c")[:, 0])[1:]
+    assert np.allclose(slopes, [-0.02, 0.04], atol=0.003)
+    parsed = Parsed(report.multiple_table(worlds, "dual").data)
+    assert parsed.column("R, paper")[1:] == ["0.105", "0.653", "0.653"] and parsed.column("p, paper")[2] == "1.00·10−4"
+
+
+def test_nothing_measured_says_so(tmp_path):
+    worlds = worlds_of(store_of(tmp_path))
+    for empty in (report.correlation_table(worlds, "fgsm"), report.multiple_table(worlds, "four")): assert "Not run" in empty.data
+    assert "Not run" in report.banner([], "full").data and "No records" in report.provenance_line([]).data
+
+
+def test_a_reduced_run_says_so_in_words():
+    made = [Record("study", dict(seed=seed), {}, "quick", seconds=30, time=f"2026-02-0{seed + 1}T00:00:00.000Z", device=dict(cpu="some <processor>")) for seed in range(3)]
+    texts = {profile: report.banner(made, profile).data for profile in ("smoke", "quick", "full")}
+    assert "Reduced" in texts["quick"] and "Smoke" in texts["smoke"] and "Reduced" not in texts["full"]
+    assert "3 models" in texts["quick"] and "3 seeds" in texts["quick"] and "2026-02-01 to 2026-02-03" in texts["quick"]
+    for text in texts.values(): Parsed(text)
+
+
+def test_verdicts_are_words_and_claims_are_escaped(tmp_path):
+    found = verdicts("study", store_of(tmp_path), finding="F1", resamples=20)
+    parsed = Parsed(report.verdict_table(found).data)
+    assert len(parsed.rows) - 1 == found.id.nunique() and set(map(len, parsed.rows)) == {5}
+    words = {word for cell in parsed.column("ours") for word in report.COLOURS if cell.startswith(word)}
+    assert "not run" in words and len(words) > 1
+    row = dict(id="X", claim="<script>alert(1)</script>", in_print="", reading="fixed", verdict="holds", share=1.0, n_seeds=3, provisional=False)
+    assert "<script>" not in report.verdict_table(pd.DataFrame([row])).data
+
+
+def test_beside_keeps_what_was_not_run_and_refuses_what_the_paper_has_not():
+    frame = report.beside({"a": "80.0", "b": "70.00"}, {"a": report.Estimate(81.5, 81.0, 82.0, 3)})
+    assert frame.difference.tolist()[0] == 1.5 and frame.verdict.tolist() == ["", "not run"]
+    parsed = Parsed(report.beside_table(frame, "In percent").data)
+    assert parsed.column("paper") == ["80.0", "70.00"] and parsed.column("difference") == ["+1.500", ""] and parsed.column("ours")[1] == ""
+    with pytest.raises(ValueError, match="known: a, b"): report.beside({"a": 1, "b": 2}, {"zzz": report.Estimate(1, 1, 1, 1)})
+
+
+def test_the_figure_shows_ours_and_the_papers_mean(tmp_path):
+    figure = report.level_figure(worlds_of(store_of(tmp_path, right=lambda level: 0.4 + level / 40)), "gaussian", "l2 distance")
+    c = figure.axes[2]
+    drawn = {line.get_label(): line for line in c.get_lines()}
+    assert np.allclose(drawn["ours"].get_ydata(), [0.4 + level / 40 for level in (0.0, *GRIDS["quick"]["gaussian"])], atol=0.002)
+    assert set(drawn["paper, mean of the curve"].get_ydata()) == {0.866} and c.get_xlabel() == "l2 distance"
+    matplotlib.pyplot.close(figure)
