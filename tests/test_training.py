@@ -148,6 +148,28 @@ def test_seed_decides_and_the_global_generator_is_left_alone(digits):
     assert same(models[0], models[1]) and not same(models[0], models[2])
 
 
+def test_each_epoch_draws_and_orders_anew(digits):
+    "The first draw of the generator and the first images of an epoch differ from those of the epoch before."
+    class Notes(CrossEntropy):
+        def __init__(self):
+            super().__init__()
+            self.draws, self.images, self.fresh = [], [], False
+
+        def before_epoch(self, run):
+            self.draws.append((torch.rand((), generator=run.generator).item(), torch.rand(()).item()))
+            self.fresh = True
+
+        def loss(self, model, x, y):
+            if self.fresh: self.images.append(x.sum().item())
+            self.fresh = False
+            return super().loss(model, x, y)
+
+    notes, again = Notes(), Notes()
+    for objective in (notes, again): fit(small(), digits, objective, Recipe(epochs=3, batch=64), **QUIET)
+    assert len({d for d, _ in notes.draws}) == len({d for _, d in notes.draws}) == len(set(notes.images)) == 3
+    assert notes.draws == again.draws and notes.images == again.images
+
+
 def test_stored_form_of_images_does_not_matter(digits):
     a, b = small(), small()
     fit(a, digits, recipe=Recipe(epochs=1), **QUIET)
