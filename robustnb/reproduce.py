@@ -250,7 +250,7 @@ def register_engine() -> str:  # its name
     papermill_engines.register("robustnb", Engine)
     return "robustnb"
 
-# %% ../nbs/64_reproduce.ipynb #64ffe921
+# %% ../nbs/64_reproduce.ipynb #40f308d5
 @dataclass
 class Execution:
     "A notebook that is being executed in a thread."
@@ -284,7 +284,9 @@ class Execution:
             if self.thread.is_alive():
                 self.kernel.signal(signal.SIGINT)
                 self.thread.join(grace)
-        finally: self.kernel.signal(signal.SIGKILL)
+        finally:
+            self.kernel.signal(signal.SIGKILL)
+            self.thread.join(15)  # papermill writes its last words
 
 # %% ../nbs/64_reproduce.ipynb #fb3007d5
 @dataclass(frozen=True)
@@ -350,7 +352,7 @@ def kernel_environment(run: Run, notebook: Notebook, folder: Path) -> dict:
            "ROBUSTNB_REUSE": str(int(run.reuse)), "ROBUSTNB_STALE": str(int(run.stale)), "IPYTHONDIR": str(folder / "ipython")}
     return env | ({"ROBUSTNB_DATA": str(run.data_dir)} if run.data_dir else {})
 
-# %% ../nbs/64_reproduce.ipynb #3031ea79
+# %% ../nbs/64_reproduce.ipynb #d71393d8
 def execute(
     notebook: Notebook,
     run: Run,
@@ -366,7 +368,11 @@ def execute(
             while execution.thread.is_alive():
                 execution.thread.join(0.2)
                 watch(read_state(folder / "progress.json"))
-        finally: execution.stop()
+        except BaseException:  # interrupted: nothing half-finished stays
+            execution.stop()
+            execution.part.unlink(missing_ok=True)
+            raise
+        execution.stop()
         seconds = round(time.monotonic() - start, 1)
         if execution.error is not None:
             if execution.part.exists(): os.replace(execution.part, failed_copy(out))
