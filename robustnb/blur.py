@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Strips', 'HAIR', 'fold_index', 'kernel_matrix', 'cut', 'place', 'from_left', 'from_right', 'apply_matrices',
-           'gaussian_taps', 'gaussian_matrix', 'smooth', 'gaussian_blur', 'disk_kernel', 'keep_gradient', 'add_taps',
-           'disk_sum', 'defocus_blur', 'zoom_matrix', 'centre_zoom', 'zoom_blur', 'motion_taps', 'trail_by_index',
-           'trail_by_shift', 'one_sided_motion', 'motion_blur', 'follow_chains', 'bit_rows', 'glass_source',
-           'glass_blur']
+           'gaussian_taps', 'gaussian_strips', 'smooth', 'gaussian_blur', 'disk_kernel', 'keep_gradient', 'add_taps',
+           'disk_sum', 'defocus_blur', 'zoom_matrix', 'zoom_strips', 'centre_zoom', 'zoom_blur', 'motion_taps',
+           'trail_by_index', 'trail_by_shift', 'one_sided_motion', 'motion_blur', 'follow_chains', 'bit_rows',
+           'glass_source', 'glass_blur']
 
 # %% ../nbs/11_blur.ipynb #5cb9eaef
 import functools
@@ -43,7 +43,7 @@ def kernel_matrix(
     columns = fold_index(torch.arange(n)[:, None] + torch.arange(-r, r + 1), n, border)
     return torch.zeros(n, n, dtype=taps.dtype).scatter_add_(1, columns, taps.expand(n, -1))
 
-# %% ../nbs/11_blur.ipynb #10cd9ae5
+# %% ../nbs/11_blur.ipynb #3645a3de
 Strips = list[tuple[int, int, Tensor]]  # (first column, last column + 1, [rows, columns])
 
 def cut(
@@ -60,11 +60,12 @@ def cut(
 
 def place(
     matrix: Tensor,  # banded, [n,m], float64 on the CPU
-    like: Tensor,  # the images that it will meet: device and dtype
+    device: torch.device,  # of the images that it will meet
+    dtype: torch.dtype,  # of the images
 ) -> Strips:  # strips on that device
-    "Cut a matrix to suit the device of `like`."
-    rows = 32 if like.device.type == "cpu" and len(matrix) > 64 else len(matrix)
-    return cut(matrix.to(like.device, like.dtype), rows)
+    "Cut a matrix to suit a device."
+    rows = 32 if device.type == "cpu" and len(matrix) > 64 else len(matrix)
+    return cut(matrix.to(device, dtype), rows)
 
 # %% ../nbs/11_blur.ipynb #d00c51a4
 def from_left(
@@ -105,18 +106,21 @@ def gaussian_taps(
     w = torch.exp(-0.5 * (torch.arange(-r, r + 1, dtype=torch.float64) / sigma) ** 2)
     return w / w.sum()
 
-# %% ../nbs/11_blur.ipynb #4ca2a9ec
+# %% ../nbs/11_blur.ipynb #b0b141e8
 HAIR = 1e-6  # keeps flat areas from losing a grey level to float32 and truncation
 
 @functools.lru_cache(maxsize=64)
-def gaussian_matrix(
+def gaussian_strips(
     sigma: float,  # standard deviation, pixels
     truncate: float,  # standard deviations kept on each side
     n: int,  # length of the axis
     border: str,  # as in fold_index
-) -> Tensor:  # [n,n] float64
-    "Write the Gaussian blur of an axis as a matrix."
-    return kernel_matrix(gaussian_taps(sigma, truncate), n, border)
+    scale: float,  # factor on the result
+    device: torch.device,  # of the images
+    dtype: torch.dtype,  # of the images
+) -> Strips:  # of an [n,n] matrix
+    "Write the Gaussian blur of an axis as a matrix, once for all calls with the same numbers."
+    return place(kernel_matrix(gaussian_taps(sigma, truncate), n, border) * scale, device, dtype)
 
 def smooth(
     x: Tensor,  # any values, [...,H,W]
@@ -128,8 +132,9 @@ def smooth(
     "Blur the two last axes by a Gaussian, without clipping."
     if int(truncate * sigma + 0.5) == 0:
         return x
-    down, across = (place(gaussian_matrix(sigma, truncate, n, border) * math.sqrt(scale), x) for n in x.shape[-2:])
-    return apply_matrices(x, down, across)
+    h, w = x.shape[-2:]
+    down = gaussian_strips(sigma, truncate, h, border, scale, x.device, x.dtype)
+    return apply_matrices(x, down, gaussian_strips(sigma, truncate, w, border, 1.0, x.device, x.dtype))
 
 # %% ../nbs/11_blur.ipynb #48598e60
 def gaussian_blur(
@@ -232,8 +237,7 @@ def _wide_disk(
         out = sum(float(g) * out.narrow(axis, k, n) for k, g in enumerate(weights))
     return add_taps(out.mul_(scale), padded, rest)
 
-# %% ../nbs/11_blur.ipynb #8c923c55
-@functools.lru_cache(maxsize=128)
+# %% ../nbs/11_blur.ipynb #1cbc81ed
 def zoom_matrix(
     factor: float,  # enlargement, >= 1
     n: int,  # length of the axis
@@ -248,16 +252,26 @@ def zoom_matrix(
     matrix.scatter_add_(1, low[:, None] + offset, (1 - (at - low))[:, None].double())
     return matrix.scatter_add_(1, (low[:, None] + 1).clamp(max=crop - 1) + offset, (at - low)[:, None].double())
 
+@functools.lru_cache(maxsize=128)
+def zoom_strips(
+    factor: float,  # enlargement, >= 1
+    n: int,  # length of the axis
+    device: torch.device,  # of the images
+    dtype: torch.dtype,  # of the images
+) -> Strips:  # of an [n,n] matrix
+    "Cut the matrix of an enlargement, once for all calls with the same numbers."
+    return place(zoom_matrix(factor, n), device, dtype)
+
 def centre_zoom(
     x: Tensor,  # images, [...,H,W]
     factor: float,  # enlargement, >= 1
 ) -> Tensor:  # [...,H,W]
     "Enlarge the centre of an image to its full size."
     check_between(factor, 1, math.inf, "zoom factor")
-    down, across = (place(zoom_matrix(float(factor), n), x) for n in x.shape[-2:])
+    down, across = (zoom_strips(float(factor), n, x.device, x.dtype) for n in x.shape[-2:])
     return apply_matrices(x, down, across)
 
-# %% ../nbs/11_blur.ipynb #04253518
+# %% ../nbs/11_blur.ipynb #c9ad5d5c
 def zoom_blur(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     start: float,  # first factor, >= 1
@@ -272,8 +286,8 @@ def zoom_blur(
     count = math.ceil((stop - start) / step - 1e-9) if count is None else int(count)
     total, spacing = x.clone(), (start + step) - start  # arange's own rounding: 1.01 - 1 is more than 0.01
     for k in range(count):
-        total = total + (x if start + k * spacing == 1 else centre_zoom(x, start + k * spacing))
-    return total.div_((count + 1) / (1 + HAIR)).clamp(0, 1)
+        total.add_(x if start + k * spacing == 1 else centre_zoom(x, start + k * spacing))
+    return total.div_((count + 1) / (1 + HAIR)).clamp_(0, 1)
 
 # %% ../nbs/11_blur.ipynb #f6e28ca7
 def motion_taps(
@@ -370,7 +384,7 @@ def follow_chains(
         start, now = start[going], parent[now[going]]
     return source
 
-# %% ../nbs/11_blur.ipynb #52ed8517
+# %% ../nbs/11_blur.ipynb #45034ba0
 def bit_rows(
     x: Tensor,  # images that the draws are for, [B,...]
     n: int,  # draws an image
@@ -392,22 +406,21 @@ def glass_source(
     d, b = max_delta, len(choice)
     k = torch.arange(4 * d * d, device=choice.device)
     offset = (k // (2 * d) - d) * w + k % (2 * d) - d
-    inner = torch.zeros(h, w, dtype=torch.bool, device=choice.device)
-    inner[d + 1:h - d + 1, d + 1:w - d + 1] = True
-    inner, own = inner.flatten(), inner.flatten().nonzero().flatten()
-    base = torch.arange(h * w, device=choice.device)
+    base = torch.arange(h * w, device=choice.device).view(h, w)
+    here = (slice(None), slice(d + 1, h - d + 1), slice(d + 1, w - d + 1))  # what moves, in [B,h,w]
+    inner = torch.zeros(1, h, w, dtype=torch.bool, device=choice.device)
+    inner[here] = True
     start = torch.arange(b, device=choice.device)[:, None] * (h * w)
     source = None
-    for move in choice.unbind(1):
+    for move in choice.view(b, -1, h - 2 * d, w - 2 * d).unbind(1):
         step = offset[move]
-        target = own + step
-        parent = base.repeat(b, 1)
-        parent[:, own] = target
+        parent = base.repeat(b, 1, 1)
+        parent[here].add_(step)
         if d > 1:  # with d = 1 every move is up or left, to pixels not yet rewritten
-            follow = torch.zeros(b, h * w, dtype=torch.bool, device=choice.device)
-            follow[:, own] = (step > 0) & inner[target]
-            parent = follow_chains((parent + start).flatten(), follow.flatten()).view(b, -1) - start
-        source = parent if source is None else source.gather(1, parent)
+            follow = torch.zeros(b, h, w, dtype=torch.bool, device=choice.device)
+            follow[here] = (step > 0) & inner.flatten()[parent[here]]
+            parent = follow_chains((parent.flatten(1) + start).flatten(), follow.flatten()).view(b, -1) - start
+        source = parent.flatten(1) if source is None else source.gather(1, parent.flatten(1))
     return source
 
 # %% ../nbs/11_blur.ipynb #9b5fd609
