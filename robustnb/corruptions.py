@@ -120,8 +120,8 @@ def check_range(
         raise ValueError(f"images must lie in [0,1], got values from {low:.4g} to {high:.4g}; "
                          "corrupt before normalising, and divide bytes by 255 or pass them as uint8")
 
-# %% ../nbs/14_corruptions.ipynb #6b435e0d
-PIECE = 1 << 21  # samples worked on at once on a CPU
+# %% ../nbs/14_corruptions.ipynb #766a0e7a
+PIECE = 1 << 20  # samples worked on at once on a CPU
 torch.empty(31 << 20, dtype=torch.uint8)  # dropped at once: raises the allocator's threshold, see above
 
 def corrupt(
@@ -143,9 +143,9 @@ def corrupt(
     size = max(1, PIECE // x[0].numel()) if x.device.type == "cpu" else len(x)
     pieces = []
     for piece in x.split(size):
-        piece = piece.to(work) / 255 if bytes_in else piece.to(work)
+        piece = piece.to(work).div_(255) if bytes_in else piece.to(work)
         piece = entry.operation(piece, *values, generator=generator)
-        pieces.append((piece * 255).to(torch.uint8) if bytes_in else piece.to(x.dtype))
+        pieces.append(piece.mul_(255).to(torch.uint8) if bytes_in else piece.to(x.dtype))
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 # %% ../nbs/14_corruptions.ipynb #557ce8cd

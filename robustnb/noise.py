@@ -148,7 +148,7 @@ def small_poisson(
         tail *= most / k
     return count
 
-# %% ../nbs/10_noise.ipynb #b849f0a6
+# %% ../nbs/10_noise.ipynb #c4f26655
 def shot_noise(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     rate: float,  # photons that a white sample expects, 0 < rate <= 10,000
@@ -165,7 +165,7 @@ def shot_noise(
     second = draw >= threshold
     count = (pairs.index_select(0, column) >> second * 16).bitwise_and_(0xFFFF).to(scaled.dtype)
     rest = F.threshold(scaled.sub_(level), 1e-4, 0)
-    if rest.any():
+    if rest.numel() and rest.max() > 0:
         half = 2.0 ** (31 - shift)
         low, high = torch.where(second, threshold, -half), torch.where(second, half, threshold)
         u = (draw - low).div_(high - low).clamp_max_(1 - 2.0**-24)
