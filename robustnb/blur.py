@@ -192,7 +192,7 @@ def disk_sum(
         out.add_(rows[..., r + half + 1:r + half + 1 + w]).sub_(rows[..., r - half:r - half + w])
     return out
 
-# %% ../nbs/11_blur.ipynb #43080464
+# %% ../nbs/11_blur.ipynb #2cc5f106
 def defocus_blur(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     radius: float,  # radius of the disk, pixels, > 0
@@ -214,7 +214,8 @@ def defocus_blur(
         levels = padded.double() * 255
         levels = keep_gradient(levels, levels.detach().mul(4096).round_().div_(4096))
         return add_taps(levels.new_zeros(x.shape), levels, taps).div(255).clamp(0, 1).to(x.dtype)
-    return _wide_disk(padded, radius, alias_blur, taps).clamp(0, 1)
+    alone = padded.split(1) if x.device.type == "cpu" else [padded]  # one image at a time stays in a CPU's cache
+    return torch.cat([_wide_disk(image, radius, alias_blur, taps) for image in alone]).clamp_(0, 1)
 
 def _wide_disk(
     padded: Tensor,  # [B,C,H+2p,W+2p], p = int(radius) + width of the softening
@@ -233,9 +234,11 @@ def _wide_disk(
     scale = float(taps[len(taps) // 2, len(taps) // 2])  # the middle of the kernel: one over the disk's area
     rest = taps - scale * (blur @ disk @ blur.T)
     out = disk_sum(padded, radius)
-    for axis, n in ((-2, h), (-1, w)):
-        out = sum(float(g) * out.narrow(axis, k, n) for k, g in enumerate(weights))
-    return add_taps(out.mul_(scale), padded, rest)
+    for axis, n, factor in ((-2, h, scale), (-1, w, 1.0)):
+        wide, out = out, out.narrow(axis, 0, n) * (factor * float(weights[0]))
+        for k, g in enumerate(weights.tolist()[1:], 1):
+            out.add_(wide.narrow(axis, k, n), alpha=factor * g)
+    return add_taps(out, padded, rest)
 
 # %% ../nbs/11_blur.ipynb #1cbc81ed
 def zoom_matrix(
@@ -369,22 +372,22 @@ def motion_blur(
     angle = uniform_rows(check_images(x), 1, generator)[:, 0] * 90 - 45
     return one_sided_motion(x, radius, sigma, angle)
 
-# %% ../nbs/11_blur.ipynb #c243f609
+# %% ../nbs/11_blur.ipynb #b160c0cc
 def follow_chains(
     parent: Tensor,  # flat index that each pixel copies, [n] int64
     follow: Tensor,  # whether the copied pixel had been rewritten before, [n] bool
 ) -> Tensor:  # flat index of the pixel whose old colour arrives, [n]
     "Resolve copies of copies."
-    source = parent.clone()
-    start = follow.nonzero().flatten()
-    now = parent[start]
-    while len(start):
-        going = follow[now]
-        source[start[~going]] = parent[now[~going]]
-        start, now = start[going], parent[now[going]]
+    source, at = parent.clone(), follow.nonzero().flatten()
+    now = parent.take(at)
+    while len(at):
+        further = parent.take(now)
+        source.scatter_(0, at, further)  # final where the chain ends here
+        going = follow.take(now).nonzero().flatten()
+        at, now = at.take(going), further.take(going)
     return source
 
-# %% ../nbs/11_blur.ipynb #45034ba0
+# %% ../nbs/11_blur.ipynb #f2de75a8
 def bit_rows(
     x: Tensor,  # images that the draws are for, [B,...]
     n: int,  # draws an image
@@ -408,20 +411,23 @@ def glass_source(
     offset = (k // (2 * d) - d) * w + k % (2 * d) - d
     base = torch.arange(h * w, device=choice.device).view(h, w)
     here = (slice(None), slice(d + 1, h - d + 1), slice(d + 1, w - d + 1))  # what moves, in [B,h,w]
-    inner = torch.zeros(1, h, w, dtype=torch.bool, device=choice.device)
+    inner = torch.zeros(b, h, w, dtype=torch.bool, device=choice.device)
     inner[here] = True
-    start = torch.arange(b, device=choice.device)[:, None] * (h * w)
+    start = torch.arange(b, device=choice.device).view(b, 1, 1) * (h * w)
     source = None
     for move in choice.view(b, -1, h - 2 * d, w - 2 * d).unbind(1):
-        step = offset[move]
-        parent = base.repeat(b, 1, 1)
+        step = offset.take(move)
+        parent = (base + start).contiguous()
         parent[here].add_(step)
         if d > 1:  # with d = 1 every move is up or left, to pixels not yet rewritten
-            follow = torch.zeros(b, h, w, dtype=torch.bool, device=choice.device)
-            follow[here] = (step > 0) & inner.flatten()[parent[here]]
-            parent = follow_chains((parent.flatten(1) + start).flatten(), follow.flatten()).view(b, -1) - start
-        source = parent.flatten(1) if source is None else source.gather(1, parent.flatten(1))
-    return source
+            follow = torch.zeros_like(inner)
+            torch.gt(step, 0, out=follow[here])
+            later = follow.view(-1).nonzero().flatten()
+            untouched = inner.take(parent.take(later)).logical_not_().nonzero().flatten()
+            follow.view(-1).index_fill_(0, later.take(untouched), False)
+            parent = follow_chains(parent.view(-1), follow.view(-1))
+        source = parent.view(-1) if source is None else source.take(parent.view(-1))
+    return source.view(b, -1) - start.view(b, 1)
 
 # %% ../nbs/11_blur.ipynb #9b5fd609
 def glass_blur(

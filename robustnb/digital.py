@@ -91,7 +91,7 @@ def box_strips(
     "Cut the matrix of a shrinking, once for all calls with the same numbers."
     return place(box_matrix(n, small), device, dtype)
 
-# %% ../nbs/13_digital.ipynb #e8b86023
+# %% ../nbs/13_digital.ipynb #a131446e
 def shrink_levels(
     levels: Tensor,  # grey levels 0..255, floating point, [B,C,H,W]
     down: Strips,  # acts on columns
@@ -116,12 +116,13 @@ def pixelate(
     whole = not x.is_floating_point()
     levels = x.detach().float() if whole else x.detach() * 255
     down, across = (box_strips(n, s, x.device, levels.dtype) for n, s in zip(x.shape[-2:], small))
-    tiny = shrink_levels(levels, down, across)
+    alone = levels.split(1) if x.device.type == "cpu" else [levels]  # one image at a time stays in a CPU's cache
+    tiny = torch.cat([shrink_levels(image, down, across) for image in alone])
     tiny = tiny.to(torch.int32).to(torch.uint8) if whole else tiny.div_(255).clamp_(0, 1)
     if x.requires_grad:
         tiny = keep_gradient(from_left(from_right(x, across), down), tiny)
     rows, columns = (((torch.arange(n, device=x.device) + 0.5) * (s / n)).long() for n, s in zip(x.shape[-2:], small))
-    return tiny.index_select(-1, columns).index_select(-2, rows)
+    return tiny.mT.contiguous().index_select(-2, columns).mT.contiguous().index_select(-2, rows)
 
 # %% ../nbs/13_digital.ipynb #eacf25f6
 def code_jpeg(
