@@ -82,7 +82,7 @@ def names_in(predicate: str) -> set[str]:
     own = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
     return {n.id for n in nodes if isinstance(n, ast.Name)} - own
 
-# %% ../nbs/62_claims.ipynb #f909281c
+# %% ../nbs/62_claims.ipynb #7502a204
 def bounded(value):
     "The value, unless it is too large."
     if type(value) is int and abs(value) > LARGEST: raise PredicateError(f"a whole number beyond {LARGEST:.0e}")
@@ -93,7 +93,8 @@ def bounded(value):
 class Evaluator:
     "Walks one expression."
 
-    def __init__(self, names: dict): self.names, self.steps = {**BUILTINS, **names}, 0
+    def __init__(self, names: dict, whole: bool = False):  # whole: evaluate also what the answer does not depend on
+        self.names, self.whole, self.steps = {**BUILTINS, **names}, whole, 0
 
     def __call__(self, node: ast.expr, local: dict):
         "Value of a node."
@@ -120,13 +121,14 @@ class Evaluator:
     def List(self, node, local): return [self(e, local) for e in node.elts]
     def Tuple(self, node, local): return tuple(self(e, local) for e in node.elts)
 
-# %% ../nbs/62_claims.ipynb #d1c84f95
+# %% ../nbs/62_claims.ipynb #042f9b7d
 class Arithmetic(Evaluator):
     "Operators."
 
     def BoolOp(self, node, local):
         "`and` stops at the first that is false, `or` at the first that is true."
         values = (self(v, local) for v in node.values)
+        if self.whole: values = list(values)
         return all(values) if isinstance(node.op, ast.And) else any(values)
 
     def UnaryOp(self, node, local):
@@ -148,7 +150,7 @@ class Arithmetic(Evaluator):
         values = [self(v, local) for v in (node.left, *node.comparators)]
         return all(COMPARE[type(op)](a, b) for op, a, b in zip(node.ops, values, values[1:]))
 
-# %% ../nbs/62_claims.ipynb #55eb1406
+# %% ../nbs/62_claims.ipynb #2eb23564
 class Predicates(Arithmetic):
     "The rest of the language: calls, subscripts, lambdas, comprehensions."
 
@@ -186,16 +188,20 @@ class Predicates(Arithmetic):
             if all(self(test, inner) for test in first.ifs):
                 yield from self.loop(rest, element, inner) if rest else (self(element, inner),)
 
-    def GeneratorExp(self, node, local): return self.loop(node.generators, node.elt, local)
+    def GeneratorExp(self, node, local):
+        values = self.loop(node.generators, node.elt, local)
+        return list(values) if self.whole else values
+
     def ListComp(self, node, local): return list(self.loop(node.generators, node.elt, local))
 
 
 def evaluate(
     predicate: str,
     names: dict,  # the functions, lists and numbers that it may use
+    whole: bool = False,  # ask for every number that it names, also those that cannot change the answer
 ):
     "Value of a predicate; PredicateError where it leaves the language, Missing where a number is not there."
-    try: return Predicates(names)(parsed(predicate), {})
+    try: return Predicates(names, whole)(parsed(predicate), {})
     except RecursionError: raise PredicateError(f"{predicate[:60]!r} is nested too deeply") from None
 
 # %% ../nbs/62_claims.ipynb #6afdcae9
@@ -498,7 +504,7 @@ class StudyFacts(StudyWorld):
         functions = {n: getattr(self, n) for n in STUDY_FUNCTIONS}
         return {n: Missing(n) for n in STUDY_FACTS} | self.facts() | functions | STUDY_WORDS | (facts or {})
 
-# %% ../nbs/62_claims.ipynb #145c5197
+# %% ../nbs/62_claims.ipynb #d7e3285f
 def judge(
     predicate: str,
     world: StudyFacts,
@@ -508,6 +514,7 @@ def judge(
     "Holds, fails, inconclusive or not run."
     names, true, world.used = world.names(facts), [], set()
     try:
+        evaluate(predicate, names, whole=True)  # anything missing: not run, even if the rest would decide
         for world.at in range(min(resamples, world.size - 1) + 1): true.append(bool(evaluate(predicate, names)))
     except Missing as missing: return dict(verdict="not run", share=float("nan"), n_seeds=0, why=str(missing.args[0]))
     finally: world.at = 0

@@ -64,7 +64,7 @@ def table(
     said = f"<caption>{caption}</caption>" if caption else ""
     return HTML(f"<div class='table-box' style='overflow-x:auto'><table class='table'>{said}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
 
-# %% ../nbs/63_report.ipynb #0b1b6f92
+# %% ../nbs/63_report.ipynb #3b503d20
 COLOURS = {"holds": "#0173b2", "fails": "#b35900", "inconclusive": "#6e6e6e", "not run": "#6e6e6e", "agrees": "#0173b2", "disagrees": "#b35900"}
 
 
@@ -89,7 +89,7 @@ def verdict_table(
     rows = []
     for _, same in frame.groupby("id", sort=False):
         first, by_reading = same.iloc[0], same.set_index("reading")
-        row = {"id": first.id, "claim": html.escape(first.claim), "in the paper's tables": {"yes": "yes", "no": badge("disagrees")}.get(first.in_print, "not printed")}
+        row = {"id": f"<span style='white-space:nowrap'>{first.id}</span>", "claim": html.escape(first.claim), "in the paper's tables": {"yes": "yes", "no": badge("disagrees")}.get(first.in_print, "not printed")}
         for reading in readings:
             if reading in by_reading.index:
                 found = by_reading.loc[reading]
@@ -173,7 +173,7 @@ def printed_rows() -> pd.DataFrame:  # r, p, mean, variance as text, by (net, ex
     rows = pd.concat([paper_table(f"study_table{i}", True) for i in range(2, 8)], ignore_index=True)
     return study_tables()[["net", "exp", "set", "segment"]].join(rows[["r", "p", "mean", "variance"]]).set_index(["net", "exp", "set", "segment"])
 
-# %% ../nbs/63_report.ipynb #bbfcb72f
+# %% ../nbs/63_report.ipynb #34872281
 TEST_SETS = {"test": "MNIST-Test", "c": "MNIST-C", "a": "MNIST-A"}
 NET_NAMES = {"lenet": "LeNet-5", "alexnet": "AlexNet-8"}
 
@@ -232,12 +232,12 @@ def correlation_table(
                     found.append(dict(net=net, segment=segment, set=f"{title}, {reading}" if set == "a" else title, paper=paper, verdict=same_strength(world, net, exp, set, segment, float(paper.r))) | ours)
     rows = []
     for row, p in zip(found, holm([row["p"] for row in found]) if found else []):
-        title, defined = f"{NET_NAMES[row['net']]}, {row['set']}" + (f", segment {row['segment']}" if exp == "fgsm" else ""), row["r"] == row["r"]
-        rows.append({"test set": title, "": "paper", "n": "", "r": number(row["paper"].r), "p": number(row["paper"].p), "p by Holm": "", "p of all orders": "", "mean": number(row["paper"]["mean"]),
-                     "variance": number(row["paper"].variance), "strength": strength(float(row["paper"].r)), "same sign and strength?": ""})
-        rows.append({"test set": "", "": "<strong>ours</strong>", "n": row["n"], "r": with_interval(row["r"], row["r_low"], row["r_high"]), "p": probability(row["p"]), "p by Holm": probability(p), "p of all orders": number(row.get("exact_p")),
+        title, defined = ", ".join([NET_NAMES[row["net"]]] * (len(nets) > 1) + [row["set"]] + [f"segment {row['segment']}"] * (exp == "fgsm")), row["r"] == row["r"]
+        rows.append({"": f"<span style='white-space:nowrap'><strong>{title}</strong>, paper</span>", "n": "", "r": number(row["paper"].r), "p": number(row["paper"].p), "p by Holm": "", "p of all orders": "", "mean": number(row["paper"]["mean"]),
+                     "variance": number(row["paper"].variance), "strength": strength(float(row["paper"].r)), "verdict": ""})
+        rows.append({"": "ours", "n": row["n"], "r": with_interval(row["r"], row["r_low"], row["r_high"]), "p": probability(row["p"]), "p by Holm": probability(p), "p of all orders": number(row.get("exact_p")),
                      "mean": with_interval(row["mean"], row["mean_low"], row["mean_high"]), "variance": number(row["variance"]), "strength": strength(row["r"]) if defined else "",
-                     "same sign and strength?": badge(*row["verdict"]) if defined else badge("not run")})
+                     "verdict": badge(*row["verdict"]) if defined else badge("not run")})
     return table(pd.DataFrame(rows), caption) if rows else HTML("<p>Not run.</p>")
 
 # %% ../nbs/63_report.ipynb #f58f88a2

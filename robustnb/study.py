@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'GRIDS', 'FOUR_LEVELS', 'QUESTIONS', 'PURPOSES', 'TEST_SEED', 'rq1', 'rq2', 'rq3', 'rq4', 'rq5', 'rq6',
            'StudyCell', 'clean_cell', 'four_factor_levels', 'study_cells', 'draw_for', 'images_of', 'training_set',
-           'sheet_of', 'recipe_of', 'trained', 'measure', 'run_study_cell', 'Question']
+           'recipe_of', 'trained', 'measure', 'run_study_cell', 'Question']
 
-# %% ../nbs/55_study.ipynb #46479f30
+# %% ../nbs/55_study.ipynb #805d6875
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,7 +21,7 @@ from .models import create
 from .perturbations import normal_direction
 from .robustness import LEVELS, correct_at_levels
 from .training import Recipe, accuracy, fit, predict
-from .training_sets import add_both, add_perturbed, choose, data_sheet, four_factor, imbalance, mislabel, orthogonal_array
+from .training_sets import add_both, add_perturbed, data_sheet, four_factor, imbalance, mislabel, orthogonal_array
 
 # %% ../nbs/55_study.ipynb #3216de99
 @dataclass(frozen=True)
@@ -137,19 +137,6 @@ def training_set(
     if cell.factor == "four": return four_factor(train, cell.level, cell.per_class, cut=draw_for(cell, "imbalance"), labels=draw_for(cell, "label"), source=needed, **draws)
     raise ValueError(nearest(cell.factor, ("clean", "control", *QUESTIONS.values()), "factor"))
 
-# %% ../nbs/55_study.ipynb #bb66253e
-def sheet_of(
-    cell: StudyCell,
-    made: ImageSet,  # its training set
-    train: ImageSet,  # the original images
-) -> dict:
-    "The data sheet of a cell's training set."
-    if cell.factor == "label": return data_sheet(made, truth=train.y)
-    if cell.factor not in ("gaussian", "fgsm"): return data_sheet(made)
-    index = choose(train, cell.per_class, draw_for(cell, "images"))
-    copies = made.x[len(train):] if cell.mode == "add" else made.x[index]
-    return data_sheet(made, distances=(copies - train.take(index).float()).flatten(1).norm(dim=1), asked=cell.level)
-
 # %% ../nbs/55_study.ipynb #f34aa002
 def recipe_of(cell: StudyCell) -> Recipe:
     "How a cell is trained (section 2.1; Adam, until convergence)."
@@ -175,7 +162,7 @@ def trained(
     model.load_state_dict(found["model"])
     return model.eval(), found["epochs"]
 
-# %% ../nbs/55_study.ipynb #248aa7a0
+# %% ../nbs/55_study.ipynb #6c113e19
 def measure(
     model: nn.Module,
     source: nn.Module,  # the clean-trained net of fixed MNIST-A
@@ -205,7 +192,7 @@ def run_study_cell(
     metrics, counts = measure(model, source, images_of(cell.data, "test"), cell.eval_levels)
     context.artefact("counts.npz", counts)
     test_per_class = images_of(cell.data, "test").y.bincount().tolist()
-    return dict(train=accuracy(model, made), **metrics, epochs_run=epochs, sheet=sheet_of(cell, made, train), n_test=sum(test_per_class), test_per_class=test_per_class)
+    return dict(train=accuracy(model, made), **metrics, epochs_run=epochs, sheet=data_sheet(made, train), n_test=sum(test_per_class), test_per_class=test_per_class)
 
 # %% ../nbs/55_study.ipynb #6f4a122f
 @dataclass(frozen=True)

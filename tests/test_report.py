@@ -68,7 +68,7 @@ def test_a_table_of_the_study_prints_the_papers_numbers_as_printed(tmp_path):
     assert found[0] == "not defined" and parsed.column("p by Holm")[ours][0] == ""  # MNIST-Test is 1 throughout: no test
     assert float(parsed.column("p by Holm")[ours][1]) == pytest.approx(holm([p, p, p])[0], abs=6e-4)
     assert parsed.column("strength")[ours][1] == "high" and parsed.fetched == []
-    said = parsed.column("same sign and strength?")[ours]
+    said = parsed.column("verdict")[ours]
     assert said[0] == "not run" and said[1].startswith("fails") and said[3].startswith("fails")  # high is not the paper's low; the sign is wrong
     assert "provisional" in said[1]
 
