@@ -69,6 +69,7 @@ class Corruption:
     severities: Mapping[str, Sequence[Sequence[float]]]  # benchmark -> parameters of severity 1, 2, ...
     family: str = "other"  # noise, blur, weather, digital or a name of yours
     exact: bool = False  # compute uint8 images in float64
+    bytewise: bool = False  # the operation takes uint8 images as they are
 
 REGISTRY: dict[str, Corruption] = {}
 
@@ -92,6 +93,7 @@ for _operation in OPERATIONS:
     register(Corruption(
         _name, _operation, {b: severity_table(b)[_name] for b in BENCHMARKS},
         next(f for f, names in FAMILIES.items() if _name in names), _name in ("brightness", "contrast", "saturate"),
+        _name in ("pixelate", "jpeg_compression"),
     ), replace=True)
 
 # %% ../nbs/14_corruptions.ipynb #5df9a162
@@ -137,6 +139,8 @@ def corrupt(
     check_images(x if not bytes_in else x[:0].float())
     if not x.numel():
         return x.clone()
+    if bytes_in and entry.bytewise:
+        return entry.operation(x, *values, generator=generator)
     if not bytes_in:
         check_range(x)
     work = (torch.float64 if entry.exact else torch.float32) if bytes_in else torch.promote_types(x.dtype, torch.float32)
