@@ -169,8 +169,9 @@ def outcome(job: Job, plan: Plan) -> tuple[str, str]:  # "done" or "failed", and
     except Exception: return "failed", traceback.format_exc()
     return "done", ""
 
-# %% ../nbs/61_experiments.ipynb #45991ffe
+# %% ../nbs/61_experiments.ipynb #f86ffc31
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")}
+ONE_THREAD |= {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "2000000000"}
 
 
 def die_with_parent(parent: int) -> None:  # its process id

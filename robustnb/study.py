@@ -23,7 +23,7 @@ from .robustness import LEVELS, correct_at_levels
 from .training import Recipe, accuracy, fit, predict
 from .training_sets import add_both, add_perturbed, data_sheet, four_factor, imbalance, mislabel, orthogonal_array
 
-# %% ../nbs/55_study.ipynb #3216de99
+# %% ../nbs/55_study.ipynb #4ec58a6f
 @dataclass(frozen=True)
 class StudyCell:
     "One model of the study: its training set, its net, its seed and the protocol it is trained and measured by."
@@ -36,7 +36,7 @@ class StudyCell:
     per_class: int = 2000  # perturbed images a class
     epochs: int = 10  # at most
     min_epochs: int = 5  # at least
-    tolerance: float = 0.005  # stop when an epoch lowers the mean training loss by less
+    tolerance: float = 0.1  # stop when an epoch lowers the mean training loss by less than this share
     lr: float = 1e-3  # Adam
     batch: int = 128  # images a step
     eval_levels: tuple = LEVELS  # distances of MNIST-C and MNIST-A
