@@ -51,7 +51,7 @@ def in_turn(
         torch.set_num_threads(threads)
     return {name: statistics.median(t[name] for t in times) for name in calls}
 
-# %% ../nbs/56_benchmarks.ipynb #f91365b9
+# %% ../nbs/56_benchmarks.ipynb #fc138308
 BENCHMARK_OF = {32: "cifar10-c", 224: "imagenet-c"}
 BATCH_OF = {32: 128, 224: 16}
 
@@ -62,6 +62,7 @@ class CorruptionTiming:
     size: int  # side of the images: 32 or 224
     batch: int  # images a call
     rounds: int = 5  # turns of either side
+    seed: int = 0  # of our draws
 
 def timing_cells(
     profile: str,  # smoke | quick | full
@@ -93,14 +94,14 @@ def timing_images(
         x = F.interpolate(x, size=size, mode="bicubic", antialias=True)
     return x.clamp(0, 255).to(torch.uint8)
 
-# %% ../nbs/56_benchmarks.ipynb #db3e1140
+# %% ../nbs/56_benchmarks.ipynb #15022bad
 def time_corruption(
     cell: CorruptionTiming,  # what to time
     context: object,  # of run_cells; its profile decides whether the peer is timed
 ) -> dict[str, float]:  # ours, and with the peer: peer, ratio
     "Time one corruption, ours and the peer's in turn, in CPU microseconds an image."
     x = timing_images(cell.size, cell.batch)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(cell.seed)
     calls = {"ours": lambda: corrupt(x, cell.corruption, 3, BENCHMARK_OF[cell.size], generator)}
     theirs = None if context.profile == "smoke" else peer_corrupt()
     few = [image.permute(1, 2, 0).contiguous().numpy() for image in x[:4]]
@@ -115,9 +116,9 @@ def time_corruption(
         micro["ratio"] = micro["peer"] / micro["ours"]
     return micro
 
-# %% ../nbs/56_benchmarks.ipynb #7cd9fddc
+# %% ../nbs/56_benchmarks.ipynb #83eb75b0
 REASONS = {
-    "pixelate": "the peer is two calls into Pillow, C code on bytes; ours averages in float32, to the same bytes",
+    "pixelate": "both sides call Pillow",
     "defocus_blur": "the peer is one OpenCV correlation per channel by fast Fourier transform; ours adds 26 shifted rows of running sums",
     "glass_blur": "the peer's loop is compiled by numba; ours follows chains of copies through index arrays, without a compiler",
     "jpeg_compression": "both sides call libjpeg-turbo; only what lies around it can be saved",

@@ -192,7 +192,7 @@ def disk_sum(
         out.add_(rows[..., r + half + 1:r + half + 1 + w]).sub_(rows[..., r - half:r - half + w])
     return out
 
-# %% ../nbs/11_blur.ipynb #2cc5f106
+# %% ../nbs/11_blur.ipynb #10ecff42
 def defocus_blur(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     radius: float,  # radius of the disk, pixels, > 0
@@ -214,8 +214,8 @@ def defocus_blur(
         levels = padded.double() * 255
         levels = keep_gradient(levels, levels.detach().mul(4096).round_().div_(4096))
         return add_taps(levels.new_zeros(x.shape), levels, taps).div(255).clamp(0, 1).to(x.dtype)
-    alone = padded.split(1) if x.device.type == "cpu" else [padded]  # one image at a time stays in a CPU's cache
-    return torch.cat([_wide_disk(image, radius, alias_blur, taps) for image in alone]).clamp_(0, 1)
+    few = max(1, 2**18 // padded[0].numel()) if x.device.type == "cpu" else len(x)  # what stays in a CPU's cache
+    return torch.cat([_wide_disk(part, radius, alias_blur, taps) for part in padded.split(few)]).clamp_(0, 1)
 
 def _wide_disk(
     padded: Tensor,  # [B,C,H+2p,W+2p], p = int(radius) + width of the softening
