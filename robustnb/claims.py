@@ -529,7 +529,7 @@ def about_print(claim: pd.Series) -> bool:
               for n in ([*node.args[2:], *(k.value for k in node.keywords)] or [ast.Constant(0.051)])]
     return claim.kind in ("exact", "consistency", "confound") or claim.kind == "magnitude" and bool(narrow) and min(narrow) < 0.1
 
-# %% ../nbs/62_claims.ipynb #8f42403d
+# %% ../nbs/62_claims.ipynb #eb580a72
 COLUMNS = ["id", "paper", "kind", "source", "claim", "about", "in_print", "reading", "verdict", "share", "n_seeds", "profile", "provisional", "why"]
 PAPERS = ("ERIEP", "Dem-HEC", "study")
 
@@ -549,6 +549,7 @@ def study_verdicts(
             if reading != "fixed" and not any(f'"{set}"' in claim.predicate or "TS" in claim.predicate for set in ("a",)): continue
             found = dict(verdict="not run", share=float("nan"), n_seeds=0, why="no records")
             for world in worlds:
+                if claim.kind == "finding setup" and world.profile != "full": continue
                 found = judge(claim.predicate, world, facts, resamples) | dict(profile=world.profile)
                 if found["verdict"] != "not run": break
             off = found["verdict"] != "not run" and (found["n_seeds"] < 3 or found["profile"] != "full")
