@@ -37,7 +37,7 @@ lab: setup  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
 reproduce: setup  ## run the quick profile on real data and build the site (PROFILE=smoke|quick|full, WORKERS=n)
-	@$(BIN)/robustnb reproduce --profile $(PROFILE) --workers $(WORKERS) || status=$$?; \
+	@$(BIN)/robustnb reproduce papers --profile $(PROFILE) --workers $(WORKERS) || status=$$?; \
 	  $(BIN)/robustnb site; exit $${status:-0}
 
 site: setup  ## build the site from the runs and records that are there
