@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['Strips', 'HAIR', 'fold_index', 'kernel_matrix', 'cut', 'place', 'from_left', 'from_right', 'apply_matrices',
-           'gaussian_taps', 'gaussian_strips', 'smooth', 'gaussian_blur', 'disk_kernel', 'keep_gradient', 'add_taps',
-           'disk_sum', 'defocus_blur', 'zoom_matrix', 'zoom_strips', 'centre_zoom', 'zoom_blur', 'motion_taps',
-           'trail_by_index', 'trail_by_shift', 'one_sided_motion', 'motion_blur', 'follow_chains', 'bit_rows',
-           'glass_source', 'glass_blur']
+           'gaussian_taps', 'gaussian_strips', 'smooth', 'keep_gradient', 'exact_levels', 'smooth_in_order',
+           'same_bytes', 'gaussian_blur', 'disk_kernel', 'add_taps', 'disk_sum', 'defocus_blur', 'zoom_matrix',
+           'zoom_strips', 'centre_zoom', 'zoom_blur', 'motion_taps', 'trail_by_index', 'trail_by_shift',
+           'one_sided_motion', 'motion_blur', 'follow_chains', 'bit_rows', 'glass_source', 'glass_blur']
 
-# %% ../nbs/11_blur.ipynb #5cb9eaef
+# %% ../nbs/11_blur.ipynb #e2f2bf4a
 import functools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -94,7 +95,7 @@ def apply_matrices(
     "Multiply by one matrix from the left and by another from the right."
     return from_right(from_left(x, down), across)
 
-# %% ../nbs/11_blur.ipynb #75376003
+# %% ../nbs/11_blur.ipynb #a16dcf6b
 def gaussian_taps(
     sigma: float,  # standard deviation, pixels, >= 0
     truncate: float = 4,  # standard deviations kept on each side
@@ -103,8 +104,8 @@ def gaussian_taps(
     r = int(truncate * sigma + 0.5)
     if r == 0:
         return torch.ones(1, dtype=torch.float64)
-    w = torch.exp(-0.5 * (torch.arange(-r, r + 1, dtype=torch.float64) / sigma) ** 2)
-    return w / w.sum()
+    w = np.exp(-0.5 / (sigma * sigma) * np.arange(-r, r + 1) ** 2)  # scipy's order of operations
+    return torch.from_numpy(w / w.sum())
 
 # %% ../nbs/11_blur.ipynb #b0b141e8
 HAIR = 1e-6  # keeps flat areas from losing a grey level to float32 and truncation
@@ -136,7 +137,47 @@ def smooth(
     down = gaussian_strips(sigma, truncate, h, border, scale, x.device, x.dtype)
     return apply_matrices(x, down, gaussian_strips(sigma, truncate, w, border, 1.0, x.device, x.dtype))
 
-# %% ../nbs/11_blur.ipynb #48598e60
+# %% ../nbs/11_blur.ipynb #4fbf1941
+def keep_gradient(
+    exact: Tensor,  # values whose gradient is wanted
+    coarse: Tensor,  # the same after quantisation
+) -> Tensor:  # coarse, with the gradient of exact
+    "Quantise forwards, pass the gradient straight through backwards."
+    return exact + (coarse - exact).detach() if exact.requires_grad else coarse
+
+def exact_levels(
+    x: Tensor,  # images in [0,1]
+) -> Tensor:  # the same in float64
+    "Undo the rounding of bytes to float32: snap to multiples of 1/4096 of a grey level."
+    levels = x.double() * 255
+    return keep_gradient(levels, levels.detach().mul(4096).round_().div_(4096)) / 255
+
+def smooth_in_order(
+    x: Tensor,  # images, [B,C,H,W] in [0,1]
+    sigma: float,  # standard deviation, pixels
+) -> Tensor:  # [B,C,H,W] float64
+    "Blur by a Gaussian in float64, with the order of additions of scipy."
+    taps = gaussian_taps(sigma).tolist()
+    r, out = len(taps) // 2, exact_levels(x)
+    for axis, padding in ((2, (0, 0, r, r)), (3, (r, r, 0, 0))):
+        n, wide = out.shape[axis], F.pad(out, padding, mode="replicate")
+        out = out * taps[r]
+        for k in range(r):
+            out = out + (wide.narrow(axis, k, n) + wide.narrow(axis, 2 * r - k, n)) * taps[k]
+    return out
+
+def same_bytes(
+    exact: Tensor,  # float64 in [0,1]
+    dtype: torch.dtype,  # wanted
+) -> Tensor:  # exact, converted
+    "Convert so that truncation to bytes gives what it gives in float64."
+    near = exact.to(dtype)
+    with torch.no_grad():
+        lifted = (near * 255).floor() > (exact * 255).floor()  # rounded up to a whole level
+        down = torch.where(lifted, near - near * (1 - 2.0**-22), 0)
+    return near - down
+
+# %% ../nbs/11_blur.ipynb #79a94b3a
 def gaussian_blur(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     sigma: float,  # standard deviation, pixels, >= 0
@@ -144,6 +185,8 @@ def gaussian_blur(
 ) -> Tensor:  # [B,C,H,W] in [0,1]
     "Blur by a Gaussian, edges repeated (Hendrycks & Dietterich 2019)."
     check_between(sigma, 0, math.inf, "sigma")
+    if 0 < int(4 * sigma + 0.5) <= 2:
+        return same_bytes(smooth_in_order(check_images(x), sigma).clamp(0, 1), x.dtype)
     return smooth(check_images(x), sigma, scale=1 + HAIR).clamp(0, 1)
 
 # %% ../nbs/11_blur.ipynb #3dcd2f55
@@ -159,14 +202,7 @@ def disk_kernel(
     soft = kernel_matrix(gaussian_taps(alias_blur, r / alias_blur), len(i), "mirror")
     return soft @ (disk / disk.sum()) @ soft.T
 
-# %% ../nbs/11_blur.ipynb #daba1599
-def keep_gradient(
-    exact: Tensor,  # values whose gradient is wanted
-    coarse: Tensor,  # the same after quantisation
-) -> Tensor:  # coarse, with the gradient of exact
-    "Quantise forwards, pass the gradient straight through backwards."
-    return exact + (coarse - exact).detach() if exact.requires_grad else coarse
-
+# %% ../nbs/11_blur.ipynb #b81fedd6
 def add_taps(
     out: Tensor,  # [...,H,W], changed in place
     padded: Tensor,  # [...,H+2p,W+2p]
@@ -192,7 +228,7 @@ def disk_sum(
         out.add_(rows[..., r + half + 1:r + half + 1 + w]).sub_(rows[..., r - half:r - half + w])
     return out
 
-# %% ../nbs/11_blur.ipynb #10ecff42
+# %% ../nbs/11_blur.ipynb #939d50d4
 def defocus_blur(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     radius: float,  # radius of the disk, pixels, > 0
@@ -211,9 +247,8 @@ def defocus_blur(
     padded = F.pad(x, (reach,) * 4, mode="reflect")
     taps = F.pad(kernel, (reach - centre,) * 4)
     if (taps > 1e-9).sum() <= 32:
-        levels = padded.double() * 255
-        levels = keep_gradient(levels, levels.detach().mul(4096).round_().div_(4096))
-        return add_taps(levels.new_zeros(x.shape), levels, taps).div(255).clamp(0, 1).to(x.dtype)
+        fine = exact_levels(padded)
+        return add_taps(fine.new_zeros(x.shape), fine, taps).clamp(0, 1).to(x.dtype)
     few = max(1, 2**18 // padded[0].numel()) if x.device.type == "cpu" else len(x)  # what stays in a CPU's cache
     return torch.cat([_wide_disk(part, radius, alias_blur, taps) for part in padded.split(few)]).clamp_(0, 1)
 
@@ -429,7 +464,7 @@ def glass_source(
         source = parent.view(-1) if source is None else source.take(parent.view(-1))
     return source.view(b, -1) - start.view(b, 1)
 
-# %% ../nbs/11_blur.ipynb #9b5fd609
+# %% ../nbs/11_blur.ipynb #6feacab7
 def glass_blur(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     sigma: float,  # standard deviation of the blur before and after, pixels, >= 0
@@ -444,7 +479,7 @@ def glass_blur(
     if min(h, w) <= 2 * d:
         raise ValueError(f"glass_blur with max_delta {d} needs images of at least {2 * d + 1}x{2 * d + 1}, got {h}x{w}")
     first = gaussian_blur(x, sigma)
-    first = keep_gradient(first, first.detach().mul(255).floor_().div_(255))
+    first = keep_gradient(first, first.detach().mul(255).floor_().div_(255))  # bytes, rounded down
     n = (h - 2 * d) * (w - 2 * d)
     choice = (bit_rows(x, int(iterations) * n, generator) * (4 * d * d) >> 16).long().view(b, -1, n)
     source = glass_source(choice, h, w, d)

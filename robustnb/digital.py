@@ -91,7 +91,7 @@ def box_strips(
     "Cut the matrix of a shrinking, once for all calls with the same numbers."
     return place(box_matrix(n, small), device, dtype)
 
-# %% ../nbs/13_digital.ipynb #9c23b8da
+# %% ../nbs/13_digital.ipynb #491b7d25
 def shrink_levels(
     levels: Tensor,  # grey levels 0..255, floating point, [B,C,H,W]
     down: Strips,  # acts on columns
@@ -127,7 +127,7 @@ def pixelate(
         raise ValueError(f"pixelate by {factor:g} leaves nothing of images of {x.shape[-2]}x{x.shape[-1]}; "
                          f"the factor must be at least {1 / min(x.shape[-2:]):.3g}")
     whole = not x.is_floating_point()
-    if whole and x.device.type == "cpu":
+    if whole and x.device.type == "cpu" and x[0].numel() > 2**14:  # small images are quicker all at once
         return pixelate_bytes(x, tuple(small))
     levels = x.detach().float() if whole else x.detach() * 255
     down, across = (box_strips(n, s, x.device, levels.dtype) for n, s in zip(x.shape[-2:], small))
