@@ -116,9 +116,9 @@ def time_corruption(
         micro["ratio"] = micro["peer"] / micro["ours"]
     return micro
 
-# %% ../nbs/56_benchmarks.ipynb #83eb75b0
+# %% ../nbs/56_benchmarks.ipynb #70714655
 REASONS = {
-    "pixelate": "both sides call Pillow",
+    "pixelate": "Pillow's box filter is C code on bytes, which ours calls too for large images",
     "defocus_blur": "the peer is one OpenCV correlation per channel by fast Fourier transform; ours adds 26 shifted rows of running sums",
     "glass_blur": "the peer's loop is compiled by numba; ours follows chains of copies through index arrays, without a compiler",
     "jpeg_compression": "both sides call libjpeg-turbo; only what lies around it can be saved",
