@@ -173,7 +173,7 @@ def printed_rows() -> pd.DataFrame:  # r, p, mean, variance as text, by (net, ex
     rows = pd.concat([paper_table(f"study_table{i}", True) for i in range(2, 8)], ignore_index=True)
     return study_tables()[["net", "exp", "set", "segment"]].join(rows[["r", "p", "mean", "variance"]]).set_index(["net", "exp", "set", "segment"])
 
-# %% ../nbs/63_report.ipynb #34872281
+# %% ../nbs/63_report.ipynb #603fb0b4
 TEST_SETS = {"test": "MNIST-Test", "c": "MNIST-C", "a": "MNIST-A"}
 NET_NAMES = {"lenet": "LeNet-5", "alexnet": "AlexNet-8"}
 
@@ -195,7 +195,7 @@ def series_statistics(
     if found["r"] == found["r"]: found["exact_p"] = permutation_p(levels, values[:, 0], draws=20_000, generator=torch.Generator().manual_seed(0))[0]
     return found
 
-
+# %% ../nbs/63_report.ipynb #c49ef51e
 def same_strength(
     world: StudyFacts,
     net: str,  # lenet | alexnet
