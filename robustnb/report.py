@@ -195,7 +195,7 @@ def series_statistics(
     if found["r"] == found["r"]: found["exact_p"] = permutation_p(levels, values[:, 0], draws=20_000, generator=torch.Generator().manual_seed(0))[0]
     return found
 
-# %% ../nbs/63_report.ipynb #c49ef51e
+# %% ../nbs/63_report.ipynb #e6b1bb02
 def same_strength(
     world: StudyFacts,
     net: str,  # lenet | alexnet
@@ -233,11 +233,11 @@ def correlation_table(
     rows = []
     for row, p in zip(found, holm([row["p"] for row in found]) if found else []):
         title, defined = ", ".join([NET_NAMES[row["net"]]] * (len(nets) > 1) + [row["set"]] + [f"segment {row['segment']}"] * (exp == "fgsm")), row["r"] == row["r"]
-        rows.append({"": f"<span style='white-space:nowrap'><strong>{title}</strong>, paper</span>", "n": "", "r": number(row["paper"].r), "p": number(row["paper"].p), "p by Holm": "", "p of all orders": "", "mean": number(row["paper"]["mean"]),
-                     "variance": number(row["paper"].variance), "strength": strength(float(row["paper"].r)), "verdict": ""})
-        rows.append({"": "ours", "n": row["n"], "r": with_interval(row["r"], row["r_low"], row["r_high"]), "p": probability(row["p"]), "p by Holm": probability(p), "p of all orders": number(row.get("exact_p")),
-                     "mean": with_interval(row["mean"], row["mean_low"], row["mean_high"]), "variance": number(row["variance"]), "strength": strength(row["r"]) if defined else "",
-                     "verdict": badge(*row["verdict"]) if defined else badge("not run")})
+        rows.append({"": f"<span style='white-space:nowrap'><strong>{title}</strong>, paper</span>", "n": "", "verdict": "", "r": number(row["paper"].r), "strength": strength(float(row["paper"].r)),
+                     "p": number(row["paper"].p), "p by Holm": "", "p of all orders": "", "mean": number(row["paper"]["mean"]), "variance": number(row["paper"].variance)})
+        rows.append({"": "ours", "n": row["n"], "verdict": badge(*row["verdict"]) if defined else badge("not run"), "r": with_interval(row["r"], row["r_low"], row["r_high"]),
+                     "strength": strength(row["r"]) if defined else "", "p": probability(row["p"]), "p by Holm": probability(p), "p of all orders": number(row.get("exact_p")),
+                     "mean": with_interval(row["mean"], row["mean_low"], row["mean_high"]), "variance": number(row["variance"])})
     return table(pd.DataFrame(rows), caption) if rows else HTML("<p>Not run.</p>")
 
 # %% ../nbs/63_report.ipynb #f58f88a2
