@@ -202,7 +202,7 @@ def show_claims(
     for labels, row in kinds.iterrows(): counts.add_row(*(labels if isinstance(labels, tuple) else (labels,)), *map(str, row))
     out.print(counts)
 
-# %% ../nbs/66_cli.ipynb #f28ca36c
+# %% ../nbs/66_cli.ipynb #308ffa44
 @app.command("site")
 def build_site(
     serve: Annotated[bool, typer.Option("--serve", help="Serve the built site on 127.0.0.1 (built first if there is none)")] = False,
@@ -216,9 +216,12 @@ def build_site(
     if root is None: raise NotebookError("no checkout of robustnb here (settings.ini and nbs/); go there, or set ROBUSTNB_ROOT")
     target = root / folder
     if not serve or not (target / "index.html").is_file():
-        index = site.build(out=target, root=root)
+        try: index = site.build(out=target, root=root)
+        except site.SiteError as error: raise NotebookError(str(error)) from None
         out.print(f"the site is in {shown_path(index)}\nview it with: make view   (or: robustnb site --serve)")
-    if serve: site.serve(target, port)
+    if serve:
+        try: site.serve(target, port)
+        except OSError as error: raise NotebookError(f"port {port} cannot be had ({error}); name another: --port 0 takes any free one") from None
 
 # %% ../nbs/66_cli.ipynb #01d956b0
 data_app = typer.Typer(help="Fetch data sets, see where they are, check them.", no_args_is_help=True)
