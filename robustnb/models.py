@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['MODELS', 'Wrapped', 'from_torchvision', 'model_names', 'create', 'load_weights']
 
-# %% ../nbs/24_models.ipynb #8b122d06
+# %% ../nbs/24_models.ipynb #d76bfc89
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 from .cifar_resnet import resnet18_small, resnet20, resnet56
 from .data import nearest
 from .layers import Classifier, normalize_for, seeded
-from .small_nets import AlexNet8, LeNet5
+from .small_nets import SMALL_NETS
 
 # %% ../nbs/24_models.ipynb #fa6e0f4e
 class Wrapped(Classifier):
@@ -54,11 +53,9 @@ def from_torchvision(
 
     return Wrapped(get_model(name, weights=weights, **options), classes, normalize_for(statistics, 3))
 
-# %% ../nbs/24_models.ipynb #cc053d09
+# %% ../nbs/24_models.ipynb #62b24d46
 MODELS: dict[str, Callable[..., Classifier]] = {
-    "lenet5": LeNet5,
-    "lenet5_relu_max": partial(LeNet5, variant="relu_max"),
-    "alexnet8": AlexNet8,
+    **SMALL_NETS,
     "resnet20": resnet20,
     "resnet56": resnet56,
     "resnet18_small": resnet18_small,

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'GRIDS', 'FOUR_LEVELS', 'QUESTIONS', 'PURPOSES', 'TEST_SEED', 'rq1', 'rq2', 'rq3', 'rq4', 'rq5', 'rq6',
-           'StudyCell', 'clean_cell', 'four_factor_levels', 'study_cells', 'draw_for', 'images_of', 'training_set',
-           'recipe_of', 'trained', 'measure', 'run_study_cell', 'Question']
+           'whole', 'StudyCell', 'clean_cell', 'four_factor_levels', 'study_cells', 'draw_for', 'images_of',
+           'training_set', 'recipe_of', 'fresh', 'trained', 'measure', 'run_study_cell', 'Question']
 
-# %% ../nbs/55_study.ipynb #805d6875
+# %% ../nbs/55_study.ipynb #3a6cea7d
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,9 +17,10 @@ from torch import nn
 
 from .attacks import loss_sign
 from .data import ImageSet, atomic_write, load, nearest, sample
-from .models import create
+from .layers import seeded
+from .levels import LEVELS, correct_at_levels
 from .perturbations import normal_direction
-from .robustness import LEVELS, correct_at_levels
+from .small_nets import SMALL_NETS
 from .training import Recipe, accuracy, fit, predict
 from .training_sets import add_both, add_perturbed, data_sheet, four_factor, imbalance, mislabel, orthogonal_array
 
@@ -137,10 +138,16 @@ def training_set(
     if cell.factor == "four": return four_factor(train, cell.level, cell.per_class, cut=draw_for(cell, "imbalance"), labels=draw_for(cell, "label"), source=needed, **draws)
     raise ValueError(nearest(cell.factor, ("clean", "control", *QUESTIONS.values()), "factor"))
 
-# %% ../nbs/55_study.ipynb #f34aa002
+# %% ../nbs/55_study.ipynb #aed3c9c5
 def recipe_of(cell: StudyCell) -> Recipe:
     "How a cell is trained (section 2.1; Adam, until convergence)."
     return Recipe(epochs=cell.epochs, min_epochs=cell.min_epochs, batch=cell.batch, lr=cell.lr, patience=1, tolerance=cell.tolerance)
+
+
+def fresh(cell: StudyCell) -> nn.Module:
+    "The net of a cell before training. ValueError with the nearest known name if there is none."
+    if cell.net not in SMALL_NETS: raise ValueError(nearest(cell.net, SMALL_NETS, "net of the study"))
+    with seeded(1000 * cell.seed + PURPOSES.index("weights")): return SMALL_NETS[cell.net]()
 
 
 def trained(
@@ -149,7 +156,7 @@ def trained(
     device: str = "cpu",
 ) -> tuple[nn.Module, int]:  # the model in evaluation mode; the epochs that it was trained for
     "The trained model of a cell: from the cache, or trained now."
-    model = create(cell.net, seed=1000 * cell.seed + PURPOSES.index("weights")).to(device)
+    model = fresh(cell).to(device)
     with context.parent(cell) as folder:
         kept = folder / "model.pt"
         if not kept.is_file():
@@ -194,16 +201,17 @@ def run_study_cell(
     test_per_class = images_of(cell.data, "test").y.bincount().tolist()
     return dict(train=accuracy(model, made), **metrics, epochs_run=epochs, sheet=data_sheet(made, train), n_test=sum(test_per_class), test_per_class=test_per_class)
 
-# %% ../nbs/55_study.ipynb #6f4a122f
+# %% ../nbs/55_study.ipynb #8229a5b5
 @dataclass(frozen=True)
 class Question:
     "A research question as an experiment: its cells, its function, what a cell costs."
-    name: str  # rq1 ... rq6
+    name: str  # rq1 ... rq6, or all
     experiment: str = "study"
     function: Callable = run_study_cell
 
     def cells(self, profile: str) -> list[StudyCell]:
-        return study_cells(self.name, profile, seeds=(0, 1, 2) if profile == "full" else (0,))
+        questions, seeds = QUESTIONS if self.name == "all" else (self.name,), (0, 1, 2) if profile == "full" else (0,)
+        return list(dict.fromkeys(c for seed in seeds for q in questions for c in study_cells(q, profile, seeds=(seed,))))
 
 
-rq1, rq2, rq3, rq4, rq5, rq6 = (Question(name) for name in QUESTIONS)
+rq1, rq2, rq3, rq4, rq5, rq6, whole = (Question(name) for name in (*QUESTIONS, "all"))
