@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['p_of_r', 'pearson', 'spearman', 'permutation_p', 'p_of_R', 'coefficients', 'multiple_correlation', 'expected_R',
-           'mean_variance', 'theil_sen', 'hedges_g', 'strength', 'resample_weights', 'bootstrap_ci', 'holm',
-           'printed_range', 'p_range', 'attainable']
+           'mean_variance', 'theil_sen', 'hedges_g', 'strength', 'bootstrap_ci', 'holm', 'printed_range', 'p_range',
+           'attainable']
 
-# %% ../nbs/54_statistics.ipynb #671dddab
+# %% ../nbs/54_statistics.ipynb #24ce5375
 import math
 from collections.abc import Callable
 from decimal import Decimal
@@ -17,6 +17,8 @@ import torch
 from numpy.typing import ArrayLike
 from scipy import special, stats
 from torch import Tensor
+
+from .metrics import resample_weights
 
 # %% ../nbs/54_statistics.ipynb #90961087
 def _series(
@@ -215,17 +217,6 @@ def strength(
     size = abs(r)
     if size > 0.95: return "significant"
     return next(word for floor, word in ((0.8, "high"), (0.5, "moderate"), (0.3, "low"), (0.0, "weak")) if size >= floor)
-
-# %% ../nbs/54_statistics.ipynb #e83d3234
-def resample_weights(
-    n: int,  # items to draw from, and number drawn
-    resamples: int = 1000,  # rows
-    generator: torch.Generator | None = None,  # source of the draws; None: torch's default
-) -> Tensor:  # [resamples,n] float32, rows sum to 1
-    "Bootstrap draws as weights: how often each item was taken in n draws with replacement, over n."
-    if n < 1 or resamples < 1: raise ValueError(f"n={n}, resamples={resamples}; both must be at least 1")
-    draws = (torch.randint(n, (n,), generator=generator) for _ in range(resamples))
-    return torch.stack([torch.bincount(taken, minlength=n).float() for taken in draws]) / n
 
 # %% ../nbs/54_statistics.ipynb #472920d0
 def bootstrap_ci(

@@ -11,7 +11,7 @@ NAMES = {
     "training_sets": "imbalance mislabel add_perturbed orthogonal_array",
     "models": "create",
     "training": "fit Recipe History Objective Loss CrossEntropy",
-    "robustness": "gaussian_levels fgsm_levels",
+    "robustness": "evaluate gaussian_levels fgsm_levels",
     "statistics": "spearman multiple_correlation bootstrap_ci holm strength",
     "claims": "verdicts",
     "records": "Record Store promote",
