@@ -1,5 +1,6 @@
 """Tables that a reader cannot mistake: the printed number as printed, a reduced run as such, nothing loaded from elsewhere."""
 import html.parser
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -12,7 +13,7 @@ from robustnb import report
 from robustnb.claims import StudyFacts, paper_table, study_tables, verdicts
 from robustnb.records import Record, Store, encode
 from robustnb.statistics import coefficients, holm, spearman
-from robustnb.study import GRIDS
+from robustnb.study import GRIDS, study_cells
 
 
 class Parsed(html.parser.HTMLParser):
@@ -60,14 +61,15 @@ def test_a_table_of_the_study_prints_the_papers_numbers_as_printed(tmp_path):
     parsed = Parsed(report.correlation_table(worlds, "gaussian", caption="Made up").data)
     printed = paper_table("study_table2", True).query("model == 'LeNet-5'")
     theirs, ours = slice(0, None, 2), slice(1, None, 2)  # the rows alternate
-    assert parsed.column("r")[theirs] == [*printed.r, printed.r.iloc[-1]] and parsed.column("variance")[theirs] == [*printed.variance, printed.variance.iloc[-1]]
+    assert [cell[:5] for cell in parsed.column("r")[theirs]] == [*printed.r, printed.r.iloc[-1]] and parsed.column("variance")[theirs] == [*printed.variance, printed.variance.iloc[-1]]
     levels = [0.0, *GRIDS["quick"]["gaussian"]]
     r, p = spearman(levels, [rises(level) for level in levels])
     found = parsed.column("r")[ours]
     assert found[1].startswith(f"{r:.3f} [") and found[3].startswith(f"−{r:.3f} [")
-    assert found[0] == "not defined" and parsed.column("p by Holm")[ours][0] == ""  # MNIST-Test is 1 throughout: no test
-    assert float(parsed.column("p by Holm")[ours][1]) == pytest.approx(holm([p, p, p])[0], abs=6e-4)
-    assert parsed.column("strength")[ours][1] == "high" and parsed.fetched == []
+    below = [cell.partition("Holm ")[2].partition(";")[0] for cell in parsed.column("p")[ours]]
+    assert found[0] == "not defined" and below[0] == ""  # MNIST-Test is 1 throughout: no test
+    assert float(below[1]) == pytest.approx(holm([p, p, p])[0], abs=6e-4)
+    assert found[1].endswith("high") and parsed.column("r")[0].endswith("weak") and len(parsed.rows[0]) == 6 and parsed.fetched == []
     said = parsed.column("verdict")[ours]
     assert said[0] == "not run" and said[1].startswith("fails") and said[3].startswith("fails")  # high is not the paper's low; the sign is wrong
     assert "provisional" in said[1]
@@ -87,7 +89,42 @@ def test_the_multiple_correlation_has_its_chance_level_and_signs(tmp_path):
     slopes = coefficients(worlds["fixed"].levels("dual"), worlds["fixed"].array("lenet", "dual", "c")[:, 0])[1:]
     assert np.allclose(slopes, [-0.02, 0.04], atol=0.003)
     parsed = Parsed(report.multiple_table(worlds, "dual").data)
-    assert parsed.column("R, paper")[1:] == ["0.105", "0.653", "0.653"] and parsed.column("p, paper")[2] == "1.00·10−4"
+    assert [cell[:5] for cell in parsed.column("R, paper")[1:]] == ["0.105", "0.653", "0.653"] and parsed.column("p, paper")[2] == "1.00·10−4"
+
+
+def test_fgsm_has_a_mean_of_the_paper_for_each_segment(tmp_path):
+    worlds = worlds_of(store_of(tmp_path, "fgsm", right=lambda level: 0.4 + level / 40))
+    figure = report.level_figure(worlds, "fgsm", "l2 distance")
+    dashed = [(tuple(line.get_xdata()), line.get_ydata()[0]) for line in figure.axes[3].get_lines() if line.get_linestyle() == "--"]
+    assert dashed == [((0.0, 8.0), 0.737), ((8.5, 12.0), 0.676)]
+    rows = Parsed(report.correlation_table(worlds, "fgsm").data).column("")
+    assert rows[0] == "MNIST-Test, segment I, paper" and "segment II" not in " ".join(rows)  # two levels of quick are no series
+    matplotlib.pyplot.close(figure)
+
+
+def test_records_of_other_seeds_and_nets_are_shown_and_other_protocols_are_not(tmp_path):
+    store, cells = Store(tmp_path), study_cells("rq3", "quick", nets=("lenet5", "alexnet8"), seeds=(0, 4))
+    for cell in (*cells, replace(cells[1], epochs=10), replace(cells[1], data="sample"), *study_cells("rq4", "quick")[1:]): store.append(Record("study", cell, {}, "quick"))
+    found = report.study_records(store, "quick", "rq3")
+    assert len(found) == len(cells) == 20 and {r.cell["seed"] for r in found} == {0, 4} and {r.cell["net"] for r in found} == {"lenet5", "alexnet8"}
+    assert len(report.study_records(store, "quick", "rq3", "rq4")) == 25 and report.study_records(store, "full", "rq3") == []
+
+
+def test_a_difference_in_words_never_passes_noise_for_an_effect(tmp_path):
+    draws = np.random.default_rng(0)
+    store, levels = Store(tmp_path), [0.0, *GRIDS["quick"]["gaussian"]]
+    for level in levels:
+        counts = dict(test=(draws.random(500) < 0.9), c=np.arange(500) < 250 + 20 * level, n_levels=np.array(1))
+        counts |= dict(a_fixed=counts["test"], a_white=~counts["c"])
+        cell = dict(net="lenet5", factor="gaussian" if level else "clean", level=level, seed=0, mode="add")
+        store.append(Record("study", cell, dict(train=0.99), "quick"), {"counts.npz": encode("counts.npz", {k: v.astype(np.uint8) for k, v in counts.items()})})
+    world = worlds_of(store)["fixed"]
+    assert "no difference that we can tell" in report.told(report.change(world, "lenet", "gaussian", "test", 2.0))
+    found = report.change(world, "lenet", "gaussian", "c", 12.0)
+    assert found.value == pytest.approx(0.48) and report.told(found).startswith("gains 0.480")
+    assert report.best_level(world, "lenet", "gaussian", "c") == (12.0, [12.0]) and len(report.best_level(world, "lenet", "gaussian", "test")[1]) > 3
+    back = report.change(world, "lenet", "gaussian", "c", 0.0, 12.0)
+    assert back.value == -found.value and back.low == pytest.approx(-found.high)
 
 
 def test_nothing_measured_says_so(tmp_path):
