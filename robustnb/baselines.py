@@ -23,7 +23,7 @@ from .layers import seeded
 from .robustness import Answers, ask, summarise, tabulate
 from .training import Recipe, crop_flip, fit
 
-# %% ../nbs/57_baselines.ipynb #3f78e8a2
+# %% ../nbs/57_baselines.ipynb #12db46e9
 @dataclass(frozen=True)
 class BaselineCell:
     "A network, how it is trained on clean images, and what it is put through."
@@ -43,7 +43,7 @@ class BaselineCell:
 
 PROTOCOLS = {
     "smoke": dict(data="sample", epochs=1, batch=50, corruptions=("gaussian_noise", "fog", "contrast"), severities=(1, 5), images=100),
-    "quick": dict(epochs=5, batch=128, warmup=0.5, images=2_000),
+    "quick": dict(epochs=4, batch=128, warmup=0.5, images=2_000),
     "full": {},
 }
 
