@@ -5,18 +5,25 @@
 # %% auto #0
 __all__ = ['TABLES', 'BINARY', 'COMPARE', 'BUILTINS', 'STEPS', 'LENGTH', 'LARGEST', 'ITEMS', 'C7', 'NOISE', 'ENV', 'DIG', 'SEV',
            'BB', 'LISTS', 'UNPRINTED', 'FACTS', 'NETS', 'TS', 'DL', 'SEGMENTS', 'PRINTED', 'STUDY_FUNCTIONS',
-           'STUDY_FACTS', 'STUDY_WORDS', 'RESAMPLES', 'SETS', 'RECORDED', 'COLUMNS', 'PAPERS', 'paper_table',
-           'claim_table', 'PredicateError', 'Missing', 'parsed', 'names_in', 'bounded', 'Evaluator', 'Arithmetic',
-           'Predicates', 'evaluate', 'cells', 'mean', 'near', 'absent', 'printed_names', 'study_tables',
-           'printed_study', 'median', 'in_print', 'image_draws', 'resampled', 'grid_levels', 'Measured', 'Series',
-           'StudyWorld', 'StudyFacts', 'judge', 'about_print', 'study_verdicts', 'paper_name', 'verdicts']
+           'STUDY_FACTS', 'STUDY_WORDS', 'RESAMPLES', 'COUNTED', 'TOGETHER', 'READINGS', 'SETS', 'MIXED', 'AT_ONCE',
+           'COLUMNS', 'PAPERS', 'paper_table', 'claim_table', 'PredicateError', 'Missing', 'parsed', 'names_in',
+           'bounded', 'Evaluator', 'Arithmetic', 'Predicates', 'evaluate', 'cells', 'mean', 'near', 'absent',
+           'printed_names', 'study_tables', 'printed_study', 'median', 'in_print', 'image_draws', 'counts_of',
+           'products', 'resampled', 'Damaged', 'place', 'all_resampled', 'Reading', 'protocol', 'belongs',
+           'grid_levels', 'Measured', 'Series', 'StudyWorld', 'StudyFacts', 'truth', 'counted', 'every', 'some', 'best',
+           'AtOnce', 'table_of', 'in_each', 'at_once', 'one_by_one', 'judge', 'about_print', 'study_worlds',
+           'study_verdicts', 'paper_name', 'verdicts']
 
-# %% ../nbs/62_claims.ipynb #4075ad76
+# %% ../nbs/62_claims.ipynb #01f375f3
 import ast
 import operator
+import warnings
 from collections.abc import Callable, Iterator
-from functools import cache, lru_cache, partial
+from dataclasses import asdict, dataclass
+from functools import cache, lru_cache, partial, reduce
+from itertools import islice
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -24,11 +31,11 @@ import torch
 
 import robustnb
 from .data import nearest
-from .records import Record, Store, open_store
+from .records import Record, RecordError, Store, open_store
 from .statistics import coefficients, multiple_correlation, p_of_r, resample_weights
 from .statistics import pearson as pearson_of
 from .statistics import spearman as spearman_of
-from .study import FOUR_LEVELS, GRIDS, four_factor_levels
+from .study import FOUR_LEVELS, GRIDS, PROTOCOLS, QUESTIONS, four_factor_levels, study_cells
 
 # %% ../nbs/62_claims.ipynb #4ef9a444
 TABLES = Path(robustnb.__file__).parent / "assets" / "papers"
@@ -121,15 +128,18 @@ class Evaluator:
     def List(self, node, local): return [self(e, local) for e in node.elts]
     def Tuple(self, node, local): return tuple(self(e, local) for e in node.elts)
 
-# %% ../nbs/62_claims.ipynb #042f9b7d
+# %% ../nbs/62_claims.ipynb #b1a12eaf
 class Arithmetic(Evaluator):
     "Operators."
+
+    numbers = (int, float)
+    every, some = staticmethod(all), staticmethod(any)
 
     def BoolOp(self, node, local):
         "`and` stops at the first that is false, `or` at the first that is true."
         values = (self(v, local) for v in node.values)
         if self.whole: values = list(values)
-        return all(values) if isinstance(node.op, ast.And) else any(values)
+        return self.every(values) if isinstance(node.op, ast.And) else self.some(values)
 
     def UnaryOp(self, node, local):
         value = self(node.operand, local)
@@ -141,14 +151,16 @@ class Arithmetic(Evaluator):
         if type(node.op) not in BINARY: raise PredicateError(f"operator {type(node.op).__name__}")
         left, right = self(node.left, local), self(node.right, local)
         lists = isinstance(node.op, ast.Add) and isinstance(left, list) and isinstance(right, list)
-        if not lists and not all(isinstance(v, (int, float)) for v in (left, right)): raise PredicateError(f"only numbers are reckoned with, and lists joined: {ast.unparse(node)[:60]!r}")
+        if not lists and not all(isinstance(v, self.numbers) for v in (left, right)): raise PredicateError(f"only numbers are reckoned with, and lists joined: {ast.unparse(node)[:60]!r}")
         return BINARY[type(node.op)](left, right)
 
     def Compare(self, node, local):
         for op in node.ops:
             if type(op) not in COMPARE: raise PredicateError(f"comparison {type(op).__name__}")
         values = [self(v, local) for v in (node.left, *node.comparators)]
-        return all(COMPARE[type(op)](a, b) for op, a, b in zip(node.ops, values, values[1:]))
+        return self.every(self.compared(type(op), a, b) for op, a, b in zip(node.ops, values, values[1:]))
+
+    def compared(self, op: type, a, b): return COMPARE[op](a, b)
 
 # %% ../nbs/62_claims.ipynb #2eb23564
 class Predicates(Arithmetic):
@@ -313,10 +325,9 @@ def in_print(
     try: return "yes" if evaluate(claim.predicate, names) else "no"
     except Missing: return ""
 
-# %% ../nbs/62_claims.ipynb #93170e4a
+# %% ../nbs/62_claims.ipynb #7fe222b0
 RESAMPLES = 1000
-SETS = {"fixed": dict(train="train", test="test", c="c", a="a_fixed"), "white_box": dict(train="train", test="test", c="c", a="a_white")}  # reading -> metric of each set
-RECORDED = {"lenet": "lenet5", "alexnet": "alexnet8"}
+COUNTED = ("test", "c", "a_fixed", "a_white")  # what counts.npz holds for each image
 
 
 @lru_cache(maxsize=4)
@@ -326,6 +337,38 @@ def image_draws(n: int, resamples: int, seed: int) -> torch.Tensor:  # [1+R,N] w
     return torch.cat([torch.ones(1, n), (drawn * n).round()])
 
 
+def counts_of(record: Record, store: Store) -> tuple[np.ndarray, int]:  # [N,4] right answers of each image; distances
+    "What a model got right; RecordError or ValueError where the artefact is lost or not what it should be."
+    try:
+        counts = store.artefact(record, "counts.npz")
+        right, levels = np.stack([counts[name] for name in COUNTED], 1), int(counts["n_levels"])
+    except (KeyError, TypeError, EOFError, OSError, BadZipFile) as error: raise ValueError(f"counts.npz is damaged: {error}") from None
+    if right.ndim != 2 or not len(right) or (right > np.array([1, levels, levels, levels])).any():
+        raise ValueError(f"counts.npz is damaged: counts of shape {right.shape} up to {right.max(initial=0)} for {levels} distances")
+    return right, levels
+
+# %% ../nbs/62_claims.ipynb #c5baeddb
+TOGETHER = 64  # models in one product: 2.5 million counts, 10 MB
+
+
+def products(
+    found: list[tuple[np.ndarray, int]],  # of `counts_of`
+    resamples: int,
+    seed: int,
+) -> list[dict[str, np.ndarray]]:  # metric -> [1+R] accuracies, one a model
+    "The accuracies of models on the same resampled images."
+    done: dict[int, dict] = {}
+    for n in {len(right) for right, _ in found}:
+        same = [i for i, (right, _) in enumerate(found) if len(right) == n]
+        for batch in (same[i:i + TOGETHER] for i in range(0, len(same), TOGETHER)):
+            levels = np.array([[1, found[i][1], found[i][1], found[i][1]] for i in batch])
+            kind = torch.float32 if n * levels.max() < 2**24 else torch.float64  # whole numbers up to 2**24 are exact in float32
+            right = torch.from_numpy(np.concatenate([found[i][0] for i in batch], 1)).to(kind)
+            values = (image_draws(n, resamples, seed).to(kind) @ right).double().numpy() / n / levels.reshape(-1)
+            done |= {i: dict(zip(COUNTED, values[:, 4 * j:4 * j + 4].T.copy())) for j, i in enumerate(batch)}
+    return [done[i] for i in range(len(found))]
+
+
 def resampled(
     record: Record,
     store: Store,
@@ -333,15 +376,72 @@ def resampled(
     seed: int,
 ) -> dict[str, np.ndarray]:  # metric -> [1+R] accuracies
     "The accuracies of one model on resampled test images; training accuracy is not resampled."
-    counts = store.artefact(record, "counts.npz")
-    levels, names = int(counts["n_levels"]), ("test", "c", "a_fixed", "a_white")
-    right = torch.from_numpy(np.stack([counts[name] for name in names], 1))
-    draws, n = image_draws(len(right), resamples, seed), len(right)
-    kind = torch.float32 if n * levels < 2**24 else torch.float64  # whole numbers up to 2**24 are exact in float32
-    found = (draws.to(kind) @ right.to(kind)).double().numpy() / n / np.array([1, levels, levels, levels])
-    return dict(zip(names, found.T)) | {"train": np.full(resamples + 1, record.metrics["train"])}
+    return products([counts_of(record, store)], resamples, seed)[0] | {"train": np.full(resamples + 1, record.metrics["train"])}
 
-# %% ../nbs/62_claims.ipynb #432bf404
+# %% ../nbs/62_claims.ipynb #0d96a7a1
+class Damaged(Missing):
+    "A number that was recorded and whose record is no longer whole."
+
+
+def place(record: Record) -> tuple:
+    "Net, factor, level and seed of a record."
+    level = record.cell["level"]
+    return record.cell["net"], record.cell["factor"], tuple(level) if isinstance(level, (list, tuple)) else float(level), record.cell["seed"]
+
+
+def all_resampled(
+    records: list[Record],
+    store: Store,
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, np.ndarray]]:  # key of a record -> metric -> [1+R] accuracies
+    "`resampled` for many records at once; those without sound counts are left out with a warning."
+    sound = {}
+    for record in records:
+        try:
+            sound[record.key] = counts_of(record, store), record.metrics["train"]
+        except (RecordError, ValueError, KeyError) as error:
+            said = f"metric {error} is missing" if isinstance(error, KeyError) else str(error)
+            name = " ".join(str(part) for part in place(record)[:3])
+            warnings.warn(f"record {record.key} ({name}, seed {record.cell['seed']}, {record.profile}) is left out: {said}", stacklevel=2)
+    values = products([counts for counts, _ in sound.values()], resamples, seed)
+    return {key: found | {"train": np.full(resamples + 1, train)} for (key, (_, train)), found in zip(sound.items(), values)}
+
+# %% ../nbs/62_claims.ipynb #1af436d7
+@dataclass(frozen=True)
+class Reading:
+    "One way to take what the paper leaves open; the defaults are the literal one."
+    a: str = "a_fixed"  # metric that stands for MNIST-A
+    lenet: str = "lenet5"  # net in LeNet-5's place
+    mode: str = "add"  # perturbed images are added to the clean ones, or replace some of them
+
+    def own(self, net: str, exp: str) -> bool:
+        "Are there other models in this series than in the literal one?"
+        return net in ("lenet", self.lenet) and self.lenet != Reading.lenet or exp in MIXED and self.mode != Reading.mode
+
+
+READINGS = {"fixed": Reading(), "white_box": Reading(a="a_white"), "relu_max": Reading(lenet="lenet5_relu_max"), "replace": Reading(mode="replace")}
+SETS = {name: dict(train="train", test="test", c="c", a=reading.a) for name, reading in READINGS.items()}  # metric of each set
+MIXED = ("gaussian", "fgsm", "dual")  # factors that add images or replace them
+
+
+@cache
+def protocol(profile: str) -> dict[tuple, dict]:
+    "The settings of each cell of a profile, by factor and level, in the literal reading."
+    if profile not in PROTOCOLS: return {}
+    return {(cell.factor, cell.level): asdict(cell) for question in QUESTIONS for cell in study_cells(question, profile)}
+
+
+def belongs(record: Record, reading: Reading) -> bool:
+    "Is a record one of a reading's?"
+    net, factor, level, seed = place(record)
+    expected = protocol(record.profile).get((factor, level))
+    if expected is None or net not in (reading.lenet, "alexnet8"): return False
+    expected = expected | dict(net=net, seed=seed, mode=reading.mode if factor in MIXED else "add")
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in record.cell.items()}
+    return all(settings[k] == expected[k] for k in settings if k in expected)
+
+# %% ../nbs/62_claims.ipynb #617f04c8
 def grid_levels(profile: str, factor: str) -> list:
     "All levels of a factor in a profile, without the clean model."
     found = GRIDS[profile][factor]
@@ -349,20 +449,27 @@ def grid_levels(profile: str, factor: str) -> list:
 
 
 class Measured:
-    "The study's series from records of one profile and one reading of MNIST-A; `at` is the resample looked at, 0 the measurement."
+    "The study's series from records of one profile and one reading; `at` is the resample looked at, 0 the measurement, None all at once."
 
-    def __init__(self, records: list[Record], store: Store, profile: str, reading: str = "fixed", resamples: int = RESAMPLES, seed: int = 0):
-        self.at, self.profile, self.sets, self.memo, self.used = 0, profile, SETS[reading], {}, set()
-        self.records = {self.place(r): r for r in records if r.profile == profile and r.cell.get("mode", "add") == "add"}
-        self.cells = {place: resampled(r, store, resamples, seed) for place, r in self.records.items()}
-        self.seeds = sorted({place[-1] for place in self.cells})
+    def __init__(
+        self,
+        records: list[Record],  # of any profile and reading
+        store: Store,
+        profile: str,
+        reading: str = "fixed",  # one of `READINGS`
+        resamples: int = RESAMPLES,
+        seed: int = 0,  # of the draws
+        values: dict | None = None,  # of `all_resampled`, where it was computed before
+    ):
+        if reading not in READINGS: raise ValueError(nearest(reading, READINGS, "reading"))
+        self.reading, self.at, self.profile, self.memo, self.used = READINGS[reading], 0, profile, {}, set()
+        self.sets, self.nets = SETS[reading], dict(lenet=self.reading.lenet, alexnet="alexnet8")
+        self.records = {place(r): r for r in records if r.profile == profile and belongs(r, self.reading)}
+        if values is None: values = all_resampled(list(self.records.values()), store, resamples, seed)
+        self.cells = {where: values[r.key] for where, r in self.records.items() if r.key in values}
+        self.damaged = {where: r.key for where, r in self.records.items() if r.key not in values}
+        self.seeds = sorted({where[-1] for where in self.records})
         self.generator, self.size, self.draws = np.random.default_rng(seed), resamples + 1, {}
-
-    @staticmethod
-    def place(record: Record) -> tuple:
-        "Net, factor, level and seed of a record."
-        level = record.cell["level"]
-        return record.cell["net"], record.cell["factor"], tuple(level) if isinstance(level, (list, tuple)) else float(level), record.cell["seed"]
 
     def levels(self, exp: str) -> list:
         "Levels of a series in order; the clean model is the lowest of a single factor."
@@ -372,16 +479,17 @@ class Measured:
     def cell(self, net: str, exp: str, level, seed: int) -> dict:
         "The accuracies of one model."
         clean = exp not in ("dual", "four") and level == self.levels(exp)[0]
-        place = (RECORDED[net], "clean", 0.0, seed) if clean else (RECORDED[net], exp, tuple(level) if isinstance(level, tuple) else float(level), seed)
+        place = (self.nets[net], "clean", 0.0, seed) if clean else (self.nets[net], exp, level if isinstance(level, tuple) else float(level), seed)
+        if place in self.damaged: raise Damaged(f"{net} {exp} {level} seed {seed}: record {self.damaged[place]} has no sound counts.npz")
         if place not in self.cells: raise Missing(f"{net} {exp} {level} seed {seed}")
         return self.cells[place]
 
-    def has(self, net: str, exp: str, level, seed: int) -> bool:
-        "Is there such a model?"
-        try: return bool(self.cell(net, exp, level, seed))
-        except Missing: return False
+    def gap(self, net: str, exp: str, level, seed: int) -> Missing | None:
+        "Why there is no such model; None where there is one."
+        try: self.cell(net, exp, level, seed)
+        except Missing as missing: return missing
 
-# %% ../nbs/62_claims.ipynb #26fb509a
+# %% ../nbs/62_claims.ipynb #12ca46f3
 class Series(Measured):
     "`Measured` as arrays over levels."
 
@@ -389,13 +497,22 @@ class Series(Measured):
         "A series and its resamples: seeds drawn first, then images."
         key = net, exp, set
         if key not in self.memo:
-            whole = [seed for seed in self.seeds if all(self.has(net, exp, level, seed) for level in self.levels(exp))]
-            if not whole: raise Missing(f"{net} {exp}: no seed has all {len(self.levels(exp))} levels of the {self.profile} profile")
+            whole = self.whole_seeds(net, exp)
             values = np.stack([np.stack([self.cell(net, exp, level, seed)[self.sets[set]] for level in self.levels(exp)]) for seed in whole])
             self.memo[key] = np.einsum("slr,rs->lr", values, self.seed_weights(len(whole))), len(whole)
         found, seeds = self.memo[key]
         self.used.add((net, exp, seeds))
         return found
+
+    def whole_seeds(self, net: str, exp: str) -> list[int]:
+        "The seeds with all levels; Damaged where only lost counts keep a series from having one."
+        whole, lost, levels = [], [], self.levels(exp)
+        for seed in self.seeds:
+            gaps = [gap for gap in (self.gap(net, exp, level, seed) for level in levels) if gap]
+            if not gaps: whole.append(seed)
+            elif all(isinstance(gap, Damaged) for gap in gaps): lost += gaps
+        if whole: return whole
+        raise lost[0] if lost else Missing(f"{net} {exp}: no seed has all {len(levels)} levels of the {self.profile} profile")
 
     def seed_weights(self, n: int) -> np.ndarray:  # [1+R, n]
         "Which seeds each resample draws; the same draw for all series of n seeds."
@@ -404,7 +521,7 @@ class Series(Measured):
             self.draws[n] = np.vstack([np.full((1, n), 1 / n), drawn])
         return self.draws[n]
 
-# %% ../nbs/62_claims.ipynb #f2b047ad
+# %% ../nbs/62_claims.ipynb #d768bfbb
 class StudyWorld(Series):
     "`Series` with the functions of study_findings.csv."
 
@@ -418,16 +535,20 @@ class StudyWorld(Series):
         if len(index) < 3: raise Missing(f"{net} {exp}: {len(index)} levels in segment {segment}")
         return [self.levels(exp)[i] for i in index], self.array(net, exp, set)[index]
 
-    def remembered(self, name: str, key: tuple, compute: Callable) -> float:
+    def seen(self, values: np.ndarray) -> float | np.ndarray:  # values: [1+R]
+        "The value in the resample looked at, or all values."
+        return values if self.at is None else values[self.at].item()
+
+    def remembered(self, name: str, key: tuple, compute: Callable) -> float | np.ndarray:
         "A statistic of the resample looked at, computed once for all of them."
         self.array(*key[:3])  # also notes that the series was used
         if (name, key) not in self.memo: self.memo[name, key] = np.broadcast_to(compute(), (self.size,))
-        return float(self.memo[name, key][self.at])
+        return self.seen(self.memo[name, key])
 
     def rho(self, net, exp, set, segment="all"): return self.remembered("rho", (net, exp, set, segment), lambda: spearman_of(*self.part(net, exp, set, segment))[0])
     def mu(self, net, exp, set, segment="all"): return self.remembered("mu", (net, exp, set, segment), lambda: self.part(net, exp, set, segment)[1].mean(0))
     def var(self, net, exp, set, segment="all"): return self.remembered("var", (net, exp, set, segment), lambda: self.part(net, exp, set, segment)[1].var(0))
-    def pv(self, net, exp, set, segment="all"): return float(p_of_r(self.rho(net, exp, set, segment), len(self.part(net, exp, set, segment)[0])))
+    def pv(self, net, exp, set, segment="all"): return p_of_r(self.rho(net, exp, set, segment), len(self.part(net, exp, set, segment)[0]))
     def mR(self, net, exp, set): return self.remembered("mR", (net, exp, set), lambda: multiple_correlation(self.levels(exp), self.array(net, exp, set))[0])
     def mP(self, net, exp, set): return self.remembered("mP", (net, exp, set), lambda: multiple_correlation(self.levels(exp), self.array(net, exp, set))[1])
 
@@ -438,19 +559,19 @@ class StudyWorld(Series):
     def s(self, net, exp, set, lo=None, hi=None):
         index = self.chosen(exp, lo, hi)
         if not index: raise Missing(f"{net} {exp}: no level in [{lo}, {hi}]")
-        return self.array(net, exp, set)[index, self.at].tolist()
+        return [self.seen(values) for values in self.array(net, exp, set)[index]]
 
     def v(self, net, exp, set, level):
         if level not in self.levels(exp): raise Missing(f"{net} {exp}: level {level} is not in the {self.profile} profile")
-        return float(self.array(net, exp, set)[self.levels(exp).index(level), self.at])
+        return self.seen(self.array(net, exp, set)[self.levels(exp).index(level)])
 
-    def argmax_level(self, net, exp, set): return self.levels(exp)[int(self.array(net, exp, set)[:, self.at].argmax())]
+    def argmax_level(self, net, exp, set): return self.seen(np.array(self.levels(exp))[self.array(net, exp, set).argmax(0)])
     def g(self, net, set, gauss, fgsm): return self.v(net, "dual", set, (float(gauss), float(fgsm)))
     def grid(self, net, set): return self.s(net, "dual", set)
     def four(self, net, set): return self.s(net, "four", set)
     def allm(self, net, set): return [x for exp in ("gaussian", "fgsm", "imbalance", "dual") for x in self.s(net, exp, set)]
 
-# %% ../nbs/62_claims.ipynb #e7010e73
+# %% ../nbs/62_claims.ipynb #88db77b3
 class StudyFacts(StudyWorld):
     "`StudyWorld` with what the data sheets tell about the training sets."
 
@@ -502,9 +623,95 @@ class StudyFacts(StudyWorld):
     def names(self, facts: dict | None = None) -> dict:
         "Everything that a predicate may use; `facts` adds numbers that a page computed."
         functions = {n: getattr(self, n) for n in STUDY_FUNCTIONS}
-        return {n: Missing(n) for n in STUDY_FACTS} | self.facts() | functions | STUDY_WORDS | (facts or {})
+        if "facts" not in self.memo: self.memo["facts"] = self.facts()
+        return {n: Missing(n) for n in STUDY_FACTS} | self.memo["facts"] | functions | STUDY_WORDS | (facts or {})
 
-# %% ../nbs/62_claims.ipynb #d7e3285f
+# %% ../nbs/62_claims.ipynb #21689933
+def truth(value): return value.astype(bool) if isinstance(value, np.ndarray) else bool(value)
+
+
+def counted(value):
+    "Truth as Python counts it: True is 1, also in sums."
+    return value.astype(int) if isinstance(value, np.ndarray) else bool(value)
+
+
+def every(values): return counted(reduce(np.logical_and, map(truth, values), True))
+def some(values): return counted(reduce(np.logical_or, map(truth, values), False))
+
+
+def best(better: Callable, *values, key: Callable = lambda v: v):
+    "Python's max or min: the first of the best."
+    values = list(values[0]) if len(values) == 1 else values
+    found, score = values[0], key(values[0])
+    for value in values[1:]:
+        mark = key(value)
+        wins = better(mark, score)
+        if not isinstance(wins, np.ndarray): found, score = (value, mark) if wins else (found, score)
+        elif not all(isinstance(v, AtOnce.numbers) for v in (value, found, mark, score)): raise PredicateError("only numbers are told apart in all resamples at once")
+        else: found, score = np.where(wins, value, found), np.where(wins, mark, score)
+    return found
+
+# %% ../nbs/62_claims.ipynb #c0bde970
+class AtOnce(Predicates):
+    "`Predicates` in which a number may be an array of what it is in each resample."
+
+    numbers = (int, float, np.ndarray)
+    every, some = staticmethod(every), staticmethod(some)
+
+    def UnaryOp(self, node, local):
+        if not isinstance(node.op, ast.Not): return super().UnaryOp(node, local)
+        return counted(np.logical_not(truth(self(node.operand, local))))
+
+    def BinOp(self, node, local):
+        with np.errstate(divide="raise", invalid="raise"): return super().BinOp(node, local)
+
+    def compared(self, op, a, b):
+        if op in (ast.In, ast.NotIn) and isinstance(b, (list, tuple)):
+            found = some(self.compared(ast.Eq, a, each) for each in b)
+            return found if op is ast.In else counted(np.logical_not(found))
+        if any(isinstance(v, np.ndarray) for v in (a, b)) and not all(isinstance(v, self.numbers) for v in (a, b)):
+            raise PredicateError("in all resamples at once only numbers are compared")
+        return super().compared(op, a, b)
+
+# %% ../nbs/62_claims.ipynb #ea765abd
+def table_of(values) -> np.ndarray:  # [n], or [n,1+R] where any of them varies
+    "Numbers and arrays over resamples as one array."
+    return np.stack(np.broadcast_arrays(*values))
+
+
+def in_each(correlation: Callable, x, y):
+    "A correlation of two lists in every resample."
+    x, y = table_of(x), table_of(y)
+    if y.ndim == 1: x, y = y, x
+    if x.ndim == 2 and (x == x[:, :1]).all(): x = x[:, 0]
+    if x.ndim == 1: return correlation(x, y)[0]
+    return np.array([correlation(*pair)[0] for pair in zip(x.T, y.T)])
+
+
+AT_ONCE = dict(all=every, any=some, max=partial(best, operator.gt), min=partial(best, operator.lt), median=lambda v: np.median(table_of(v), axis=0),
+               spread=lambda v: best(operator.gt, v) - best(operator.lt, v), pearson=partial(in_each, pearson_of), spearman=partial(in_each, spearman_of))
+
+# %% ../nbs/62_claims.ipynb #13f34516
+def at_once(
+    predicate: str,
+    world: StudyFacts,
+    names: dict,  # of the world
+) -> np.ndarray | None:  # [1+R] bool; None: has to be tried one by one
+    "Truth of a predicate in the measurement and in each resample, by one evaluation."
+    world.at = None
+    try: found = truth(AtOnce(names | AT_ONCE)(parsed(predicate), {}))
+    except (Missing, PredicateError, ArithmeticError, ValueError, RecursionError): return None
+    finally: world.at = 0
+    return np.broadcast_to(found, (world.size,))
+
+
+def one_by_one(predicate: str, world: StudyFacts, names: dict) -> Iterator[bool]:  # 1+R values
+    "The same, resample after resample."
+    try:
+        for world.at in range(world.size): yield bool(evaluate(predicate, names))
+    finally: world.at = 0
+
+
 def judge(
     predicate: str,
     world: StudyFacts,
@@ -512,15 +719,17 @@ def judge(
     resamples: int = RESAMPLES,  # at most those of the world
 ) -> dict:  # verdict, share, n_seeds
     "Holds, fails, inconclusive or not run."
-    names, true, world.used = world.names(facts), [], set()
+    names, world.used = world.names(facts), set()
     try:
         evaluate(predicate, names, whole=True)  # anything missing: not run, even if the rest would decide
-        for world.at in range(min(resamples, world.size - 1) + 1): true.append(bool(evaluate(predicate, names)))
-    except Missing as missing: return dict(verdict="not run", share=float("nan"), n_seeds=0, why=str(missing.args[0]))
+        true = at_once(predicate, world, names)
+        if true is None: true = one_by_one(predicate, world, names)
+        true = [bool(value) for value in islice(true, min(resamples, world.size - 1) + 1)]
+    except Missing as missing: return dict(verdict="not run", share=float("nan"), n_seeds=0, why=str(missing.args[0]), damaged=isinstance(missing, Damaged))
     finally: world.at = 0
     share = mean(true[1:]) if len(true) > 1 else float(true[0])
     seeds = min((n for _, _, n in world.used), default=len(world.seeds))
-    return dict(verdict="holds" if share >= 0.95 else "fails" if share <= 0.05 else "inconclusive", share=share, n_seeds=seeds, why="")
+    return dict(verdict="holds" if share >= 0.95 else "fails" if share <= 0.05 else "inconclusive", share=share, n_seeds=seeds, why="", damaged=False)
 
 
 def about_print(claim: pd.Series) -> bool:
@@ -529,9 +738,26 @@ def about_print(claim: pd.Series) -> bool:
               for n in ([*node.args[2:], *(k.value for k in node.keywords)] or [ast.Constant(0.051)])]
     return claim.kind in ("exact", "consistency", "confound") or claim.kind == "magnitude" and bool(narrow) and min(narrow) < 0.1
 
-# %% ../nbs/62_claims.ipynb #eb580a72
+# %% ../nbs/62_claims.ipynb #02048bc7
 COLUMNS = ["id", "paper", "kind", "source", "claim", "about", "in_print", "reading", "verdict", "share", "n_seeds", "profile", "provisional", "why"]
 PAPERS = ("ERIEP", "Dem-HEC", "study")
+
+
+def study_worlds(
+    store: Store,
+    profiles: tuple,  # in order
+    resamples: int,
+) -> dict[str, list[StudyFacts]]:  # reading -> a world for each profile that has records of its own
+    "The study's records in every reading, resampled once for all of them."
+    records, worlds = store.records("study"), {name: [] for name in READINGS}
+    for profile in profiles:
+        mine = [r for r in records if r.profile == profile and any(belongs(r, reading) for reading in READINGS.values())]
+        values = all_resampled(mine, store, resamples, 0)
+        for name, reading in READINGS.items():
+            world = StudyFacts(mine, store, profile, name, resamples, values=values)
+            has_own = any(reading.own(net, factor) for net, factor, *_ in world.records)
+            if world.records and (has_own or name in ("fixed", "white_box")): worlds[name].append(world)
+    return worlds
 
 
 def study_verdicts(
@@ -542,18 +768,19 @@ def study_verdicts(
     resamples: int,
 ) -> Iterator[dict]:
     "A row per claim and reading, from the best profile that decides it."
-    records = store.records("study")
-    for reading in SETS:
-        worlds = [StudyFacts(records, store, p, reading, resamples) for p in profiles if any(r.profile == p for r in records)]
+    for reading, worlds in study_worlds(store, profiles, resamples).items():
         for _, claim in claims.iterrows():
-            if reading != "fixed" and not any(f'"{set}"' in claim.predicate or "TS" in claim.predicate for set in ("a",)): continue
-            found = dict(verdict="not run", share=float("nan"), n_seeds=0, why="no records")
+            if reading == "white_box" and not any(name in claim.predicate for name in ('"a"', "TS")): continue
+            found, own = dict(verdict="not run", share=float("nan"), n_seeds=0, why="no records"), False
             for world in worlds:
                 if claim.kind == "finding setup" and world.profile != "full": continue
                 found = judge(claim.predicate, world, facts, resamples) | dict(profile=world.profile)
-                if found["verdict"] != "not run": break
-            off = found["verdict"] != "not run" and (found["n_seeds"] < 3 or found["profile"] != "full")
-            yield dict(claim) | dict(about="measured", reading=reading, provisional=off) | found | (dict(profile="") if found["verdict"] == "not run" else {})
+                own = any(READINGS[reading].own(net, exp) for net, exp, _ in world.used)
+                if found["verdict"] != "not run" or found["damaged"]: break
+            decided = found["verdict"] != "not run"
+            if reading in ("fixed", "white_box") or own and decided:
+                off = decided and (found["n_seeds"] < 3 or found["profile"] != "full")
+                yield dict(claim) | dict(about="measured", reading=reading, provisional=off) | found | ({} if decided else dict(profile=""))
 
 
 def paper_name(

@@ -1,13 +1,32 @@
 """Predicates that may not run as Python, verdicts by the one rule, and a paper's numbers that decide what they can decide."""
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
 
-from robustnb.claims import BUILTINS, SEGMENTS, Missing, PredicateError, StudyFacts, claim_table, evaluate, in_print, names_in, paper_name, paper_table, parsed, printed_names, printed_study, verdicts
+from robustnb.claims import (
+    BUILTINS,
+    SEGMENTS,
+    Missing,
+    PredicateError,
+    StudyFacts,
+    at_once,
+    claim_table,
+    evaluate,
+    in_print,
+    names_in,
+    one_by_one,
+    paper_name,
+    paper_table,
+    parsed,
+    printed_names,
+    printed_study,
+    verdicts,
+)
 from robustnb.records import Record, Store, encode
 from robustnb.statistics import spearman
-from robustnb.study import GRIDS, PROTOCOLS, StudyCell
+from robustnb.study import GRIDS, PROTOCOLS, QUESTIONS, StudyCell, clean_cell, study_cells
 
 # what a hostile file might hold -> the part that the refusal must name
 ATTACKS = {
@@ -70,12 +89,13 @@ def test_papers_are_found_in_any_spelling():
     with pytest.raises(ValueError, match="did you mean 'study'"): verdicts("studdy")
 
 
-def series(store, accuracy, seeds=(0,), profile="quick", images=400, missing=(), net="lenet5"):
+def series(store, accuracy, seeds=(0,), profile="quick", images=400, missing=(), net="lenet5", **options):
     "Records of the clean and the Gaussian models; accuracy(level, seed) is that of MNIST-C, the rest follows from it."
     for seed in seeds:
         for level in (0.0, *GRIDS[profile]["gaussian"]):
             if (level, seed) in missing: continue
-            cell = dataclasses.asdict(StudyCell(net=net, factor="gaussian" if level else "clean", level=level, seed=seed, **PROTOCOLS[profile]))
+            cell = StudyCell(**{**dict(net=net, factor="gaussian", level=level, seed=seed), **PROTOCOLS[profile], **options})
+            cell = dataclasses.asdict(cell if level else clean_cell(cell))
             right = (np.arange(images) < round(images * accuracy(level, seed))).astype(np.uint8)
             counts = dict(test=np.ones(images, np.uint8), c=right, a_fixed=right, a_white=1 - right, n_levels=np.array(1))
             metrics = dict(train=0.99, test=1.0, c=right.mean(), a_fixed=right.mean(), a_white=1 - right.mean(), n_test=images)
@@ -129,7 +149,8 @@ def test_the_measurement_is_what_was_recorded_and_ties_stay_ties(tmp_path):
         right = np.zeros(images, np.uint8)
         right[rng.choice(images, 9871 if level < 7 else 9872, replace=False)] = 1  # the same number right, other images
         counts = dict(test=right, c=right, a_fixed=right, a_white=right, n_levels=np.array(1))
-        cell = dataclasses.asdict(StudyCell(factor="gaussian" if level else "clean", level=level))
+        cell = StudyCell(factor="gaussian", level=level, **PROTOCOLS["quick"])
+        cell = dataclasses.asdict(cell if level else clean_cell(cell))
         store.append(Record("study", cell, dict(train=1.0, test=right.mean()), "quick"), {"counts.npz": encode("counts.npz", counts)})
     world = StudyFacts(store.records("study"), store, "quick", "fixed", 3)
     levels = world.levels("gaussian")
@@ -176,22 +197,134 @@ def test_a_level_that_is_not_there_is_not_run_but_series_are(tmp_path):
     assert found.loc[("F1-05", "fixed"), "verdict"] != "not run" and found.loc[("F1-05", "fixed"), "provisional"]
 
 
-def test_no_profile_of_any_question_breaks_the_verdicts(tmp_path):
-    "Too few levels for a regression, facts that no sheet holds: not run, never an exception."
-    from robustnb.study import QUESTIONS, study_cells
+def noise(store, profile, nets=("lenet5",), seeds=(0,), images=60, **options):
+    "Records of every cell of a profile, right on images at random."
+    for cell in dict.fromkeys(c for question in QUESTIONS for c in study_cells(question, profile, nets, seeds, **options)):
+        rng = np.random.default_rng([cell.seed, len(cell.net), *repr(cell).encode()])
+        levels, chance = len(cell.eval_levels), 0.7 + 0.15 * rng.random()
+        counts = {name: rng.binomial(1 if name == "test" else levels, chance, images).astype(np.uint8) for name in ("test", "c", "a_fixed", "a_white")}
+        metrics = dict(train=rng.random(), sheet=dict(size=10, per_class=[1] * 10), **{k: v.mean() for k, v in counts.items()})
+        store.append(Record("study", dataclasses.asdict(cell), metrics, profile), {"counts.npz": encode("counts.npz", counts | dict(n_levels=np.array(levels)))})
+    return store
 
-    for profile in ("smoke", "quick"):
-        store, seen = Store(tmp_path / profile), set()
-        for cell in (c for question in QUESTIONS for c in study_cells(question, profile)):
-            if cell in seen: continue
-            seen.add(cell)
-            rng = np.random.default_rng(len(seen))
-            counts = {name: rng.integers(0, 2, 60).astype(np.uint8) for name in ("test", "c", "a_fixed", "a_white")}
-            metrics = dict(train=0.9, sheet=dict(size=10, per_class=[1] * 10), **{k: v.mean() for k, v in counts.items()})
-            store.append(Record("study", dataclasses.asdict(cell), metrics, profile), {"counts.npz": encode("counts.npz", counts | dict(n_levels=np.array(1)))})
-        table = verdicts("study", store, profile=profile, resamples=3)
-        decided = table[~table.verdict.eq("not run")]
-        assert len(decided) > 20 and decided.provisional.all() and (table[table.verdict == "not run"].why != "").all()
+
+@pytest.mark.parametrize("profile", ["smoke", "quick"])
+def test_no_profile_of_any_question_breaks_the_verdicts(tmp_path, profile):
+    "Too few levels for a regression, facts that no sheet holds: not run, never an exception."
+    table = verdicts("study", noise(Store(tmp_path), profile), profile=profile, resamples=3)
+    decided = table[~table.verdict.eq("not run")]
+    assert len(decided) > 20 and decided.provisional.all() and (table[table.verdict == "not run"].why != "").all()
+
+
+def test_one_evaluation_tells_what_one_per_resample_tells(tmp_path):
+    "Every predicate of the study that can be decided, over both nets and three seeds."
+    store, decided, mixed = noise(Store(tmp_path), "quick", ("lenet5", "alexnet8"), (0, 1, 2)), 0, 0
+    world = StudyFacts(store.records("study"), store, "quick", "fixed", 40)
+    for claim in claim_table().query("paper == 'study'").itertuples():
+        names = world.names()
+        try: evaluate(claim.predicate, names, whole=True)
+        except Missing: continue
+        together, slowly = at_once(claim.predicate, world, names), list(one_by_one(claim.predicate, world, names))
+        assert together is not None and together.tolist() == slowly, claim.id
+        decided, mixed = decided + 1, mixed + (0 < sum(slowly) < 41)
+    assert decided > 60 and mixed > 10 and world.at == 0
+
+
+def test_what_arrays_cannot_say_is_told_resample_by_resample(tmp_path):
+    store = series(Store(tmp_path), lambda level, seed: 0.5 + level / 40)
+    world = StudyFacts(store.records("study"), store, "quick", "fixed", 30)
+    names = world.names()
+    for text in ('[s("lenet","gaussian","c")][0] == s("lenet","gaussian","c")', '["a", "b"][round(v("lenet","gaussian","c",2))] == "b"'):
+        assert at_once(text, world, names) is None
+        assert len(list(one_by_one(text, world, names))) == 31 and world.at == 0
+
+
+WRITTEN_DOWN = {
+    ("F1-04", "fixed"): 0.535, ("F1-05", "fixed"): 0.105, ("F1-14", "fixed"): 0.41, ("F3-02", "fixed"): 0.045, ("F3-04", "fixed"): 0.945, ("F5-03", "fixed"): 0.46,
+    ("F1-05", "white_box"): 0.245, ("F2-24", "white_box"): 0.025, ("F3-04", "white_box"): 0.96,
+}
+
+
+def test_shares_are_those_written_down_when_each_model_was_resampled_alone(tmp_path):
+    store = noise(Store(tmp_path), "quick", seeds=(0, 1, 2))
+    found = verdicts("study", store, profile="quick", resamples=200).set_index(["id", "reading"]).share
+    for (claim, reading), share in WRITTEN_DOWN.items(): assert found[claim, reading] == pytest.approx(share, abs=1e-12), claim
+    assert len(WRITTEN_DOWN) > 8
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed", "not a file of arrays", "a part is missing"])
+def test_lost_counts_leave_their_claims_unrun_and_name_the_record(tmp_path, damage):
+    store = series(Store(tmp_path), lambda level, seed: 0.5 + level / 40, profile="full")
+    series(store, lambda level, seed: 0.5 + level / 40)
+    record = next(r for r in store.records("study", "full") if r.cell["level"] == 4.0)
+    file = tmp_path / "artefacts" / record.key / "counts.npz"
+    if damage == "gone": file.unlink()
+    if damage == "changed": file.write_bytes(file.read_bytes()[:-9])
+    if damage == "not a file of arrays": store.append(dataclasses.replace(record, time=""), {"counts.npz": b"no zip"})
+    if damage == "a part is missing": store.append(dataclasses.replace(record, time=""), {"counts.npz": encode("counts.npz", dict(test=np.ones(9)))})
+    with pytest.warns(UserWarning, match=record.key): table = rows(store)
+    row = table.loc[("F1-05", "fixed")]
+    assert row.verdict == "not run" and record.key in row.why and row["profile"] == ""  # the quick records do not stand in
+    assert (table.verdict == "not run").all() or set(table[table.verdict != "not run"].index.get_level_values(0)) <= {"F1-19"}
+    quick = rows(store, profile="quick")
+    assert quick.loc[("F1-05", "fixed"), "verdict"] != "not run"
+
+
+def test_lost_counts_of_one_seed_leave_the_others(tmp_path):
+    store = series(Store(tmp_path), lambda level, seed: 0.5 + level / 40, seeds=(0, 1, 2))
+    record = next(r for r in store.records("study") if r.cell["seed"] == 1)
+    (tmp_path / "artefacts" / record.key / "counts.npz").unlink()
+    with pytest.warns(UserWarning, match=f"{record.key} .*seed 1, quick"): found = rows(store)
+    assert found.loc[("F1-05", "fixed"), "n_seeds"] == 2
+
+
+OTHERS = {"relu_max": dict(net="lenet5_relu_max"), "replace": dict(mode="replace"), "few images": dict(data="sample"), "control": dict(factor="control"), "fewer added": dict(per_class=500),
+          "longer": dict(epochs=9), "other levels": dict(eval_levels=(1.0, 2.0))}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_records_of_another_set_up_stay_out_of_the_literal_reading(tmp_path, other):
+    "They come last in the store, so that whoever confuses them takes theirs."
+    alone = rows(series(Store(tmp_path / "alone"), lambda level, seed: 0.5 + level / 40))
+    store = series(Store(tmp_path / "both"), lambda level, seed: 0.5 + level / 40)
+    shared = {(0.0, 0)} if other in ("replace", "control", "fewer added") else ()  # these have the same clean model
+    series(store, lambda level, seed: 0.9 - level / 40, missing=shared, **OTHERS[other])
+    both = rows(store)
+    literal = both[both.index.get_level_values(1).isin(["fixed", "white_box"])]
+    assert literal.drop(columns="why").equals(alone.drop(columns="why"))
+    readings = set(both.index.get_level_values(1)) - {"fixed", "white_box"}
+    assert readings == ({other} if other in ("relu_max", "replace") else set())
+
+
+def test_a_net_on_few_images_decides_nothing(tmp_path):
+    store = series(Store(tmp_path), lambda level, seed: 0.5 + level / 40)
+    series(store, lambda level, seed: 0.5 + level / 40, net="alexnet8", data="sample")
+    found = rows(store)
+    assert (found[found.index.get_level_values(0) == "F1-02"].verdict == "not run").all()
+
+
+@pytest.mark.parametrize("reading", ["relu_max", "replace"])
+def test_another_reading_has_rows_for_what_it_decides(tmp_path, reading):
+    "F1-21 and the like name AlexNet-8 and stay out; F1-15 is met by the other set-up alone."
+    store = series(Store(tmp_path), lambda level, seed: 0.8)
+    series(store, lambda level, seed: 0.99, **OTHERS[reading])
+    if reading == "replace": assert not [r for r in store.records("study") if r.cell["factor"] == "clean" and r.cell["mode"] == "replace"]
+    found = rows(store)
+    own = found[found.index.get_level_values(1) == reading]
+    assert found.loc[("F1-15", "fixed"), "verdict"] == "fails" and own.loc[("F1-15", reading), "verdict"] == "holds"
+    assert (own.verdict != "not run").all() and "F1-21" not in own.index.get_level_values(0) and not own.index.get_level_values(0).str.startswith("S").any()
+
+
+def test_an_incomplete_other_reading_has_no_rows(tmp_path):
+    store = series(Store(tmp_path), lambda level, seed: 0.8)
+    series(store, lambda level, seed: 0.99, net="lenet5_relu_max", missing={(4.0, 0)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "relu_max" not in rows(store).index.get_level_values(1)
+
+
+def test_an_unknown_reading_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'relu_max'"): StudyFacts([], Store(tmp_path), "quick", "relumax")
 
 
 def test_segments_share_out_the_levels():
