@@ -6,9 +6,9 @@
 __all__ = ['PROTOCOLS', 'NETS', 'baseline', 'BaselineCell', 'baseline_cells', 'images_of', 'recipe_of', 'trained', 'packed',
            'unpacked', 'run_baseline_cell', 'Baseline']
 
-# %% ../nbs/57_baselines.ipynb #f25d4b56
+# %% ../nbs/57_baselines.ipynb #3fa2a52e
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,7 +23,7 @@ from .layers import seeded
 from .robustness import Answers, ask, summarise, tabulate
 from .training import Recipe, crop_flip, fit
 
-# %% ../nbs/57_baselines.ipynb #12db46e9
+# %% ../nbs/57_baselines.ipynb #8c5cd801
 @dataclass(frozen=True)
 class BaselineCell:
     "A network, how it is trained on clean images, and what it is put through."
@@ -43,7 +43,7 @@ class BaselineCell:
 
 PROTOCOLS = {
     "smoke": dict(data="sample", epochs=1, batch=50, corruptions=("gaussian_noise", "fog", "contrast"), severities=(1, 5), images=100),
-    "quick": dict(epochs=4, batch=128, warmup=0.5, images=2_000),
+    "quick": dict(epochs=4, batch=128, warmup=0.5, images=1_000),
     "full": {},
 }
 
@@ -58,7 +58,7 @@ def baseline_cells(
     if profile not in PROTOCOLS: raise ValueError(nearest(profile, PROTOCOLS, "profile"))
     return [BaselineCell(net=net, seed=seed, **{**PROTOCOLS[profile], **options}) for net in nets for seed in seeds]
 
-# %% ../nbs/57_baselines.ipynb #5338971e
+# %% ../nbs/57_baselines.ipynb #cb22fc54
 NETS: dict[str, Callable[..., nn.Module]] = {"resnet20": resnet20, "resnet56": resnet56}
 
 
@@ -86,7 +86,7 @@ def trained(
     if cell.net not in NETS: raise ValueError(nearest(cell.net, NETS, "baseline network"))
     train = images_of(cell.data, "train")
     with seeded(1000 * cell.seed): model = NETS[cell.net](classes=len(train.classes)).to(context.device)
-    with context.parent(cell) as folder:
+    with context.parent(replace(cell, corruptions=(), severities=(), benchmark="", images=0)) as folder:
         kept = folder / "model.pt"
         if not kept.is_file():
             fit(model, train, recipe=recipe_of(cell), seed=cell.seed, checkpoint=folder / "training.pt", device=context.device, progress=show)
