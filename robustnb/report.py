@@ -6,7 +6,7 @@
 __all__ = ['PRINTED_NUMBER', 'COLOURS', 'NOTES', 'TEST_SETS', 'NET_NAMES', 'READINGS', 'FACTORS', 'FACTOR_AXES', 'LEVEL_NAMES',
            'MAIN', 'SINGLE', 'number', 'probability', 'with_interval', 'table', 'badge', 'verdict_table',
            'verdict_counts', 'changed_verdicts', 'banner', 'provenance_line', 'Estimate', 'beside', 'beside_table',
-           'study_records', 'study_worlds', 'n_seeds', 'nets_run', 'nets_line', 'summary', 'said', 'told',
+           'page_cells', 'study_records', 'study_worlds', 'n_seeds', 'nets_run', 'nets_line', 'summary', 'said', 'told',
            'accuracy_at', 'change', 'best_level', 'printed_rows', 'series_statistics', 'same_strength', 'small',
            'correlations', 'correlation_rows', 'correlation_table', 'multiple_statistics', 'multiple_table', 'theme',
            'draw_series', 'draw_printed', 'level_figure', 'grid_figure', 'level_means', 'effect', 'main_effect_figure',
@@ -191,10 +191,22 @@ def beside_table(
              "difference": signed(row.difference), "verdict": badge(row.verdict) if row.verdict else ""} for row in frame.itertuples()]
     return table(pd.DataFrame(rows), caption)
 
-# %% ../nbs/63_report.ipynb #d7f38bf7
+# %% ../nbs/63_report.ipynb #00954bf9
 TEST_SETS = {"test": "MNIST-Test", "c": "MNIST-C", "a": "MNIST-A"}
 NET_NAMES = {"lenet": "LeNet-5", "alexnet": "AlexNet-8"}
 READINGS = {"fixed": "fixed", "white box": "white_box"}  # as titles, as `StudyFacts` calls them
+
+
+def page_cells(
+    question: str,  # rq1 ... rq6
+    profile: str,  # smoke | quick | full
+    nets: tuple = ("lenet5",),  # nets of the study
+    seeds: tuple = (0,),  # one training of every cell for each
+    **options,  # fields of `StudyCell`
+) -> list[StudyCell]:
+    "`study_cells`, in smoke with test distances up to 8."
+    if profile == "smoke": options = dict(eval_levels=(2.0, 4.0, 8.0)) | options
+    return study_cells(question, profile, tuple(nets), tuple(seeds), **options)
 
 
 def study_records(
@@ -205,7 +217,7 @@ def study_records(
     "The records that answer questions by a profile's protocol, of both nets and of all seeds."
     known = store.records("study", profile)
     seeds = tuple(sorted({r.cell["seed"] for r in known}))
-    wanted = {record_key("study", cell) for question in questions for cell in study_cells(question, profile, ("lenet5", "alexnet8"), seeds)}
+    wanted = {record_key("study", cell) for question in questions for cell in page_cells(question, profile, ("lenet5", "alexnet8"), seeds)}
     return [r for r in known if r.key in wanted]
 
 
@@ -539,7 +551,7 @@ def sheet_table(
         rows.append(levels | sheet_columns(r.metrics["sheet"], exp) | dict(epochs=r.metrics["epochs_run"]) | {titles[name]: f"{r.metrics[name]:.3f}" for name in accuracies})
     return table(pd.DataFrame(rows), caption) if rows else HTML("<p>Not run.</p>")
 
-# %% ../nbs/63_report.ipynb #4d58b1ef
+# %% ../nbs/63_report.ipynb #0c518b81
 MAIN = "noisy images added"
 
 
@@ -550,10 +562,10 @@ def other_readings(
     "The cells of RQ1 in other readings of the set-up, a few levels each; the page's own series first."
     few = GRIDS[profile]["gaussian"][-1:] if profile == "smoke" else (4.0, 8.0, 12.0)
     options = {"noisy images replace clean ones": dict(mode="replace"), "ReLU, maximum pooling": dict(nets=("lenet5_relu_max",))}
-    clean, *noisy = study_cells("rq1", profile, seeds=(seed,))
+    clean, *noisy = page_cells("rq1", profile, seeds=(seed,))
     control = StudyCell(**{**vars(noisy[0]), "factor": "control", "level": 0.0})
     found = {MAIN: [clean, *(c for c in noisy if c.level in few)], "as many clean copies added": [control]}
-    return found | {title: [c for c in study_cells("rq1", profile, seeds=(seed,), **option) if c.level in (0.0, *few)] for title, option in options.items()}
+    return found | {title: [c for c in page_cells("rq1", profile, seeds=(seed,), **option) if c.level in (0.0, *few)] for title, option in options.items()}
 
 
 def recorded_readings(

@@ -110,6 +110,11 @@ def test_records_of_other_seeds_and_nets_are_shown_and_other_protocols_are_not(t
     assert len(report.study_records(store, "quick", "rq3", "rq4")) == 25 and report.study_records(store, "full", "rq3") == []
 
 
+def test_smoke_pages_stop_at_a_distance_that_any_net_can_be_tested_at():
+    assert {cell.eval_levels for q in ("rq3", "rq5") for cell in report.page_cells(q, "smoke")} == {(2.0, 4.0, 8.0)}
+    assert report.page_cells("rq3", "full", ["lenet5"], [2]) == study_cells("rq3", "full", seeds=(2,)) and report.page_cells("rq1", "quick") == study_cells("rq1", "quick")
+
+
 def test_a_difference_in_words_never_passes_noise_for_an_effect(tmp_path):
     draws = np.random.default_rng(0)
     store, levels = Store(tmp_path), [0.0, *GRIDS["quick"]["gaussian"]]
