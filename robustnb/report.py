@@ -11,9 +11,9 @@ __all__ = ['PRINTED_NUMBER', 'COLOURS', 'NOTES', 'TEST_SETS', 'NET_NAMES', 'READ
            'correlations', 'correlation_rows', 'correlation_table', 'multiple_statistics', 'multiple_table', 'theme',
            'draw_series', 'draw_printed', 'level_figure', 'grid_figure', 'level_means', 'effect', 'main_effect_figure',
            'sheet_columns', 'sheet_table', 'other_readings', 'recorded_readings', 'reading_figure', 'reading_table',
-           'sample_records', 'model_table', 'advice_figure', 'advice_table']
+           'sample_records', 'model_table', 'strip_figure', 'distance_figure', 'advice_figure', 'advice_table']
 
-# %% ../nbs/63_report.ipynb #3c4deb4a
+# %% ../nbs/63_report.ipynb #b4be0afe
 import html
 import re
 from functools import cache
@@ -26,6 +26,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from IPython.display import HTML
+from statsmodels.stats.proportion import proportion_confint
 
 from .claims import SEGMENTS, SETS, Missing, StudyFacts, paper_table, resampled, study_tables
 from .data import nearest
@@ -70,7 +71,7 @@ def table(
     said = f"<caption>{caption}</caption>" if caption else ""
     return HTML(f"<div class='table-box' style='overflow-x:auto'><table class='table'>{said}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
 
-# %% ../nbs/63_report.ipynb #3b503d20
+# %% ../nbs/63_report.ipynb #0fa57538
 COLOURS = {"holds": "#0173b2", "fails": "#b35900", "inconclusive": "#6e6e6e", "not run": "#6e6e6e", "agrees": "#0173b2", "disagrees": "#b35900"}
 
 
@@ -90,8 +91,8 @@ def verdict_table(
     caption: str = "Each claim is tried on 1,000 resamples of seeds and test images: true in at least 95% it holds, in at most 5% it fails.",
 ) -> HTML:
     "Claims in the paper's order with their verdicts, one column a reading."
-    readings = [r for r in ("literal", "fixed", "white_box") if (frame.reading == r).any()]
-    titles = {"literal": "ours", "fixed": "ours", "white_box": "MNIST-A white box"}
+    titles = {"literal": "ours", "fixed": "ours", "white_box": "MNIST-A white box", "relu_max": "ReLU, maximum pooling", "replace": "images replaced"}
+    readings = [r for r in titles if (frame.reading == r).any()]
     rows = []
     for _, same in frame.groupby("id", sort=False):
         first, by_reading = same.iloc[0], same.set_index("reading")
@@ -101,7 +102,7 @@ def verdict_table(
                 found = by_reading.loc[reading]
                 share = "" if found.share != found.share or found.verdict not in ("holds", "fails", "inconclusive") else f"<br><small>true in {found.share:.0%}, {found.n_seeds} seed{'' if found.n_seeds == 1 else 's'}</small>"
                 row[titles[reading]] = badge(found.verdict, found.provisional) + share
-            else: row[titles[reading]] = "same"
+            else: row[titles[reading]] = "same" if reading == "white_box" else ""
         rows.append(row)
     return table(pd.DataFrame(rows), caption)
 
@@ -636,6 +637,44 @@ def model_table(records: list[Record], store: Store, caption: str = "") -> HTML:
         level = "clean" if r.cell["factor"] == "clean" else f"{r.cell['level']:g}"
         rows.append({"level": level, "seed": r.cell["seed"], "epochs": r.metrics["epochs_run"], "training": f"{r.metrics['train']:.3f}"} | {name: said(summary(values[set])) for set, name in names.items()})
     return table(pd.DataFrame(rows), caption) if rows else HTML("<p>Not run.</p>")
+
+# %% ../nbs/63_report.ipynb #2c962b3c
+def strip_figure(
+    rows: dict[str, torch.Tensor],  # title -> one image at each distance, [L,1,H,W] in [0,1]
+    distances: list[float],  # L
+    guesses: dict[str, list[int]],  # title -> class that the net sees in each
+    truth: dict[str, int],  # title -> its true class
+) -> plt.Figure:
+    "Images at growing distances from their originals, and what a net takes them for."
+    theme()
+    fig, axes = plt.subplots(len(rows), len(distances), figsize=(1.05 * len(distances), 1.35 * len(rows)), squeeze=False, layout="constrained")
+    for line, (title, images) in zip(axes, rows.items()):
+        for ax, image, distance, guess in zip(line, images, distances, guesses[title]):
+            right = guess == truth[title]
+            ax.imshow(image[0], cmap="gray", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[], title=f"l2 = {distance:g}" if line is axes[0] else "")
+            ax.set_xlabel(f"read as {guess}" if right else f"read as {guess}, wrong", color="0.2" if right else COLOURS["fails"], fontsize=8)
+            ax.grid(False)
+        line[0].set_ylabel(title, fontsize=8)
+    return fig
+
+
+def distance_figure(
+    record: Record,  # of a model of the study
+) -> plt.Figure:
+    "A model's accuracy by the distance of the test images, with Wilson intervals."
+    theme()
+    fig, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    levels, n = np.array(record.cell["eval_levels"], float), record.metrics["n_test"]
+    for i, (name, title) in enumerate({"c": "MNIST-C, random direction", "a_fixed": "MNIST-A, FGSM"}.items()):
+        values = np.array(record.metrics[f"{name}_levels"])
+        low, high = proportion_confint((values * n).round(), n, method="wilson")
+        ax.plot(levels, values, marker="o", markersize=3.5, color=f"C{i}", label=f"{title}: mean {values.mean():.3f}")
+        ax.fill_between(levels, low, high, alpha=0.25, color=f"C{i}", linewidth=0)
+    ax.axhline(record.metrics["test"], color="C2", ls=":", label=f"MNIST-Test: {record.metrics['test']:.3f}")
+    ax.set(xlabel="l2 distance of the test images", ylabel="accuracy", ylim=(0, 1.02))
+    ax.legend(fontsize=8)
+    return fig
 
 # %% ../nbs/63_report.ipynb #c8a59beb
 SINGLE = {"gaussian": "Gaussian noise", "fgsm": "FGSM", "imbalance": "class imbalance", "label": "label errors"}
