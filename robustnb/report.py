@@ -192,7 +192,7 @@ def beside_table(
              "difference": signed(row.difference), "verdict": badge(row.verdict) if row.verdict else ""} for row in frame.itertuples()]
     return table(pd.DataFrame(rows), caption)
 
-# %% ../nbs/63_report.ipynb #00954bf9
+# %% ../nbs/63_report.ipynb #06258df0
 TEST_SETS = {"test": "MNIST-Test", "c": "MNIST-C", "a": "MNIST-A"}
 NET_NAMES = {"lenet": "LeNet-5", "alexnet": "AlexNet-8"}
 READINGS = {"fixed": "fixed", "white box": "white_box"}  # as titles, as `StudyFacts` calls them
@@ -243,7 +243,8 @@ def nets_line(world: StudyFacts, *exps: str) -> HTML:
     "Which nets were run, with how many models and seeds."
     parts = []
     for net, name in NET_NAMES.items():
-        models, seeds = sum(len(world.levels(exp)) for exp in exps), [n_seeds(world, net, exp) for exp in exps]
+        again = max(0, len([exp for exp in exps if exp not in FACTORS]) - 1)  # the clean model is in every single-factor series
+        models, seeds = sum(len(world.levels(exp)) for exp in exps) - again, [n_seeds(world, net, exp) for exp in exps]
         parts.append(f"{name}: {models} models for each of {min(seeds)} seed{'s' * (min(seeds) != 1)}." if min(seeds) else f"{name}: <strong>not run</strong> in this profile; its rows and its claims wait for its records.")
     return HTML(f"<p>{' '.join(parts)}</p>")
 
@@ -638,7 +639,7 @@ def model_table(records: list[Record], store: Store, caption: str = "") -> HTML:
         rows.append({"level": level, "seed": r.cell["seed"], "epochs": r.metrics["epochs_run"], "training": f"{r.metrics['train']:.3f}"} | {name: said(summary(values[set])) for set, name in names.items()})
     return table(pd.DataFrame(rows), caption) if rows else HTML("<p>Not run.</p>")
 
-# %% ../nbs/63_report.ipynb #2c962b3c
+# %% ../nbs/63_report.ipynb #81dd4a44
 def strip_figure(
     rows: dict[str, torch.Tensor],  # title -> one image at each distance, [L,1,H,W] in [0,1]
     distances: list[float],  # L
@@ -648,12 +649,12 @@ def strip_figure(
     "Images at growing distances from their originals, and what a net takes them for."
     theme()
     fig, axes = plt.subplots(len(rows), len(distances), figsize=(1.05 * len(distances), 1.35 * len(rows)), squeeze=False, layout="constrained")
-    for line, (title, images) in zip(axes, rows.items()):
+    for i, (line, (title, images)) in enumerate(zip(axes, rows.items())):
         for ax, image, distance, guess in zip(line, images, distances, guesses[title]):
             right = guess == truth[title]
             ax.imshow(image[0], cmap="gray", vmin=0, vmax=1)
-            ax.set(xticks=[], yticks=[], title=f"l2 = {distance:g}" if line is axes[0] else "")
-            ax.set_xlabel(f"read as {guess}" if right else f"read as {guess}, wrong", color="0.2" if right else COLOURS["fails"], fontsize=8)
+            ax.set(xticks=[], yticks=[], title="" if i else f"l2 = {distance:.3g}")
+            ax.set_xlabel(f"{guess}" if right else f"{guess}, wrong", color="0.2" if right else COLOURS["fails"], fontsize=8)
             ax.grid(False)
         line[0].set_ylabel(title, fontsize=8)
     return fig
@@ -676,7 +677,7 @@ def distance_figure(
     ax.legend(fontsize=8)
     return fig
 
-# %% ../nbs/63_report.ipynb #c8a59beb
+# %% ../nbs/63_report.ipynb #53e7a056
 SINGLE = {"gaussian": "Gaussian noise", "fgsm": "FGSM", "imbalance": "class imbalance", "label": "label errors"}
 
 
@@ -713,5 +714,5 @@ def advice_table(
         level, alike = best_level(world, net, exp, set)
         last = world.levels(exp)[-1]
         rows.append({"factor": SINGLE[exp], "test set": f"{title}, {reading}" if set == "a" else title, "best level": f"{level:g}" + small(f"like it: {alike[0]:g} to {alike[-1]:g}" if len(alike) > 1 else "no other like it"),
-                     "gain there": told(change(world, net, exp, set, level)), "at the largest level": f"{last:g}: " + told(change(world, net, exp, set, last))})
+                     "gain there": told(change(world, net, exp, set, level)) if level != world.levels(exp)[0] else "it is the clean-trained net", "at the largest level": f"{last:g}: " + told(change(world, net, exp, set, last))})
     return table(pd.DataFrame(rows), caption)
