@@ -9,7 +9,7 @@ __all__ = ['Strips', 'HAIR', 'fold_index', 'kernel_matrix', 'cut', 'place', 'fro
            'zoom_strips', 'centre_zoom', 'zoom_blur', 'motion_taps', 'trail_by_index', 'trail_by_shift',
            'one_sided_motion', 'motion_blur', 'follow_chains', 'bit_rows', 'glass_source', 'glass_blur']
 
-# %% ../nbs/11_blur.ipynb #e2f2bf4a
+# %% ../nbs/11_blur.ipynb #647cf951
 import functools
 import math
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .noise import check_between, check_images, uniform_rows
+from .noise import check_between, check_images, short_rows, uniform_rows
 
 # %% ../nbs/11_blur.ipynb #17959582
 def fold_index(
@@ -202,7 +202,7 @@ def disk_kernel(
     soft = kernel_matrix(gaussian_taps(alias_blur, r / alias_blur), len(i), "mirror")
     return soft @ (disk / disk.sum()) @ soft.T
 
-# %% ../nbs/11_blur.ipynb #b81fedd6
+# %% ../nbs/11_blur.ipynb #03d9c73e
 def add_taps(
     out: Tensor,  # [...,H,W], changed in place
     padded: Tensor,  # [...,H+2p,W+2p]
@@ -222,10 +222,13 @@ def disk_sum(
     r = int(radius)
     h, w = padded.shape[-2] - 2 * r, padded.shape[-1] - 2 * r
     total = F.pad(padded.cumsum(-1), (1, 0))
-    out = padded.new_zeros(*padded.shape[:-2], h, w)
+    out, reach = padded.new_zeros(*padded.shape[:-2], h, w), {}
     for i in range(-r, r + 1):
-        half, rows = int(math.sqrt(radius**2 - i**2)), total[..., r + i:r + i + h, :]
-        out.add_(rows[..., r + half + 1:r + half + 1 + w]).sub_(rows[..., r - half:r - half + w])
+        reach.setdefault(int(math.sqrt(radius**2 - i**2)), []).append(i)  # rows of one length share their runs
+    for half, rows in reach.items():
+        runs = total[..., r + half + 1:r + half + 1 + w] - total[..., r - half:r - half + w]
+        for i in rows:
+            out.add_(runs[..., r + i:r + i + h, :])
     return out
 
 # %% ../nbs/11_blur.ipynb #939d50d4
@@ -422,17 +425,14 @@ def follow_chains(
         at, now = at.take(going), further.take(going)
     return source
 
-# %% ../nbs/11_blur.ipynb #f2de75a8
+# %% ../nbs/11_blur.ipynb #61a152c6
 def bit_rows(
     x: Tensor,  # images that the draws are for, [B,...]
     n: int,  # draws an image
     generator: torch.Generator | None = None,  # source of the draws; None: torch's default
 ) -> Tensor:  # [B,n] whole numbers in [0, 65536), int32, on the device of x
     "Draw 16 random bits `n` times for each image, four draws at a time."
-    device = x.device if generator is None else generator.device
-    words = torch.empty(len(x), -(-n // 4), dtype=torch.int64, device=device)
-    bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:, :n]
-    return bits.to(x.device, torch.int32).bitwise_and_(0xFFFF)
+    return short_rows(x, n, generator).to(torch.int32).bitwise_and_(0xFFFF)
 
 def glass_source(
     choice: Tensor,  # which move, [B,iterations,rows*columns] int64 in [0,4d^2): row (choice // 2d) - d, column (choice % 2d) - d

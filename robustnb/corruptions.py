@@ -83,7 +83,7 @@ def register(
     REGISTRY[corruption.name] = corruption
     return corruption
 
-# %% ../nbs/14_corruptions.ipynb #f4fc93b2
+# %% ../nbs/14_corruptions.ipynb #42818894
 OPERATIONS = (
     gaussian_noise, shot_noise, impulse_noise, speckle_noise, defocus_blur, glass_blur, motion_blur, zoom_blur,
     gaussian_blur, snow, frost, fog, brightness, spatter, contrast, elastic_transform, pixelate, jpeg_compression, saturate,
@@ -92,8 +92,8 @@ for _operation in OPERATIONS:
     _name = _operation.__name__
     register(Corruption(
         _name, _operation, {b: severity_table(b)[_name] for b in BENCHMARKS},
-        next(f for f, names in FAMILIES.items() if _name in names), _name in ("brightness", "contrast", "saturate"),
-        _name in ("pixelate", "jpeg_compression"),
+        next(f for f, names in FAMILIES.items() if _name in names), _name in ("brightness", "saturate"),
+        _name in ("impulse_noise", "contrast", "pixelate", "jpeg_compression"),
     ), replace=True)
 
 # %% ../nbs/14_corruptions.ipynb #5df9a162

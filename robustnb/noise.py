@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_images', 'check_between', 'normal_rows', 'integer_rows', 'uniform_rows', 'to_uniform', 'gaussian_noise',
-           'alias_table', 'poisson_table', 'small_poisson', 'shot_noise', 'impulse_noise', 'speckle_noise']
+           'alias_table', 'poisson_table', 'small_poisson', 'shot_noise', 'short_rows', 'impulse_noise',
+           'speckle_noise']
 
 # %% ../nbs/10_noise.ipynb #68caad19
 import functools
@@ -172,16 +173,31 @@ def shot_noise(
         count += small_poisson(rest.mul_(rate / 255), u)
     return count.div_(rate).clamp_(0, 1).view(x.shape).to(x.dtype)
 
-# %% ../nbs/10_noise.ipynb #43ccc905
+# %% ../nbs/10_noise.ipynb #87bf071e
+def short_rows(
+    x: Tensor,  # images that the draws are for, [B,...]
+    n: int,  # draws an image
+    generator: torch.Generator | None = None,  # source of the draws; None: torch's default
+) -> Tensor:  # [B,n] int16, all 2^16 values equally likely, on the device of x
+    "Draw `n` random 16-bit integers for each image; row i depends on the generator and i alone."
+    device = x.device if generator is None else generator.device
+    words = torch.empty(len(x), -(-n // 4), dtype=torch.int64, device=device)
+    return words.random_(-(2**63), None, generator=generator).view(torch.int16)[:, :n].to(x.device)
+
 def impulse_noise(
-    x: Tensor,  # images, [B,C,H,W] in [0,1]
+    x: Tensor,  # images, [B,C,H,W] in [0,1], or uint8
     amount: float,  # share of samples hit, in [0,1]
     generator: torch.Generator | None = None,  # source of the draws; None: torch's default
-) -> Tensor:  # [B,C,H,W] in [0,1]
+) -> Tensor:  # [B,C,H,W] in [0,1], or uint8
     "Set a share of the samples to 0 or 1, evenly (Hendrycks & Dietterich 2019)."
     check_between(amount, 0, 1, "amount")
-    w = integer_rows(check_images(x), x[0:1].numel(), generator).reshape(x.shape).to(x.dtype)
-    return F.softshrink(w, (1 - amount) * 2.0**31).add_(x).clamp_(0, 1)
+    check_images(x if x.is_floating_point() else x[:0].float())
+    rest = 2**15 - round(amount * 2**15)  # values on either side that leave the sample alone
+    w = short_rows(x, x[0:1].numel(), generator).reshape(x.shape)
+    white, black = w > rest - 1, w < -rest
+    if x.is_floating_point():
+        return x.masked_fill(white, 1).masked_fill_(black, 0)
+    return x.bitwise_or(white.view(torch.uint8).neg_()).bitwise_and_(black.view(torch.uint8).sub_(1))
 
 # %% ../nbs/10_noise.ipynb #47a10adc
 def speckle_noise(
