@@ -7,7 +7,8 @@ __all__ = ['SHEAR', 'ANGLE', 'SHIFT', 'MATRICES', 'GREY', 'BASES', 'RAMP', 'BITS
            'per_image', 'amount', 'shear_x_matrix', 'shear_y_matrix', 'rotate_matrix', 'warp', 'warp_one',
            'shift_matrix', 'translate_x', 'translate_y', 'flip', 'grey', 'mean_grey', 'smooth', 'blend', 'blend_one',
            'straight_through', 'solarize', 'grey_levels', 'posterize', 'invert', 'auto_contrast', 'level_counts',
-           'equalize', 'covered', 'cutout', 'partners', 'sample_pairing', 'Operation', 'check_magnitude', 'operation']
+           'equalize', 'covered', 'cutout', 'partners', 'pair', 'sample_pairing', 'Operation', 'check_magnitude',
+           'operation']
 
 # %% ../nbs/18_operations.ipynb #15924a6b
 import math
@@ -138,7 +139,25 @@ def smooth(x: Tensor) -> Tensor:  # [B,C,H,W] -> the same shape
     out[..., 1:-1, 1:-1] = (nine + 4 * x[..., 1:-1, 1:-1]) / 13
     return out
 
-# %% ../nbs/18_operations.ipynb #69cd223f
+# %% ../nbs/18_operations.ipynb #c0e140cc
+class _Blend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, base, x, factor):
+        raw = torch.lerp(base, x, factor)
+        ctx.save_for_backward(base, x, factor, raw)
+        return raw.clamp(0, 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        base, x, factor, raw = ctx.saved_tensors
+        inside = torch.ops.aten.hardtanh_backward(gradient, raw, -1e-9, 1 + 2e-7)  # one pass; the edges themselves count as inside
+        to_base = ((1 - factor) * inside).sum_to_size(base.shape) if ctx.needs_input_grad[0] else None
+        to_x = factor * inside if ctx.needs_input_grad[1] else None
+        to_factor = ((x - base).mul_(inside)).sum((1, 2, 3), keepdim=True) if ctx.needs_input_grad[2] else None
+        return to_base, to_x, to_factor
+
+# %% ../nbs/18_operations.ipynb #ec98b0a5
 BASES = {"brightness": lambda x: torch.zeros_like(x[:, :1]), "contrast": mean_grey, "color": grey, "sharpness": smooth}
 
 
@@ -148,7 +167,7 @@ def blend(
     amounts: Tensor,  # signed, [B]; -1: the base, 0: the image, 1: as far beyond
 ) -> Tensor:  # [B,C,H,W] in [0,1]
     "From the base through the image and beyond."
-    return torch.lerp(base, x, 1 + amounts[:, None, None, None]).clamp(0, 1)
+    return _Blend.apply(base, x, 1 + amounts[:, None, None, None])
 
 
 def blend_one(name: str) -> Callable:
@@ -173,20 +192,21 @@ def straight_through(
     "Forwards one tensor, backwards another."
     return _StraightThrough.apply(hard.detach(), soft)
 
-# %% ../nbs/18_operations.ipynb #0297305e
+# %% ../nbs/18_operations.ipynb #a02298cd
 RAMP = 0.25  # width of the stand-in for the threshold, in grey values
 
 
 def solarize(x: Tensor, magnitude: float | Tensor, sign: float | Tensor = 1, generator=None) -> Tensor:
     "Invert pixels at or above 1 - magnitude; no direction."
     m = per_image(magnitude, x)
-    above = x.detach() - (1 - m)
-    inverted = (above >= 0) & (m > 0)
-    if m.requires_grad: inverted = straight_through(inverted.to(x.dtype), (above / RAMP + 0.5).clamp(0, 1))
-    else: inverted = inverted.to(x.dtype)
-    return torch.addcmul(x, inverted, 1 - 2 * x)
+    threshold = 1 - m.detach()
+    inverted = ((x >= threshold) & (m > 0)).to(x.dtype)
+    out = torch.addcmul(x, inverted, 1 - 2 * x)
+    if not m.requires_grad: return out
+    with torch.no_grad(): slope = ((x - threshold).abs_() <= RAMP / 2) * (1 - 2 * x) / RAMP
+    return out + (m - m.detach()) * slope  # adds 0, and the derivative
 
-# %% ../nbs/18_operations.ipynb #4f8d1ad5
+# %% ../nbs/18_operations.ipynb #697aa4eb
 BITS = 7  # dropped at magnitude 1, of 8
 
 
@@ -201,10 +221,10 @@ def posterize(x: Tensor, magnitude: float | Tensor, sign: float | Tensor = 1, ge
     step = 2 ** straight_through(dropped.round(), dropped)
     level = grey_levels(x)
     cut = ((level / step.detach()).floor_() * step.detach() / 255).to(x.dtype)
-    hard = torch.where(step > 1.5, cut, x.detach())
+    hard = torch.lerp(x.detach(), cut, (step > 1.5).to(x.dtype))
     return straight_through(hard, x - (step - 1) / 510)
 
-# %% ../nbs/18_operations.ipynb #cf40b6be
+# %% ../nbs/18_operations.ipynb #b5794b67
 def invert(x: Tensor, magnitude: float | Tensor = 1, sign: float | Tensor = 1, generator=None) -> Tensor:
     "Negative; no magnitude."
     return 1 - x
@@ -215,9 +235,10 @@ def auto_contrast(x: Tensor, magnitude: float | Tensor = 1, sign: float | Tensor
     pixels = x.flatten(2)
     low, high = (pixels.gather(2, where(2, keepdim=True))[..., None] for where in (pixels.argmin, pixels.argmax))
     flat = high <= low
-    return torch.where(flat, x, (x - low) / torch.where(flat, 1, high - low))
+    low, span = torch.where(flat, 0, low), torch.where(flat, 1, high - low)
+    return (x - low) / span
 
-# %% ../nbs/18_operations.ipynb #a0b661e3
+# %% ../nbs/18_operations.ipynb #f63b13c9
 def level_counts(
     level: Tensor,  # whole grey levels, [N,P], int64 in 0..255
 ) -> Tensor:  # [N,256], int64
@@ -234,7 +255,8 @@ def equalize(x: Tensor, magnitude: float | Tensor = 1, sign: float | Tensor = 1,
     step = (level.shape[1] - highest) // 255
     table = ((upto - counts + step // 2) // step.clamp(min=1)).clamp_(0, 255)
     mapped = (table.gather(1, level) / 255).to(x.dtype).view_as(x)
-    return straight_through(torch.where((step > 0).view(*x.shape[:2], 1, 1), mapped, x.detach()), x)
+    spread = (step > 0).to(x.dtype).view(*x.shape[:2], 1, 1)
+    return straight_through(torch.lerp(x.detach(), mapped, spread), x)
 
 # %% ../nbs/18_operations.ipynb #cd26a074
 CUT, FILL = 0.5, 0.5  # side at magnitude 1, share of the image's; the grey that fills it
@@ -263,7 +285,7 @@ def cutout(x: Tensor, magnitude: float | Tensor, sign: float | Tensor = 1, gener
     mask = straight_through(rows[:, :, None] * columns[:, None, :], soft_rows[:, :, None] * soft_columns[:, None, :])
     return torch.lerp(x, x.new_tensor(FILL), mask[:, None])
 
-# %% ../nbs/18_operations.ipynb #a43cf458
+# %% ../nbs/18_operations.ipynb #53f504a8
 PAIR = 0.4  # weight of the partner at magnitude 1
 
 
@@ -276,9 +298,14 @@ def partners(
     return torch.randperm(len(x), generator=generator, device=device).to(x.device)
 
 
+def pair(x: Tensor, other: Tensor, magnitude: float | Tensor) -> Tensor:
+    "Blend with given images, up to 0.4 of them."
+    return torch.lerp(x, other, PAIR * per_image(magnitude, x))
+
+
 def sample_pairing(x: Tensor, magnitude: float | Tensor, sign: float | Tensor = 1, generator: torch.Generator | None = None) -> Tensor:
     "Blend with another image of the batch, up to 0.4; no direction."
-    return torch.lerp(x, x[partners(x, generator)], PAIR * per_image(magnitude, x))
+    return pair(x, x[partners(x, generator)], magnitude)
 
 # %% ../nbs/18_operations.ipynb #b68d3b8b
 @dataclass(frozen=True)
