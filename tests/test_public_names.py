@@ -11,6 +11,8 @@ NAMES = {
     "training_sets": "imbalance mislabel add_perturbed orthogonal_array",
     "models": "create",
     "training": "fit Recipe History Objective Loss CrossEntropy",
+    "operations": "OPERATIONS operation Operation",
+    "epm": "OPERATIONS Policy FixedPolicy search SearchRecipe Critic gradient_penalty discretise",
     "contrastive": "info_nce supcon_loss unicl_loss SupCon UniCL linear_head",
     "dem_hec": "DemHEC distillation snapshot",
     "entropy": "layer_entropy activation_entropy entropy_under_corruption universal",
