@@ -7,7 +7,8 @@ __all__ = ['Strips', 'HAIR', 'fold_index', 'kernel_matrix', 'cut', 'place', 'fro
            'gaussian_taps', 'gaussian_strips', 'smooth', 'keep_gradient', 'exact_levels', 'smooth_in_order',
            'same_bytes', 'gaussian_blur', 'disk_kernel', 'add_taps', 'disk_sum', 'defocus_blur', 'zoom_matrix',
            'zoom_strips', 'centre_zoom', 'zoom_blur', 'motion_taps', 'trail_by_index', 'trail_by_shift',
-           'one_sided_motion', 'motion_blur', 'follow_chains', 'bit_rows', 'glass_source', 'glass_blur']
+           'one_sided_motion', 'motion_blur', 'follow_chains', 'bit_rows', 'glass_source', 'blur_levels', 'exact_blur',
+           'glass_blur']
 
 # %% ../nbs/11_blur.ipynb #647cf951
 import functools
@@ -464,7 +465,41 @@ def glass_source(
         source = parent.view(-1) if source is None else source.take(parent.view(-1))
     return source.view(b, -1) - start.view(b, 1)
 
-# %% ../nbs/11_blur.ipynb #6feacab7
+# %% ../nbs/11_blur.ipynb #57b6239c
+def blur_levels(
+    x: Tensor,  # images, [B,C,H,W] in [0,1]
+    sigma: float,  # standard deviation, pixels, of at least three taps a side
+) -> Tensor:  # [B,C,H,W] float64 in [0,255]
+    "Blur by a Gaussian, edges repeated, in float64 and grey levels, of which 1/4096 are kept."
+    taps = gaussian_taps(sigma).tolist()
+    r, fine = len(taps) // 2, x * (255 * 4096)
+    out = keep_gradient(fine, fine.detach().round()).double()
+    for axis, padding, scale in ((2, (0, 0, r, r), 1 / 4096), (3, (r, r, 0, 0), 1 + 1e-12)):
+        n, wide = out.shape[axis], F.pad(out, padding, mode="replicate")
+        out = wide.narrow(axis, r, n) * (taps[r] * scale)
+        for k in range(r):
+            for first in (k, 2 * r - k): out = out.add_(wide.narrow(axis, first, n), alpha=taps[k] * scale)
+    return out
+
+
+def exact_blur(
+    x: Tensor,  # images, [B,C,H,W] in [0,1]
+    sigma: float,  # standard deviation, pixels, >= 0
+    bytes_out: bool = False,  # round down to whole levels
+) -> Tensor:  # [B,C,H,W] in [0,1]; truncated to bytes: as in float64
+    "Blur by a Gaussian, edges repeated, as exactly as the generators do."
+    if int(4 * sigma + 0.5) <= 2:
+        out = gaussian_blur(x, sigma)
+        return keep_gradient(out, out.detach().mul(255).floor_().div_(255)) if bytes_out else out
+    pieces = []
+    for piece in x.split(max(1, (1 << 18) // max(1, x[0].numel()))):
+        levels = blur_levels(piece, sigma)
+        floor, near = levels.detach().floor(), (levels / 255).to(x.dtype)
+        below = ((floor + 1) * ((1 - 2.0**-22) / 255)).to(x.dtype)  # the largest value of this level, with room
+        pieces.append(keep_gradient(near, (floor / 255).to(x.dtype)) if bytes_out else torch.minimum(near, below))
+    return torch.cat(pieces).clamp(0, 1)
+
+# %% ../nbs/11_blur.ipynb #11b1b6e4
 def glass_blur(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     sigma: float,  # standard deviation of the blur before and after, pixels, >= 0
@@ -478,10 +513,9 @@ def glass_blur(
     (b, c, h, w), d = check_images(x).shape, int(max_delta)
     if min(h, w) <= 2 * d:
         raise ValueError(f"glass_blur with max_delta {d} needs images of at least {2 * d + 1}x{2 * d + 1}, got {h}x{w}")
-    first = gaussian_blur(x, sigma)
-    first = keep_gradient(first, first.detach().mul(255).floor_().div_(255))  # bytes, rounded down
+    first = exact_blur(x, sigma, bytes_out=True)
     n = (h - 2 * d) * (w - 2 * d)
     choice = (bit_rows(x, int(iterations) * n, generator) * (4 * d * d) >> 16).long().view(b, -1, n)
     source = glass_source(choice, h, w, d)
     moved = first.flatten(2).gather(2, source[:, None].expand(b, c, -1)).view_as(x)
-    return gaussian_blur(moved, sigma)
+    return exact_blur(moved, sigma)
