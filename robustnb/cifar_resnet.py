@@ -36,7 +36,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [B,inputs,H,W] -> [B,outputs,H/stride,W/stride]
         return F.relu(self.shortcut(x) + self.residual(x))
 
-# %% ../nbs/22_cifar_resnet.ipynb #77b155b1
+# %% ../nbs/22_cifar_resnet.ipynb #b04be162
 class ResNet(Classifier):
     "A residual network for small images."
 
@@ -57,7 +57,17 @@ class ResNet(Classifier):
         for module in self.modules():
             if isinstance(module, nn.Conv2d): nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+# %% ../nbs/22_cifar_resnet.ipynb #b293dc79
+def resnet20(**options) -> ResNet:
+    "ResNet-20 for CIFAR (He et al. 2016, section 4.2), with option B shortcuts."
+    return ResNet((16, 32, 64), (3, 3, 3), **options)
 
-def resnet20(**options) -> ResNet: return ResNet((16, 32, 64), (3, 3, 3), **options)
-def resnet56(**options) -> ResNet: return ResNet((16, 32, 64), (9, 9, 9), **options)
-def resnet18_small(**options) -> ResNet: return ResNet((64, 128, 256, 512), (2, 2, 2, 2), **options)
+
+def resnet56(**options) -> ResNet:
+    "ResNet-56 for CIFAR (He et al. 2016, section 4.2), with option B shortcuts."
+    return ResNet((16, 32, 64), (9, 9, 9), **options)
+
+
+def resnet18_small(**options) -> ResNet:
+    "ResNet-18 with a 3 x 3 stem of stride 1 and no first pooling."
+    return ResNet((64, 128, 256, 512), (2, 2, 2, 2), **options)

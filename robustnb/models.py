@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODELS', 'Wrapped', 'from_torchvision', 'model_names', 'create', 'load_weights']
 
-# %% ../nbs/24_models.ipynb #d76bfc89
+# %% ../nbs/24_models.ipynb #ebab37bf
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from torch import nn
 from .cifar_resnet import resnet18_small, resnet20, resnet56
 from .data import nearest
 from .layers import Classifier, normalize_for, seeded
+from .plain_nets import cnn4, cnn8, cnn12, cnn16, vgg16_small
+from .repvgg import repvgg_a0, repvgg_a2
 from .small_nets import SMALL_NETS
 
 # %% ../nbs/24_models.ipynb #fa6e0f4e
@@ -53,12 +55,11 @@ def from_torchvision(
 
     return Wrapped(get_model(name, weights=weights, **options), classes, normalize_for(statistics, 3))
 
-# %% ../nbs/24_models.ipynb #62b24d46
+# %% ../nbs/24_models.ipynb #7999508d
 MODELS: dict[str, Callable[..., Classifier]] = {
     **SMALL_NETS,
-    "resnet20": resnet20,
-    "resnet56": resnet56,
-    "resnet18_small": resnet18_small,
+    **{net.__name__: net for net in (cnn4, cnn8, cnn12, cnn16, vgg16_small)},
+    **{net.__name__: net for net in (resnet20, resnet56, resnet18_small, repvgg_a0, repvgg_a2)},
 }
 
 

@@ -9,6 +9,8 @@ NAMES = {
     "perturbations": "perturb gaussian_at_distance at_distance",
     "attacks": "ascend fgsm pgd raise_entropy fgsm_at_distance",
     "training_sets": "imbalance mislabel add_perturbed orthogonal_array",
+    "plain_nets": "PlainNet cnn4 cnn8 cnn12 cnn16 vgg16_small",
+    "repvgg": "RepVGG repvgg_a0 repvgg_a2 fuse",
     "models": "create",
     "training": "fit Recipe History Objective Loss CrossEntropy",
     "operations": "OPERATIONS operation Operation",
