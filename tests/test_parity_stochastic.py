@@ -25,6 +25,7 @@ STOCHASTIC = (
 DRAWS, REFERENCE_DRAWS = 60, 200
 FULL = os.environ.get("ROBUSTNB_PARITY") == "full"
 IMAGES = {"cifar10-c": 4, "tiny-imagenet-c": 2, "imagenet-c": 1}
+SHARES: dict[tuple[str, str], tuple[int, int]] = {}  # filled by the comparisons: values above 3.5, values
 
 
 def images(benchmark: str) -> torch.Tensor:
@@ -64,9 +65,15 @@ def test_equal_in_distribution(name, benchmark, reference):
             worst = max(worst, (float(z.max()), f"severity {severity}, image {i}, {NAMES[int(z.argmax())]}"))
     z = torch.stack(scores)
     assert worst[0] <= 6, f"z = {worst[0]:.1f} at {worst[1]}"
-    # at most one percent above 3.5; the 21 values of an image move together, so a group of 8 may go by chance
-    above = int((z > 3.5).sum())
-    assert above <= max(0.01 * z.numel(), 8), f"{above} of {z.numel()} above 3.5, worst at {worst[1]}"
+    SHARES[name, benchmark] = (int((z > 3.5).sum()), z.numel())
+
+
+def test_share_above():
+    "The facts' second bound: at most one percent of all values above 3.5. Runs after the comparisons; the 21 values of an image move together, so a single one says little."
+    if len(SHARES) < len(STOCHASTIC) * len(SIZES): pytest.skip("only some of the comparisons were run")
+    above, total = (sum(part) for part in zip(*SHARES.values()))
+    assert total >= 21 * 5 * len(STOCHASTIC) * sum(IMAGES.values())
+    assert above <= 0.01 * total, f"{above} of {total} above 3.5: {({key: n for key, (n, _) in SHARES.items() if n})}"
 
 
 def test_the_measure_sees_a_wrong_constant(reference):
