@@ -18,6 +18,7 @@ NAMES = {
     "contrastive": "info_nce supcon_loss unicl_loss SupCon UniCL linear_head",
     "dem_hec": "DemHEC distillation snapshot",
     "entropy": "layer_entropy activation_entropy entropy_under_corruption universal",
+    "augment": "Augmentation Chain PadCrop Flip Rotate TrivialAugment AutoAugment PartNoise AugMix Prime jensen_shannon BatchAugment JSD adapt_batchnorm",
     "robustness": "evaluate gaussian_levels fgsm_levels",
     "statistics": "spearman multiple_correlation bootstrap_ci holm strength",
     "claims": "verdicts",
