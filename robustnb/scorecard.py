@@ -7,7 +7,7 @@ __all__ = ['STYLE', 'CAPTIONS', 'kind_of_file', 'ModelError', 'from_factory', 'f
            'check_model', 'class_places', 'image_folder', 'natural_size', 'open_images', 'identity',
            'calibration_figure', 'Scorecard', 'html_table', 'with_bounds', 'page', 'write_report', 'run_facts']
 
-# %% ../nbs/63a_scorecard.ipynb #a9469b8b
+# %% ../nbs/63a_scorecard.ipynb #963e41c1
 import base64
 import hashlib
 import html
@@ -16,6 +16,7 @@ import inspect
 import io
 import json
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def kind_of_file(path: Path) -> str:  # torchscript | export | weights
     if any("exported_program" in name or name.startswith("models/") for name in names): return "export"
     return "weights"
 
-# %% ../nbs/63a_scorecard.ipynb #16571877
+# %% ../nbs/63a_scorecard.ipynb #3661a668
 class ModelError(ValueError):
     "A model, its weights or its images cannot be used, and why."
 
@@ -65,7 +66,10 @@ def from_file(path: Path) -> nn.Module:
     "A TorchScript or exported model; a file of weights is told what it lacks."
     kind = kind_of_file(path)
     if kind == "weights": raise ModelError(f"{path} holds weights and no network; name the network as the model and give the file as its weights: robustnb evaluate resnet20 DATA --weights {path}")
-    try: return torch.jit.load(path, map_location="cpu") if kind == "torchscript" else torch.export.load(path).module()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, which helps nobody who has such a file
+            return torch.jit.load(path, map_location="cpu") if kind == "torchscript" else torch.export.load(path).module()
     except Exception as error: raise ModelError(f"{path} cannot be loaded as a {kind} model: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
 
 # %% ../nbs/63a_scorecard.ipynb #e2156d10
