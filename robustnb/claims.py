@@ -627,8 +627,10 @@ class StudyFacts(StudyWorld):
         if "facts" not in self.memo: self.memo["facts"] = self.facts()
         return {n: Missing(n) for n in STUDY_FACTS} | self.memo["facts"] | functions | STUDY_WORDS | (facts or {})
 
-# %% ../nbs/62_claims.ipynb #21689933
-def truth(value): return value.astype(bool) if isinstance(value, np.ndarray) else bool(value)
+# %% ../nbs/62_claims.ipynb #cd54b91c
+def truth(value):
+    "Whether it counts as true, one answer a resample."
+    return value.astype(bool) if isinstance(value, np.ndarray) else bool(value)
 
 
 def counted(value):
@@ -636,8 +638,14 @@ def counted(value):
     return value.astype(int) if isinstance(value, np.ndarray) else bool(value)
 
 
-def every(values): return counted(reduce(np.logical_and, map(truth, values), True))
-def some(values): return counted(reduce(np.logical_or, map(truth, values), False))
+def every(values):
+    "Python's all, resample by resample; of nothing it is true."
+    return counted(reduce(np.logical_and, map(truth, values), True))
+
+
+def some(values):
+    "Python's any, resample by resample; of nothing it is false."
+    return counted(reduce(np.logical_or, map(truth, values), False))
 
 
 def best(better: Callable, *values, key: Callable = lambda v: v):

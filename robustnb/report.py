@@ -125,7 +125,7 @@ def changed_verdicts(
     items = "".join(f"<li>{name}: {badge(row.fixed)} fixed, {badge(row.white_box)} white box</li>" for name, row in other.iterrows())
     return HTML(f"<p>{len(other)} of the {len(both)} claims about MNIST-A depend on the reading:</p><ul>{items}</ul>")
 
-# %% ../nbs/63_report.ipynb #a2b929cf
+# %% ../nbs/63_report.ipynb #746f6582
 NOTES = {"smoke": "Smoke run. One epoch on an embedded sample. These numbers only show that the code runs; they say nothing about the paper.",
          "quick": "Reduced run. Real data, but fewer levels and epochs than the paper's. Every verdict below is provisional.",
          "full": "Full run. The paper's levels and set sizes."}
@@ -134,17 +134,20 @@ NOTES = {"smoke": "Smoke run. One epoch on an embedded sample. These numbers onl
 def banner(
     records: list[Record],  # those that the page shows
     profile: str,  # smoke | quick | full
+    what: str = "model",  # that a record is about
+    note: str = "",  # what a run other than smoke is, "Title. Text"; "": what the profile means for a paper
 ) -> HTML:
     "What was run, by whom, when."
     if not records: return HTML("<div class='callout callout-warning' style='border-left:.3em solid #b35900;padding:.6em 1em'><strong>Not run.</strong> There are no records yet.</div>")
     seeds, days = sorted({r.cell["seed"] for r in records}), sorted({r.time[:10] for r in records})
     machines = sorted({html.escape(r.device.get("gpu") or r.device.get("cpu") or "unknown machine") for r in records})
     old = sum(stale(r) for r in records)
-    parts = [f"{len(records)} model{'s' * (len(records) != 1)}", f"{len(seeds)} seed{'s' * (len(seeds) != 1)}", " and ".join(machines), days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
+    parts = [f"{len(records)} {what}{'s' * (len(records) != 1)}", f"{len(seeds)} seed{'s' * (len(seeds) != 1)}", " and ".join(machines), days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
              f"{sum(r.seconds for r in records) / 60:.0f} minutes of computing"]
-    note = f" <strong>{old} of the records were made by other code than today's</strong>; <code>robustnb reproduce --stale</code> makes them anew." if old else ""
+    title, _, text = (note if note and profile != "smoke" else NOTES[profile]).partition(".")
+    aged = f" <strong>{old} of the records were made by other code than today's</strong>; <code>robustnb reproduce --stale</code> makes them anew." if old else ""
     colour = "#0173b2" if profile == "full" else "#b35900"
-    return HTML(f"<div class='callout' style='border-left:.3em solid {colour};padding:.6em 1em;margin:1em 0'><strong>{NOTES[profile].partition('.')[0]}.</strong>{NOTES[profile].partition('.')[2]}<br><small>{', '.join(parts)}.{note}</small></div>")
+    return HTML(f"<div class='callout' style='border-left:.3em solid {colour};padding:.6em 1em;margin:1em 0'><strong>{title}.</strong>{text}<br><small>{', '.join(parts)}.{aged}</small></div>")
 
 # %% ../nbs/63_report.ipynb #f5061213
 def provenance_line(

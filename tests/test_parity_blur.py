@@ -12,7 +12,7 @@ import torch
 from robustnb.blur import glass_blur, glass_source, motion_blur, one_sided_motion
 from robustnb.corruptions import parameters
 from robustnb.digital import elastic_transform
-from test_parity_deterministic import SIZES, images
+from reference.pictures import SIZES, images
 
 HERE = Path(__file__).parent / "reference"
 

@@ -9,24 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from robustnb import blur
 from robustnb.corruptions import CORRUPTIONS, EXTRA, corrupt
+from reference.pictures import SIZES, images
 
 HERE = Path(__file__).parent / "reference"
-SIZES = {"cifar10-c": 32, "tiny-imagenet-c": 64, "imagenet-c": 224}
 DETERMINISTIC = (
     "defocus_blur", "zoom_blur", "gaussian_blur", "brightness", "contrast", "pixelate", "saturate", "jpeg_compression",
 )
 ALLOWED = 0.005  # share of samples that may be off by one
-
-
-def images(benchmark: str) -> torch.Tensor:
-    "The eight images of a size, uint8 [8,3,N,N]."
-    n = SIZES[benchmark]
-    strip = torch.from_numpy(np.array(Image.open(HERE / f"images_{n}.png").convert("RGB")))
-    return strip.view(n, 8, n, 3).permute(1, 3, 0, 2).contiguous()
 
 
 @pytest.fixture(scope="module")

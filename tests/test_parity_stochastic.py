@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from robustnb.corruptions import corrupt
 from robustnb.weather import frost_source
 from reference.measure import NAMES, statistics
+from reference.pictures import SIZES, images
 
 HERE = Path(__file__).parent / "reference"
-SIZES = {"cifar10-c": 32, "tiny-imagenet-c": 64, "imagenet-c": 224}
 STOCHASTIC = (
     "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "glass_blur", "motion_blur",
     "snow", "frost", "fog", "spatter", "elastic_transform",
@@ -26,13 +25,6 @@ DRAWS, REFERENCE_DRAWS = 60, 200
 FULL = os.environ.get("ROBUSTNB_PARITY") == "full"
 IMAGES = {"cifar10-c": 4, "tiny-imagenet-c": 2, "imagenet-c": 1}
 SHARES: dict[tuple[str, str], tuple[int, int]] = {}  # filled by the comparisons: values above 3.5, values
-
-
-def images(benchmark: str) -> torch.Tensor:
-    "The eight images of a size, uint8 [8,3,N,N]."
-    n = SIZES[benchmark]
-    strip = torch.from_numpy(np.array(Image.open(HERE / f"images_{n}.png").convert("RGB")))
-    return strip.view(n, 8, n, 3).permute(1, 3, 0, 2).contiguous()
 
 
 @pytest.fixture(scope="module")
