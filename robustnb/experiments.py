@@ -447,8 +447,8 @@ def run_cells(
     records = {r.key: r for r in store.records(experiment, profile)}
     return frame([records[record_key(experiment, cell, plan.data)] for cell in cells])
 
-# %% ../nbs/61_experiments.ipynb #3956d26b
-EXPERIMENTS = {"baseline": "robustnb.baselines:baseline", "study": "robustnb.study:whole", **{f"study-rq{n}": f"robustnb.study:rq{n}" for n in range(1, 7)}}
+# %% ../nbs/61_experiments.ipynb #f9352b4a
+EXPERIMENTS = {"baseline": "robustnb.baselines:baseline", "eriep": "robustnb.eriep_runs:whole", "eriep-reduced": "robustnb.eriep_runs:reduced", "study": "robustnb.study:whole", **{f"study-rq{n}": f"robustnb.study:rq{n}" for n in range(1, 7)}}
 
 
 def find_experiment(
