@@ -18,6 +18,7 @@ NAMES = {
     "contrastive": "info_nce supcon_loss unicl_loss SupCon UniCL linear_head",
     "dem_hec": "DemHEC distillation snapshot",
     "entropy": "layer_entropy activation_entropy entropy_under_corruption universal",
+    "gradcam": "grad_cam map_layers overlay picture_grid fig4_blur rank_correlation overlap cosine drift attention_drift",
     "augment": "Augmentation Chain PadCrop Flip Rotate TrivialAugment AutoAugment PartNoise AugMix Prime jensen_shannon BatchAugment JSD adapt_batchnorm",
     "robustness": "evaluate gaussian_levels fgsm_levels",
     "statistics": "spearman multiple_correlation bootstrap_ci holm strength",
@@ -42,6 +43,7 @@ def test_name_is_there_and_documented(module, name):
     ("attacks", "pgd", ["model", "x", "y", "eps", "step", "steps", "norm", "random_start", "generator"]),
     ("perturbations", "perturb", ["x"]),
     ("training", "fit", ["model", "data", "objective", "recipe", "seed"]),
+    ("gradcam", "grad_cam", ["model", "x", "target", "layer", "size"]),
     ("statistics", "spearman", ["x", "y"]),
 ])
 def test_arguments_come_in_the_promised_order(module, name, arguments):
