@@ -6,16 +6,17 @@
 __all__ = ['TABLES', 'BINARY', 'COMPARE', 'BUILTINS', 'STEPS', 'LENGTH', 'LARGEST', 'ITEMS', 'C7', 'NOISE', 'ENV', 'DIG', 'SEV',
            'BB', 'LISTS', 'UNPRINTED', 'FACTS', 'NETS', 'TS', 'DL', 'SEGMENTS', 'PRINTED', 'STUDY_FUNCTIONS',
            'STUDY_FACTS', 'STUDY_WORDS', 'RESAMPLES', 'COUNTED', 'TOGETHER', 'READINGS', 'SETS', 'MIXED', 'AT_ONCE',
-           'COLUMNS', 'PAPERS', 'paper_table', 'claim_table', 'PredicateError', 'Missing', 'parsed', 'names_in',
-           'bounded', 'Evaluator', 'Arithmetic', 'Predicates', 'evaluate', 'cells', 'mean', 'near', 'absent',
-           'printed_names', 'study_tables', 'printed_study', 'median', 'in_print', 'image_draws', 'counts_of',
+           'COLUMNS', 'PAPERS', 'MEASURES', 'paper_table', 'claim_table', 'PredicateError', 'Missing', 'parsed',
+           'names_in', 'bounded', 'Evaluator', 'Arithmetic', 'Predicates', 'evaluate', 'cells', 'mean', 'near',
+           'absent', 'printed_names', 'study_tables', 'printed_study', 'median', 'in_print', 'image_draws', 'counts_of',
            'products', 'resampled', 'Damaged', 'place', 'all_resampled', 'Reading', 'protocol', 'belongs',
-           'grid_levels', 'Measured', 'Series', 'StudyWorld', 'StudyFacts', 'truth', 'counted', 'every', 'some', 'best',
-           'AtOnce', 'table_of', 'in_each', 'at_once', 'one_by_one', 'judge', 'about_print', 'study_worlds',
-           'study_verdicts', 'paper_name', 'verdicts']
+           'grid_levels', 'Measured', 'seed_draws', 'Series', 'StudyWorld', 'StudyFacts', 'truth', 'counted', 'every',
+           'some', 'best', 'AtOnce', 'table_of', 'in_each', 'at_once', 'one_by_one', 'judge', 'about_print',
+           'study_worlds', 'study_verdicts', 'other_verdicts', 'paper_name', 'verdicts']
 
-# %% ../nbs/62_claims.ipynb #01f375f3
+# %% ../nbs/62_claims.ipynb #281a7922
 import ast
+import importlib
 import operator
 import warnings
 from collections.abc import Callable, Iterator
@@ -490,7 +491,17 @@ class Measured:
         try: self.cell(net, exp, level, seed)
         except Missing as missing: return missing
 
-# %% ../nbs/62_claims.ipynb #12ca46f3
+# %% ../nbs/62_claims.ipynb #c9f1b9fc
+def seed_draws(
+    n: int,  # seeds
+    resamples: int,
+    generator: np.random.Generator,
+) -> np.ndarray:  # [1+R, n], rows sum to 1
+    "How much each seed counts: equally in the measurement itself, then as R draws of n seeds have it; fewer than 3 are never drawn."
+    drawn = generator.multinomial(n, [1 / n] * n, resamples) / n if n >= 3 else np.full((resamples, n), 1 / n)
+    return np.vstack([np.full((1, n), 1 / n), drawn])
+
+
 class Series(Measured):
     "`Measured` as arrays over levels."
 
@@ -517,9 +528,7 @@ class Series(Measured):
 
     def seed_weights(self, n: int) -> np.ndarray:  # [1+R, n]
         "Which seeds each resample draws; the same draw for all series of n seeds."
-        if n not in self.draws:
-            drawn = self.generator.multinomial(n, [1 / n] * n, self.size - 1) / n if n >= 3 else np.full((self.size - 1, n), 1 / n)
-            self.draws[n] = np.vstack([np.full((1, n), 1 / n), drawn])
+        if n not in self.draws: self.draws[n] = seed_draws(n, self.size - 1, self.generator)
         return self.draws[n]
 
 # %% ../nbs/62_claims.ipynb #d768bfbb
@@ -747,7 +756,7 @@ def about_print(claim: pd.Series) -> bool:
               for n in ([*node.args[2:], *(k.value for k in node.keywords)] or [ast.Constant(0.051)])]
     return claim.kind in ("exact", "consistency", "confound") or claim.kind == "magnitude" and bool(narrow) and min(narrow) < 0.1
 
-# %% ../nbs/62_claims.ipynb #02048bc7
+# %% ../nbs/62_claims.ipynb #b70238b3
 COLUMNS = ["id", "paper", "kind", "source", "claim", "about", "in_print", "reading", "verdict", "share", "n_seeds", "profile", "provisional", "why"]
 PAPERS = ("ERIEP", "Dem-HEC", "study")
 
@@ -792,6 +801,23 @@ def study_verdicts(
                 yield dict(claim) | dict(about="measured", reading=reading, provisional=off) | found | ({} if decided else dict(profile=""))
 
 
+MEASURES = {"ERIEP": "robustnb.eriep_claims:eriep_verdicts"}  # what tries a paper's claims on records; imported when it is needed
+
+
+def other_verdicts(claims: pd.DataFrame, paper: str, store: Store, profile: str | None, facts: dict | None, resamples: int) -> list[dict]:
+    "A row per claim about printed numbers; those about measurements from the paper's own module, if there is one."
+    unknown = dict(reading="literal", share=float("nan"), n_seeds=0, profile="", provisional=False)
+    printed = claims[[about_print(claim) for _, claim in claims.iterrows()]] if len(claims) else claims
+    rows = [dict(claim) | unknown | dict(about="print", verdict={"yes": "agrees", "no": "disagrees"}.get(claim.in_print, "not run"), why="") for _, claim in printed.iterrows()]
+    measured = claims.drop(printed.index)
+    if paper not in MEASURES: rows += [dict(claim) | unknown | dict(about="measured", verdict="not run", why="no records") for _, claim in measured.iterrows()]
+    elif len(measured):
+        module, _, name = MEASURES[paper].partition(":")
+        rows += getattr(importlib.import_module(module), name)(measured, store, profile, facts, resamples)
+    order = {name: i for i, name in enumerate(claims.id)}
+    return sorted(rows, key=lambda row: order[row["id"]])
+
+
 def paper_name(
     given: str,  # in any spelling of capitals, "-" and "_": dem_hec is Dem-HEC
 ) -> str:  # one of PAPERS
@@ -816,10 +842,6 @@ def verdicts(
     claims["in_print"] = claims.apply(in_print, axis=1)
     claims = claims[(claims.paper == paper if paper else True) & claims.id.str.startswith(finding or "")]
     store, rows = store or open_store(reuse=True), []
-    for _, claim in claims[claims.paper != "study"].iterrows():
-        printed = about_print(claim)
-        said = {"yes": "agrees", "no": "disagrees"}.get(claim.in_print, "not run") if printed else "not run"
-        rows.append(dict(claim) | dict(about="print" if printed else "measured", reading="literal", verdict=said, share=float("nan"), n_seeds=0,
-                                       profile="", provisional=False, why="" if printed else "no records"))
+    for name in ("ERIEP", "Dem-HEC"): rows += other_verdicts(claims[claims.paper == name], name, store, profile, facts, resamples)
     rows += study_verdicts(claims[claims.paper == "study"], store, (profile,) if profile else ("full", "quick"), facts, resamples)
     return pd.DataFrame(rows, columns=COLUMNS)

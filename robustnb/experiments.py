@@ -447,8 +447,10 @@ def run_cells(
     records = {r.key: r for r in store.records(experiment, profile)}
     return frame([records[record_key(experiment, cell, plan.data)] for cell in cells])
 
-# %% ../nbs/61_experiments.ipynb #f9352b4a
-EXPERIMENTS = {"baseline": "robustnb.baselines:baseline", "eriep": "robustnb.eriep_runs:whole", "eriep-reduced": "robustnb.eriep_runs:reduced", "study": "robustnb.study:whole", **{f"study-rq{n}": f"robustnb.study:rq{n}" for n in range(1, 7)}}
+# %% ../nbs/61_experiments.ipynb #2f95ddb2
+EXPERIMENTS = {"baseline": "robustnb.baselines:baseline", "eriep": "robustnb.eriep_runs:whole", "eriep-reduced": "robustnb.eriep_runs:reduced",
+               "eriep-attention": "robustnb.eriep_checks:attention", "eriep-attention-reduced": "robustnb.eriep_checks:attention_reduced", "eriep-invariants": "robustnb.eriep_checks:invariants",
+               "study": "robustnb.study:whole", **{f"study-rq{n}": f"robustnb.study:rq{n}" for n in range(1, 7)}}
 
 
 def find_experiment(
