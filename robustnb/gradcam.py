@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'map_layers', 'pick_layer', 'class_map', 'finish', 'as_images', 'as_size', 'as_classes', 'grad_cam',
-           'overlay', 'picture_grid', 'fig4_blur', 'paired', 'settle', 'mean_ranks', 'rank_correlation', 'top_share',
-           'overlap', 'cosine', 'drift', 'check_targets', 'compare_maps', 'attention_drift']
+           'overlay', 'picture_grid', 'fig4_blur', 'paired', 'unless_both', 'mean_ranks', 'rank_correlation',
+           'top_share', 'overlap', 'cosine', 'drift', 'check_targets', 'compare_maps', 'attention_drift']
 
 # %% ../nbs/53_gradcam.ipynb #0ac886f4
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ def pick_layer(
     if layer not in maps.values(): raise ValueError(f"this {type(layer).__name__} puts out no map [B,K,h,w]; these do: {', '.join(stages or maps)}")
     return layer
 
-# %% ../nbs/53_gradcam.ipynb #d40ca667
+# %% ../nbs/53_gradcam.ipynb #3102e5ca
 def class_map(
     model: nn.Module,  # in the mode it is to be asked in
     x: Tensor,  # images, [B,C,H,W] in [0,1]
@@ -82,7 +82,7 @@ def class_map(
             raise ValueError(f"classes must lie in 0..{logits.shape[1] - 1}, these span {int(asked.min())}..{int(asked.max())}")
         return logits.gather(1, asked[:, None])[:, 0]
 
-    maps = LayerGradCam(score, layer).attribute(x.detach().requires_grad_())
+    maps = LayerGradCam(score, layer).attribute(x.detach())
     return maps[:, 0].detach(), guesses[-1]
 
 # %% ../nbs/53_gradcam.ipynb #3ea34720
@@ -184,7 +184,7 @@ def fig4_blur(
     check_images(x)
     return gaussian_blur(x, radius * min(x.shape[-2:]) / 224)
 
-# %% ../nbs/53_gradcam.ipynb #5fb62ce5
+# %% ../nbs/53_gradcam.ipynb #c66db8af
 def paired(
     a: Tensor,  # maps, [B,h,w], >= 0
     b: Tensor,  # maps, [B,h,w], >= 0
@@ -196,15 +196,15 @@ def paired(
     return a.flatten(1).double(), b.flatten(1).double()
 
 
-def settle(
-    value: Tensor,  # similarities, [B]
+def unless_both(
+    value: Tensor,  # similarities, [B]; by themselves 0 where one map is empty
     empty_a: Tensor,  # [B] bool
     empty_b: Tensor,  # [B] bool
 ) -> Tensor:  # [B] float64
-    "0 where one map of a pair is empty, NaN where both are."
-    return value.masked_fill(empty_a | empty_b, 0.0).masked_fill(empty_a & empty_b, torch.nan)
+    "NaN where both maps of a pair are empty."
+    return value.masked_fill(empty_a & empty_b, torch.nan)
 
-# %% ../nbs/53_gradcam.ipynb #6b82a53c
+# %% ../nbs/53_gradcam.ipynb #af96554a
 def mean_ranks(
     v: Tensor,  # [B,P]
 ) -> Tensor:  # [B,P] float64, from 1; ties share their mean rank
@@ -221,9 +221,9 @@ def rank_correlation(
     a, b = (mean_ranks(v) for v in paired(a, b))
     a, b = (v - v.mean(1, keepdim=True) for v in (a, b))
     r = (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt().clamp_min(1e-300)
-    return settle(r.clamp(-1, 1), a.eq(0).all(1), b.eq(0).all(1))
+    return unless_both(r.clamp(-1, 1), a.eq(0).all(1), b.eq(0).all(1))
 
-# %% ../nbs/53_gradcam.ipynb #00079139
+# %% ../nbs/53_gradcam.ipynb #ffbd3fa8
 def top_share(
     v: Tensor,  # [B,P], >= 0
     q: float,  # share of the pixels, in (0,1]
@@ -232,7 +232,7 @@ def top_share(
     if not 0 < q <= 1: raise ValueError(f"q is a share of the pixels, in (0,1], got {q}")
     ordered = v.sort(1).values
     low, high = torch.searchsorted(ordered, v), torch.searchsorted(ordered, v, right=True)
-    places_left = q * v.shape[1] - (v.shape[1] - high)
+    places_left = q * v.shape[1] - (v.shape[1] - high).double()
     return (places_left / (high - low)).clamp(0, 1) * (v > 0)
 
 
@@ -244,16 +244,16 @@ def overlap(
     "Intersection over union of the strongest pixels of each pair of maps."
     a, b = (top_share(v, q) for v in paired(a, b))
     iou = torch.minimum(a, b).sum(1) / torch.maximum(a, b).sum(1).clamp_min(1e-300)
-    return settle(iou, a.eq(0).all(1), b.eq(0).all(1))
+    return unless_both(iou, a.eq(0).all(1), b.eq(0).all(1))
 
-# %% ../nbs/53_gradcam.ipynb #d4158f63
+# %% ../nbs/53_gradcam.ipynb #215c9d6c
 def cosine(
     a: Tensor,  # maps, [B,h,w], >= 0
     b: Tensor,  # maps, [B,h,w], >= 0
 ) -> Tensor:  # [B] in [0,1]; 0 where one map is zero everywhere, NaN where both are
     "Cosine of the angle between each pair of maps."
     a, b = (v / v.amax(1, keepdim=True).clamp_min(1e-300) for v in paired(a, b))
-    return settle(F.cosine_similarity(a, b, dim=1).clamp(0, 1), a.eq(0).all(1), b.eq(0).all(1))
+    return unless_both(F.cosine_similarity(a, b, dim=1).clamp(0, 1), a.eq(0).all(1), b.eq(0).all(1))
 
 
 def drift(
