@@ -85,7 +85,7 @@ class Place:
         key = record_key(self.experiment, cell, self.data)
         with self.lock(f"{self.experiment}-{key}"): yield self.folder(key)
 
-# %% ../nbs/61_experiments.ipynb #9534d88e
+# %% ../nbs/61_experiments.ipynb #aa8bb304
 @dataclass
 class Context(Place):
     "What a cell's function may use besides its cell."
@@ -109,6 +109,10 @@ class Context(Place):
     def artefact(self, name: str, value: Any) -> None:
         "Keep a small file with the record: arrays as .npz, a picture as .png."
         self.artefacts[name] = encode(name, value)
+
+    def of(self, experiment: str, module: str) -> "Context":
+        "The same, among the folders of another experiment, which go by the hash of the code in its module."
+        return dataclasses.replace(self, experiment=experiment, code=code_hash(module))
 
 # %% ../nbs/61_experiments.ipynb #99662f13
 @dataclass(frozen=True)
@@ -447,9 +451,12 @@ def run_cells(
     records = {r.key: r for r in store.records(experiment, profile)}
     return frame([records[record_key(experiment, cell, plan.data)] for cell in cells])
 
-# %% ../nbs/61_experiments.ipynb #2f95ddb2
+# %% ../nbs/61_experiments.ipynb #a64a9a24
 EXPERIMENTS = {"baseline": "robustnb.baselines:baseline", "eriep": "robustnb.eriep_runs:whole", "eriep-reduced": "robustnb.eriep_runs:reduced",
-               "eriep-attention": "robustnb.eriep_checks:attention", "eriep-attention-reduced": "robustnb.eriep_checks:attention_reduced", "eriep-invariants": "robustnb.eriep_checks:invariants",
+               "eriep-attention": "robustnb.eriep_checks:attention", "eriep-attention-reduced": "robustnb.eriep_checks:attention_reduced", "eriep-invariants": "robustnb.eriep_checks:invariants", "eriep-table4": "robustnb.eriep_large:large",
+               "pretraining": "robustnb.pretraining:whole", "pretraining-reduced": "robustnb.pretraining:reduced",
+               "dem-hec": "robustnb.dem_hec_runs:whole", "dem-hec-ablation": "robustnb.dem_hec_runs:ablation", "dem-hec-cifar100": "robustnb.dem_hec_runs:cifar100",
+               "dem-hec-reduced": "robustnb.dem_hec_runs:reduced", "dem-hec-ablation-reduced": "robustnb.dem_hec_runs:ablation_reduced",
                "study": "robustnb.study:whole", **{f"study-rq{n}": f"robustnb.study:rq{n}" for n in range(1, 7)}}
 
 
