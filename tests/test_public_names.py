@@ -24,6 +24,7 @@ NAMES = {
     "robustness": "evaluate gaussian_levels fgsm_levels",
     "statistics": "spearman multiple_correlation bootstrap_ci holm strength",
     "claims": "verdicts",
+    "errata": "statement evidence tally gain_table p_check",
     "records": "Record Store promote",
     "experiments": "run_cells",
     "study": "StudyCell study_cells run_study_cell",
