@@ -69,7 +69,7 @@ def build(
     if net != "resnet20" and data != "imagenet": small_stem(model.features.body)
     return model
 
-# %% ../nbs/58a_eriep_large.ipynb #925977ce
+# %% ../nbs/58a_eriep_large.ipynb #bd3e0ed9
 class Pictures:
     "Picture files as a tensor of bytes [N,3,size,size] that is read where it is indexed."
 
@@ -98,7 +98,7 @@ class Pictures:
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
             return torch.stack(list(pool.map(lambda path: open_square(path, self.size), chosen))).to(self.device)
 
-
+# %% ../nbs/58a_eriep_large.ipynb #d2266722
 class Streamed(ImageSet):
     "A set whose images are `Pictures`; taking some of them reads these into memory."
 
@@ -423,7 +423,7 @@ class Large:
 
 large = Large()
 
-# %% ../nbs/58a_eriep_large.ipynb #c3d2d414
+# %% ../nbs/58a_eriep_large.ipynb #0158fa9a
 MODELS = {"ResNet-50": "resnet50", "ResNet-101": "resnet101"}  # as printed -> ours
 
 
@@ -440,7 +440,7 @@ def table4_figure(
     published: dict[tuple, float] | None = None,  # place -> top-1 of a public recipe, in per cent
 ) -> plt.Figure:
     "The paper's numbers as hollow marks, ours with intervals beside them, public ones as crosses."
-    fig, axes = plt.subplots(1, 2, figsize=(7.5, 3.4), layout="constrained")
+    fig, axes = plt.subplots(1, 2, figsize=(7.5, 3.8), layout="constrained")
     for ax, title in zip(axes, TITLES.values()):
         for i, net in enumerate(MODELS):
             rows = paper[(paper.dataset == title) & (paper.model == net)].set_index("method").accuracy.reindex(METHODS)
@@ -455,5 +455,5 @@ def table4_figure(
         ax.set_xticklabels(METHODS, fontsize=8)
     named = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
     named = {label: named[label] for label in sorted(named)}
-    axes[1].legend(named.values(), named.keys(), fontsize=8, loc="upper left")
+    fig.legend(named.values(), named.keys(), fontsize=8, loc="outside lower center", ncols=3)
     return fig
