@@ -18,6 +18,8 @@ NAMES = {
     "contrastive": "info_nce supcon_loss unicl_loss SupCon UniCL linear_head",
     "dem_hec": "DemHEC distillation snapshot",
     "eriep_large": "LargeCell large_cells run_large_cell build small_stem resized_crop Pictures table4_figure",
+    "pretraining": "PretrainCell pretrain_cells pretrained",
+    "dem_hec_runs": "DemHecCell dem_hec_cells setting_of run_dem_hec_cell",
     "entropy": "layer_entropy activation_entropy entropy_under_corruption universal",
     "gradcam": "grad_cam map_layers overlay picture_grid fig4_blur rank_correlation overlap cosine drift attention_drift",
     "augment": "Augmentation Chain PadCrop Flip Rotate TrivialAugment AutoAugment PartNoise AugMix Prime jensen_shannon BatchAugment JSD adapt_batchnorm",
