@@ -219,7 +219,7 @@ class LargeCell:
     train_images: int = 0  # equally many of each class; 0: all
     images: int = 0  # test images; 0: all
 
-# %% ../nbs/58a_eriep_large.ipynb #71521925
+# %% ../nbs/58a_eriep_large.ipynb #87e9a586
 EPOCHS = {"cifar100": 200, "imagenet": 90}
 PROTOCOLS = {
     "smoke": dict(epochs=1, batch=64, head_epochs=1, search_images=200, search_epochs=1, train_images=200, images=100),
@@ -232,7 +232,7 @@ PLANS = {  # data sets, nets, seeds
     "full": (("cifar100", "imagenet"), ("resnet50", "resnet101"), (0, 1, 2)),
 }
 
-
+# %% ../nbs/58a_eriep_large.ipynb #c93bcac0
 def plain(cell: LargeCell) -> LargeCell:
     "The cell with unused settings at one fixed value."
     unused = {} if cell.method == "SupCon" else dict(head_epochs=0, head_lr=0.0)
