@@ -285,20 +285,20 @@ def cost(cell: DemHecCell) -> float:
     training = passes(cell) * cell.epochs * cell.train_images if METHODS[cell.method] is not None else 0
     return COSTS[cell.base.net] * (training + (questions + watching) / 3)
 
-# %% ../nbs/59_dem_hec_runs.ipynb #76f6dc37
+# %% ../nbs/59_dem_hec_runs.ipynb #1e21be95
 @dataclass(frozen=True)
 class DemHecRuns:
     "The fine-tunings as an experiment."
     part: str = "main"  # one of PARTS
     protocol: str = ""  # "": that of the profile's name
-    data: str | None = None  # as in `dem_hec_cells`
+    images_from: str | None = None  # the data of `dem_hec_cells`
     experiment: str = "dem-hec"
     function: Callable = run_dem_hec_cell
     cost: Callable = staticmethod(cost)
 
     def cells(self, profile: str) -> list[DemHecCell]:
-        return dem_hec_cells(self.protocol or profile, self.part, data=self.data)
+        return dem_hec_cells(self.protocol or profile, self.part, data=self.images_from)
 
 
-whole, ablation, cifar100 = DemHecRuns(), DemHecRuns("ablation"), DemHecRuns(data="cifar100")
+whole, ablation, cifar100 = DemHecRuns(), DemHecRuns("ablation"), DemHecRuns(images_from="cifar100")
 reduced, ablation_reduced = DemHecRuns(protocol="reduced"), DemHecRuns("ablation", "reduced")
