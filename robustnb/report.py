@@ -71,7 +71,7 @@ def table(
     said = f"<caption>{caption}</caption>" if caption else ""
     return HTML(f"<div class='table-box' style='overflow-x:auto'><table class='table'>{said}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
 
-# %% ../nbs/63_report.ipynb #0fa57538
+# %% ../nbs/63_report.ipynb #8dbe4262
 COLOURS = {"holds": "#0173b2", "fails": "#b35900", "inconclusive": "#6e6e6e", "not run": "#6e6e6e", "agrees": "#0173b2", "disagrees": "#b35900"}
 
 
@@ -91,7 +91,8 @@ def verdict_table(
     caption: str = "Each claim is tried on 1,000 resamples of seeds and test images: true in at least 95% it holds, in at most 5% it fails.",
 ) -> HTML:
     "Claims in the paper's order with their verdicts, one column a reading."
-    titles = {"literal": "ours", "fixed": "ours", "white_box": "MNIST-A white box", "relu_max": "ReLU, maximum pooling", "replace": "images replaced"}
+    titles = {"literal": "ours", "fixed": "ours", "white_box": "MNIST-A white box", "relu_max": "ReLU, maximum pooling", "replace": "images replaced",
+              "through_n": "through N", "augment": "augmentation"}
     readings = [r for r in titles if (frame.reading == r).any()]
     rows = []
     for _, same in frame.groupby("id", sort=False):
@@ -100,7 +101,7 @@ def verdict_table(
         for reading in readings:
             if reading in by_reading.index:
                 found = by_reading.loc[reading]
-                share = "" if found.share != found.share or found.verdict not in ("holds", "fails", "inconclusive") else f"<br><small>true in {found.share:.0%}, {found.n_seeds} seed{'' if found.n_seeds == 1 else 's'}</small>"
+                share = "" if found.share != found.share or found.verdict not in ("holds", "fails", "inconclusive") else f"<br><small>true in {found.share:.0%}, {found.n_seeds} seed{'' if found.n_seeds == 1 else 's'}{'; ' * bool(found.why)}{html.escape(found.why)}</small>"
                 row[titles[reading]] = badge(found.verdict, found.provisional) + share
             else: row[titles[reading]] = "same" if reading == "white_box" else ""
         rows.append(row)

@@ -17,6 +17,8 @@ NAMES = {
     "epm": "OPERATIONS Policy FixedPolicy search SearchRecipe Critic gradient_penalty discretise",
     "contrastive": "info_nce supcon_loss unicl_loss SupCon UniCL linear_head",
     "dem_hec": "DemHEC distillation snapshot",
+    "eriep": "ERIEP eriep final_loss reference_of synchronise hardened gradient_cosine",
+    "eriep_runs": "EriepCell eriep_cells run_eriep_cell",
     "eriep_large": "LargeCell large_cells run_large_cell build small_stem resized_crop Pictures table4_figure",
     "pretraining": "PretrainCell pretrain_cells pretrained",
     "dem_hec_runs": "DemHecCell dem_hec_cells setting_of run_dem_hec_cell",
@@ -47,6 +49,7 @@ def test_name_is_there_and_documented(module, name):
     ("attacks", "pgd", ["model", "x", "y", "eps", "step", "steps", "norm", "random_start", "generator"]),
     ("perturbations", "perturb", ["x"]),
     ("training", "fit", ["model", "data", "objective", "recipe", "seed"]),
+    ("eriep", "ERIEP", ["policy", "alpha", "sync_every", "reading"]),
     ("gradcam", "grad_cam", ["model", "x", "target", "layer", "size"]),
     ("statistics", "spearman", ["x", "y"]),
 ])
