@@ -71,7 +71,7 @@ def table(
     said = f"<caption>{caption}</caption>" if caption else ""
     return HTML(f"<div class='table-box' style='overflow-x:auto'><table class='table'>{said}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
 
-# %% ../nbs/63_report.ipynb #8dbe4262
+# %% ../nbs/63_report.ipynb #39a1de1c
 COLOURS = {"holds": "#0173b2", "fails": "#b35900", "inconclusive": "#6e6e6e", "not run": "#6e6e6e", "agrees": "#0173b2", "disagrees": "#b35900"}
 
 
@@ -101,7 +101,7 @@ def verdict_table(
         for reading in readings:
             if reading in by_reading.index:
                 found = by_reading.loc[reading]
-                share = "" if found.share != found.share or found.verdict not in ("holds", "fails", "inconclusive") else f"<br><small>true in {found.share:.0%}, {found.n_seeds} seed{'' if found.n_seeds == 1 else 's'}{'; ' * bool(found.why)}{html.escape(found.why)}</small>"
+                share = "" if found.share != found.share or found.verdict not in ("holds", "fails", "inconclusive") else f"<br><small>true in {found.share:.0%}, {found.n_seeds} seed{'' if found.n_seeds == 1 else 's'}{'; ' * bool(found.get('why'))}{html.escape(found.get('why', ''))}</small>"
                 row[titles[reading]] = badge(found.verdict, found.provisional) + share
             else: row[titles[reading]] = "same" if reading == "white_box" else ""
         rows.append(row)
