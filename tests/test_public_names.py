@@ -23,6 +23,7 @@ NAMES = {
     "pretraining": "PretrainCell pretrain_cells pretrained",
     "dem_hec_checks": "run_invariant_cell eq12",
     "dem_hec_claims": "DemHecWorld dem_hec_worlds dem_hec_verdicts",
+    "dem_hec_report": "best shown pair_table compare_table standing table3 table4 clean_table ablation_worlds ablation_table effects",
     "dem_hec_runs": "DemHecCell dem_hec_cells setting_of run_dem_hec_cell",
     "entropy": "layer_entropy activation_entropy entropy_under_corruption universal",
     "gradcam": "grad_cam map_layers overlay picture_grid fig4_blur rank_correlation overlap cosine drift attention_drift",
