@@ -208,7 +208,7 @@ def compare_table(
         rows.append(row)
     return table(pd.DataFrame(rows), caption)
 
-# %% ../nbs/63d_dem_hec_report.ipynb #5a1fb781
+# %% ../nbs/63d_dem_hec_report.ipynb #1fcaff99
 def standing(
     world: DemHecData,
     place: tuple[str, str],  # data, net
@@ -220,7 +220,7 @@ def standing(
         if method == "dem_hec": continue
         found = gain(world, place, method, rows, "dem_hec")
         word = "better" if found.low > 0 else "worse" if found.high < 0 else "not to be told from it"
-        words[word].append(f"{TITLES[method]} ({found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}])".replace("-", "−"))
+        words[word].append(f"{TITLES[method]} " + f"({found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}])".replace("-", "−"))
     return "; ".join(f"**{word}**: {', '.join(names)}" for word, names in words.items() if names)
 
 
@@ -241,7 +241,7 @@ def compare_figure(world: DemHecData, place: tuple[str, str]) -> plt.Figure:
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
-# %% ../nbs/63d_dem_hec_report.ipynb #8b8f37cb
+# %% ../nbs/63d_dem_hec_report.ipynb #48768a9b
 def by_corruption_figure(world: DemHecData, place: tuple[str, str]) -> plt.Figure:
     "Gain over the network before by method and corruption, mean of all severities that were asked."
     theme()
@@ -249,7 +249,7 @@ def by_corruption_figure(world: DemHecData, place: tuple[str, str]) -> plt.Figur
     names = [n for n in (*OURS.values(), *(n for n in CORRUPTIONS if n not in OURS.values())) if n in asked["corruptions"]]
     order = [m for m in ranked(world, place, FIFTEEN5 if accuracy(world, place, "none", FIFTEEN5) else CLEAN) if m != "none"]
     values = np.array([[f.value if (f := gain(world, place, method, tuple((name, s) for s in asked["severities"]))) else np.nan for name in names] for method in order])
-    fig, ax = plt.subplots(figsize=(1.9 + 0.42 * len(names), 1.5 + 0.28 * len(order)), layout="constrained")
+    fig, ax = plt.subplots(figsize=(max(4.2, 1.9 + 0.42 * len(names)), 1.5 + 0.28 * len(order)), layout="constrained")
     limit = max(10.0, float(np.nanmax(np.abs(values)))) if values.size else 10.0
     texts = np.array([["" if v != v else f"{v:+.0f}".replace("-0", "0").replace("+0", "0").replace("-", "−") for v in row] for row in values])
     sns.heatmap(values, annot=texts, fmt="", cmap="vlag_r", norm=Normalize(-limit, limit), ax=ax, cbar_kws=dict(label="gain, points"), annot_kws=dict(size=7.5), linewidths=0.5,
@@ -419,7 +419,7 @@ def ablation_figure(worlds: dict[str, DemHecData]) -> plt.Figure:
     axes[0][len(sets) // 2].set_xlabel("accuracy over the proposed setting, points")
     return fig
 
-# %% ../nbs/63d_dem_hec_report.ipynb #c24bfd86
+# %% ../nbs/63d_dem_hec_report.ipynb #81c30bc3
 def effects(
     worlds: dict[str, DemHecData],  # of `ablation_worlds`
     rows: tuple = FIFTEEN5,  # conditions
@@ -431,7 +431,7 @@ def effects(
         found = setting_change(worlds, name, rows) if name != "as proposed" else None
         if not found: continue
         word = "better" if found.low > 0 and found.value > high else "worse" if found.high < 0 and found.value < low else "not to be told from it"
-        words[word].append(f"{name} ({found.value:+.1f})".replace("-", "−"))
+        words[word].append(f"{name} " + f"({found.value:+.1f})".replace("-", "−"))
     return "; ".join(f"**{word}**: {', '.join(names)}" for word, names in words.items() if names)
 
 
