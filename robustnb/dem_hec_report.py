@@ -6,9 +6,9 @@
 __all__ = ['TITLES', 'CLEAN', 'SEVEN3', 'FIFTEEN5', 'SETS', 'GROUPS', 'PRINTED', 'TABLES', 'CLEAN_DATA', 'best', 'enough',
            'shown', 'protocol_banner', 'nets_of', 'accuracy', 'gain', 'printed_pair', 'pair_table', 'signed',
            'pair_figure', 'draw_interval', 'ranked', 'cost_of', 'compare_table', 'standing', 'compare_figure',
-           'by_corruption_figure', 'table3', 'table4', 'clean_rows', 'clean_table', 'clean_figure', 'ablation_worlds',
-           'setting_change', 'restricted', 'seed_range', 'ablation_table', 'ablation_figure', 'effects',
-           'history_figure']
+           'by_corruption_figure', 'table3', 'field_table', 'table4', 'clean_rows', 'clean_table', 'clean_figure',
+           'ablation_worlds', 'setting_change', 'restricted', 'seed_range', 'ablation_table', 'ablation_figure',
+           'effects', 'history_figure']
 
 # %% ../nbs/63d_dem_hec_report.ipynb #ae3b70c0
 import matplotlib.pyplot as plt
@@ -278,6 +278,24 @@ def table3(
     extra = {"method": "before (not in the paper's table)"}
     for category in dict.fromkeys(printed.category): extra |= {f"{category}, paper": "", f"{category}, ours": percent(found) if (found := accuracy(world, place, "none", GROUPS[category.lower()])) else "not run"}
     return table(pd.DataFrame([*rows, extra]), caption)
+
+# %% ../nbs/63d_dem_hec_report.ipynb #9b66c646
+def field_table(
+    world: DemHecData,
+    place: tuple[str, str],  # data, net
+    caption: str = "",
+) -> HTML:
+    "Published results on CIFAR-10-C, the paper's Table 1, and ours, by their mean over 7 x 3."
+    text = lambda value: "" if value != value else f"{value:.2f}"
+    rows = [(f"{r.method}, {r.backbone}", "published", r.seven, text(r.clean), text(r.seven), text(r.fifteen)) for r in paper_table("field_cifar10c").itertuples()]
+    clean = paper_table("demhec_clean").query("dataset == 'CIFAR10' and method == 'Dem-HEC'").set_index("backbone").after
+    for net, same in paper_table("demhec_table1").groupby("backbone", sort=False):
+        rows.append((f"Dem-HEC, {net}", "the paper", same.after.mean(), text(clean.get(net, np.nan)), text(same.after.mean()), ""))
+    for method in ranked(world, place, SEVEN3):
+        found = [accuracy(world, place, method, at) for at in (SEVEN3, CLEAN, SEVEN3, FIFTEEN5)]
+        rows.append((f"{TITLES[method]}, {place[1]}", "ours", found[0].value, *(percent(f) if f else "" for f in found[1:])))
+    rows.sort(key=lambda row: -row[2])
+    return table(pd.DataFrame([{"method": name, "from": source, "clean": a, "7 x 3": b, "15 x 5": c} for name, source, _, a, b, c in rows]), caption)
 
 # %% ../nbs/63d_dem_hec_report.ipynb #9ffc2699
 def table4(
