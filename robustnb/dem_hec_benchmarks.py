@@ -79,9 +79,9 @@ def plain_optimizer(
     optimizer = torch.optim.SGD(free, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov, fused=True)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
 
-# %% ../nbs/56c_dem_hec_benchmarks.ipynb #51a0f950
+# %% ../nbs/56c_dem_hec_benchmarks.ipynb #8f2acd53
 PASSES = {"ascent": "ascent: 5 × forward, back to the images", "student": "student: 2 × forward", "teacher": "teacher: forward", "backward": "student: backward"}
-SEGMENTS = {"batch": "batch, crop and flip", **PASSES, "moves": "start and moves of the images", "terms": "loss terms", "update": "SGD update"}
+SEGMENTS = {"augment": "batch, crop and flip", **PASSES, "moves": "start and moves of the images", "terms": "loss terms", "update": "SGD update"}
 
 
 class Stopwatch:
@@ -129,7 +129,7 @@ def plain_loss(
     distilled = 4 * F.kl_div(teacher, student, reduction="batchmean", log_target=True)
     return 0.5 * F.cross_entropy(z.float(), y) + 0.5 * F.cross_entropy(z_hard.float(), y) + contrast + 0.5 * distilled
 
-# %% ../nbs/56c_dem_hec_benchmarks.ipynb #59aa6430
+# %% ../nbs/56c_dem_hec_benchmarks.ipynb #fb90a643
 class PlainDemHEC:
     "Dem-HEC without the package's loop and objective: `step` after `step`."
 
@@ -144,7 +144,7 @@ class PlainDemHEC:
         "One step, timed piece by piece."
         watch, index = Stopwatch(), self.order[number]
         x, y = crop_flip(self.data.x[index].float().div(255), self.generator).contiguous(memory_format=torch.channels_last), self.data.y[index]
-        watch("batch")
+        watch("augment")
         with self.autocast():
             harder = plain_ascent(self.net, x, self.generator, watch)
             self.net.train()  # the frozen stages stay as they are
