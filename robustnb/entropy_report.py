@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ENTROPIES', 'CLEAN', 'UNIVERSAL', 'RAISED', 'FIGURE', 'PALETTE', 'layers_of', 'EntropyData', 'entropy_data',
-           'methods_of', 'sample_of', 'layers_at', 'corruptions_at', 'images_at', 'spread', 'networks', 'gap', 'rises',
-           'gap_change', 'word', 'separated', 'image_rows', 'violins', 'name_of', 'share_figure', 'layer_figure',
-           'rise_frame', 'nats', 'rise_table', 'count_table', 'rise_maps', 'share_of', 'gap_table', 'control_table',
-           'closing', 'profiles', 'profile_figure', 'contrast_table', 'Likeness', 'likeness', 'shuffled_p', 'Link',
-           'link', 'links', 'link_table', 'link_figure', 'listed', 'rise_sentence', 'closing_sentence',
-           'caption_sentence', 'contrast_sentence', 'likeness_sentence', 'link_sentence']
+           'methods_of', 'sample_of', 'layers_at', 'corruptions_at', 'images_at', 'networks', 'gap', 'rises',
+           'gap_change', 'word', 'separated', 'image_rows', 'violins', 'name_of', 'legend', 'share_figure',
+           'layer_figure', 'rise_frame', 'nats', 'rise_table', 'count_table', 'rise_maps', 'share_of', 'gap_table',
+           'control_table', 'closing', 'profiles', 'profile_figure', 'contrast_table', 'Likeness', 'likeness',
+           'shuffled_p', 'Link', 'link', 'links', 'link_table', 'link_figure', 'listed', 'rise_sentence',
+           'closing_sentence', 'caption_sentence', 'contrast_sentence', 'likeness_sentence', 'link_sentence']
 
 # %% ../nbs/63e_entropy_report.ipynb #f7a729a2
 from itertools import permutations
@@ -70,7 +70,7 @@ def entropy_data(store: Store, profile: str) -> EntropyData:  # profile: smoke |
     protocol, records = best(store, profile)
     return EntropyData(records, store, protocol or profile)
 
-# %% ../nbs/63e_entropy_report.ipynb #96e09c62
+# %% ../nbs/63e_entropy_report.ipynb #495d3e50
 def methods_of(world: EntropyData, place: tuple[str, str]) -> list[str]:
     "The methods of a place whose entropies are all there."
     found = {m: [world.record(*place, m, s) for s in world.seeds_of(*place, (m,))] for m in WATCHED}
@@ -97,13 +97,6 @@ def corruptions_at(world: EntropyData, place: tuple[str, str]) -> list[tuple[str
 def images_at(world: EntropyData, place: tuple[str, str]) -> int:
     "Test images whose entropies were kept."
     return sample_of(world, place)["entropy"].shape[-1]
-
-
-def spread(world: EntropyData, place: tuple[str, str]) -> dict[str, float]:  # layer -> nats
-    "Standard deviation between clean images in the network before: the scale on which layers can be compared."
-    arrays = sample_of(world, place)
-    values = arrays["entropy"][[str(c) for c in arrays["corruption"]].index("clean")]
-    return dict(zip(map(str, arrays["layer"]), map(float, np.maximum(values.std(1), 1e-12))))
 
 
 def networks(world: EntropyData, place: tuple[str, str], method: str) -> int:
@@ -168,7 +161,7 @@ def separated(
         known[key] = ((draws @ above.fill_diagonal_(0) * draws).sum(1) / (len(columns) ** 2 - (draws ** 2).sum(1))).double().numpy()
     return summary(world.array(*place, method, (key,), (method,), ENTROPIES), networks(world, place, method))
 
-# %% ../nbs/63e_entropy_report.ipynb #63671c99
+# %% ../nbs/63e_entropy_report.ipynb #17da9995
 PALETTE = {"clean": "C0", "changed": "C3"}  # blue and red, as printed
 
 
@@ -197,6 +190,12 @@ def name_of(row: tuple[str, int]) -> str:
     return row[0].replace("_", " ") + (f", severity {row[1]}" if row[1] else "")
 
 
+def legend(fig: plt.Figure, row: tuple[str, int]) -> None:
+    "Which colour is which."
+    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in PALETTE.values()]
+    fig.legend(handles, ("clean", name_of(row)), loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+
+
 def share_figure(
     world: EntropyData,
     place: tuple[str, str],  # data, net
@@ -211,8 +210,7 @@ def share_figure(
         ax.set_title(TITLES[method])
         ax.tick_params(axis="x", rotation=35)
     axes[0][0].set_ylabel("entropy, share of log(neurons)")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in PALETTE.values()]
-    fig.legend(handles, ("clean", name_of(row)), loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    legend(fig, row)
     return fig
 
 
@@ -230,24 +228,25 @@ def layer_figure(
         frame = image_rows(world, place, method, row)
         for ax, layer in zip(line, layers):
             violins(ax, frame[frame.layer == layer], "entropy")
-            ax.set(xticks=[], xlabel=f"{separated(world, place, method, row, layer).value:.2f}", title=layer if method == methods[0] else "")
+            ax.set(xticks=[], xlabel=f"sep. {separated(world, place, method, row, layer).value:.2f}", title=layer if method == methods[0] else "")
             ax.yaxis.set_major_locator(plt.MaxNLocator(4))
             ax.tick_params(labelsize=8, pad=1)
         line[0].set_ylabel(f"{TITLES[method]}\nentropy, nats")
+    legend(fig, row)
     return fig
 
-# %% ../nbs/63e_entropy_report.ipynb #72de0b83
+# %% ../nbs/63e_entropy_report.ipynb #7f9bf9c4
 def rise_frame(
     world: EntropyData,
     place: tuple[str, str],  # data, net
     method: str,  # one of WATCHED
-) -> pd.DataFrame:  # corruption, severity, layer, value, low, high (nats), deviations, word
+) -> pd.DataFrame:  # corruption, severity, layer, value, low, high (nats), share (% of log(neurons)), word
     "The test of the claim, by layer, corruption and severity (Dem-HEC, section 3.2)."
-    scale, rows = spread(world, place), []
+    rows = []
     for name, severity in corruptions_at(world, place):
-        for layer in layers_at(world, place):
+        for layer, n in layers_at(world, place).items():
             found = rises(world, place, method, ((name, severity),), layer)
-            rows.append(dict(corruption=name, severity=severity, layer=layer, value=found.value, low=found.low, high=found.high, deviations=found.value / scale[layer], word=word(found)))
+            rows.append(dict(corruption=name, severity=severity, layer=layer, value=found.value, low=found.low, high=found.high, share=100 * found.value / np.log(n), word=word(found)))
     return pd.DataFrame(rows)
 
 
@@ -284,7 +283,7 @@ def count_table(
         rows.append(row)
     return table(pd.DataFrame(rows), caption)
 
-# %% ../nbs/63e_entropy_report.ipynb #17e677ee
+# %% ../nbs/63e_entropy_report.ipynb #cd430ad6
 def rise_maps(
     world: EntropyData,
     place: tuple[str, str],  # data, net
@@ -294,17 +293,17 @@ def rise_maps(
     theme()
     frames = {m: rise_frame(world, place, m) for m in methods}
     rows, layers = list(dict.fromkeys(corruptions_at(world, place))), list(layers_at(world, place))
-    limit = max(0.5, max(float(np.percentile(frame.deviations.abs(), 98)) for frame in frames.values()))
+    limit = max(0.1, float(np.percentile(pd.concat(frames.values()).share.abs(), 97)))
     fig, axes = plt.subplots(1, len(methods), figsize=(1.6 + 2.0 * len(methods), 1.4 + 0.2 * len(rows)), sharey=True, squeeze=False, layout="constrained")
     for ax, (method, frame) in zip(axes[0], frames.items()):
-        values, words = (frame[column].to_numpy().reshape(len(rows), len(layers)) for column in ("deviations", "word"))
+        values, words = (frame[column].to_numpy().reshape(len(rows), len(layers)) for column in ("share", "word"))
         sns.heatmap(values, cmap="vlag", norm=Normalize(-limit, limit), cbar=False, ax=ax, linewidths=0.4, xticklabels=layers, yticklabels=[f"{n.replace('_', ' ')} {s}" for n, s in rows])
         for i, j in np.argwhere(words == "unclear"): ax.plot(j + 0.5, i + 0.5, ".", color="0.2", markersize=4)
         for i in range(1, len(rows)):
             if rows[i][0] != rows[i - 1][0]: ax.axhline(i, color="0.3", lw=0.8)
         ax.set_title(TITLES[method], fontsize=10)
         ax.tick_params(axis="x", rotation=60)
-    fig.colorbar(axes[0][0].collections[0], ax=axes[0], label="rise, standard deviations between clean images", extend="both", aspect=35)
+    fig.colorbar(axes[0][0].collections[0], ax=axes[0], label="rise of entropy, % of log(neurons)", extend="both", aspect=35)
     return fig
 
 # %% ../nbs/63e_entropy_report.ipynb #c6c975a0
@@ -352,15 +351,15 @@ def closing(
     "Whether the gap shrinks, by depth."
     return {depth: gap_change(world, place, (row,), depth, over=over) for depth in depths}
 
-# %% ../nbs/63e_entropy_report.ipynb #48b1319f
+# %% ../nbs/63e_entropy_report.ipynb #13229163
 def profiles(
     world: EntropyData,
     place: tuple[str, str],  # data, net
     method: str,  # one of WATCHED
     rows: list[tuple[str, int]],  # conditions
-) -> np.ndarray:  # [conditions, layers, 1+R], standard deviations
+) -> np.ndarray:  # [conditions, layers, 1+R], % of log(neurons)
     "The rise of each layer in each condition."
-    return np.stack([[gap(world, place, method, (row,), layer) / s for layer, s in spread(world, place).items()] for row in rows])
+    return np.stack([[100 * gap(world, place, method, (row,), layer) / np.log(n) for layer, n in layers_at(world, place).items()] for row in rows])
 
 
 def profile_figure(
@@ -383,7 +382,7 @@ def profile_figure(
         ax.axhline(0, color="0.4", lw=1)
         ax.set_title(TITLES[method])
         ax.tick_params(axis="x", rotation=35)
-    axes[0][0].set_ylabel("rise, standard deviations\nbetween clean images")
+    axes[0][0].set_ylabel("rise of entropy,\n% of log(neurons)")
     axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
 
@@ -409,9 +408,8 @@ def contrast_table(
 class Likeness(NamedTuple):
     "How near high-entropy images come to a corruption."
     nearest: tuple[str, int]  # corruption, severity
-    distance: Estimate  # to it, standard deviations
-    usual: float  # distance of a corruption to the nearest of another kind: median
-    most: float  # and the largest of these
+    distance: Estimate  # to it, % of log(neurons)
+    others: np.ndarray  # of each corruption to the nearest of another kind
     outside: list[str]  # layers where they lie beyond all corruptions
 
 
@@ -426,9 +424,8 @@ def likeness(
     away = np.sqrt(((own - raised) ** 2).sum(1))
     between = np.sqrt(((own[:, None, :, 0] - own[None, :, :, 0]) ** 2).sum(2))
     same = np.array([[a[0] == b[0] for b in every] for a in every])
-    others = np.where(same, np.inf, between).min(1)
     beyond = [layer for layer, values, value in zip(layers_at(world, place), own[:, :, 0].T, raised[:, 0]) if not values.min() <= value <= values.max()]
-    return Likeness(every[int(away[:, 0].argmin())], summary(away.min(0), networks(world, place, method)), float(np.median(others)), float(others.max()), beyond)
+    return Likeness(every[int(away[:, 0].argmin())], summary(away.min(0), networks(world, place, method)), np.where(same, np.inf, between).min(1), beyond)
 
 # %% ../nbs/63e_entropy_report.ipynb #4a2b11ec
 def shuffled_p(
@@ -507,7 +504,7 @@ def link_figure(
     fig.legend(handles=handles, loc="outside right center", fontsize=8)
     return fig
 
-# %% ../nbs/63e_entropy_report.ipynb #b69f6482
+# %% ../nbs/63e_entropy_report.ipynb #321ef30c
 def listed(parts: list[str]) -> str:
     "a, b and c"
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1]))) if parts else "none"
@@ -518,53 +515,50 @@ def rise_sentence(world: EntropyData, place: tuple[str, str], method: str = "non
     rows = corruptions_at(world, place)
     def part(depth, title):
         words = [word(rises(world, place, method, (row,), depth)) for row in rows]
-        return f"of the **{title}** it rises in {words.count('rises')} of {len(rows)} conditions, falls in {words.count('falls')} (mean {nats(rises(world, place, method, tuple(rows), depth))} nats)"
-    return f"Entropy under corruption, network {TITLES[method]}: " + "; ".join(part(*d) for d in (("shallow", "shallow layers"), ("deep", "deep layers"), ("output", "output"))) + "."
+        return f"of the {title} in {words.count('rises')} (falls in {words.count('falls')}; mean {nats(rises(world, place, method, tuple(rows), depth))} nats)"
+    return f"**Corruption.** Network {TITLES[method]}, {len(rows)} conditions: entropy rises " + ", ".join(part(*d) for d in (("deep", "deep layers"), ("output", "output"), ("shallow", "shallow layers"))) + "."
 
 
 def closing_sentence(world: EntropyData, place: tuple[str, str], row: tuple[str, int] = FIGURE) -> str:  # Markdown
     "What Dem-HEC does to the gap of Figs. 3 and 4, against before and against the control."
-    verbs = {"falls": "shrinks: ", "rises": "grows: ", "unclear": "does not change that we can tell: "}
-    tell = lambda f: f"{verbs[word(f)]}{nats(f)} nats"
-    parts = [f"of the {'output' if depth == 'output' else 'deep layers'} it {tell(change)}" for depth, change in closing(world, place, row, ("deep", "output")).items()]
-    if "standard" in methods_of(world, place):
-        parts = [f"{part} (against as much training without it: {nats(change)})" for part, change in zip(parts, closing(world, place, row, ("deep", "output"), "standard").values())]
-    return f"The gap under {name_of(row)} after Dem-HEC: " + "; ".join(parts) + "."
+    verbs = {"falls": "shrinks", "rises": "grows", "unclear": "does not change that we can tell"}
+    parts = [f"that of the {'output' if depth == 'output' else 'deep layers'} {verbs[word(change)]} (by {nats(change)} nats" for depth, change in closing(world, place, row, ("deep", "output")).items()]
+    control = [f"; against as much training without it {nats(change)}" for change in closing(world, place, row, ("deep", "output"), "standard").values()] if "standard" in methods_of(world, place) else ["", ""]
+    return f"**Dem-HEC.** Of the gaps under {name_of(row)}, " + ", and ".join(f"{part}{more})" for part, more in zip(parts, control)) + "."
 
 
 def caption_sentence(world: EntropyData, place: tuple[str, str], row: tuple[str, int] = FIGURE) -> str:  # Markdown
     "Whether the text about Fig. 4 or its caption is right here: the same range, or clearly separated."
-    layers = list(layers_at(world, place))
-    found = {layer: separated(world, place, "dem_hec", row, layer) for layer in layers}
-    apart = [f"{layer} ({f.value:.2f})" for layer, f in found.items() if not f.low <= 0.5 <= f.high]
-    furthest = max(layers, key=lambda layer: abs(found[layer].value - 0.5))
-    same = [layer for layer in layers if found[layer].low <= 0.5 <= found[layer].high]
-    return (f"After Dem-HEC clean and changed images can be told apart, by a separation other than 0.5, in {listed(apart)}" + (f", and not in {listed(same)}" if same else "")
-            + f". The largest separation is {share_of(found[furthest])}, in {furthest}: 0.5 would be the text's \"same range\", 1 (or 0) the caption's \"clearly separated\".")
+    found = {layer: separated(world, place, "dem_hec", row, layer) for layer in layers_at(world, place)}
+    apart, same = ([layer for layer, f in found.items() if (f.low <= 0.5 <= f.high) == alike] for alike in (False, True))
+    furthest = max(found, key=lambda layer: abs(found[layer].value - 0.5))
+    return (f"**Figure 4.** After Dem-HEC the separation of {row[0].replace('_', ' ')} from clean differs from 0.5 in {listed(apart)}" + (f" and not in {listed(same)}" if same else "")
+            + f"; it is furthest from it in {furthest}, {share_of(found[furthest])}. The text's \"same range\" would be 0.5, the caption's \"clearly separated\" close to 1 or 0.")
 
 
 def contrast_sentence(world: EntropyData, place: tuple[str, str], method: str = "none") -> str:  # Markdown
     "Where universal perturbations lower entropy, and where the contrast of section 3.2 is there."
     found = {layer: (word(rises(world, place, method, (UNIVERSAL,), layer)), word(rises(world, place, method, tuple(corruptions_at(world, place)), layer))) for layer in layers_at(world, place)}
-    lower, both = [layer for layer, (u, _) in found.items() if u == "falls"], [layer for layer, words in found.items() if words == ("falls", "rises")]
+    chosen = lambda kept: listed([layer for layer, words in found.items() if kept(*words)])
     fooled = np.mean([world.record(*place, method, s).metrics["fooled"] for s in world.seeds_of(*place, (method,))])
-    return (f"The universal perturbation, which changes the answer to {fooled:.0%} of the images, lowers entropy in {len(lower)} of {len(found)} layers ({listed(lower)}). "
-            f"The contrast of section 3.2, lower there and higher under corruption, is seen in {listed(both)}.")
+    return (f"**Universal perturbation.** Network {TITLES[method]}; it changes the answer to {fooled:.0%} of the images. It lowers the entropy of {chosen(lambda u, c: u == 'falls')}, and raises that of {chosen(lambda u, c: u == 'rises')}. "
+            f"The contrast of section 3.2, that corruptions raise what it lowers, is seen in {chosen(lambda u, c: (u, c) == ('falls', 'rises'))}.")
 
 
 def likeness_sentence(world: EntropyData, place: tuple[str, str], method: str = "none") -> str:  # Markdown
     "Whether high-entropy images look like a corruption inside the network."
     f = likeness(world, place, method)
-    near = "as near as corruptions are to each other" if f.distance.high <= f.most + 1e-9 else "further from all corruptions than any of these is from the others" if f.distance.low > f.most else "about as far from all corruptions as the loneliest of these"
-    return (f"High-entropy images are {near}: the nearest, {name_of(f.nearest)}, is {share_of(f.distance)} standard deviations away, while a corruption has its nearest of another kind at {f.usual:.2f} (median) and at most {f.most:.2f}. "
-            + (f"Beyond all corruptions they lie in {listed(f.outside)}." if f.outside else "In no layer do they lie beyond all corruptions."))
-
+    lonelier = int((f.others >= f.distance.value - 1e-9).sum())
+    near = ("further from every corruption than any of these is from the other kinds" if not lonelier else
+            "no further from a corruption than most of these are from another kind" if lonelier > len(f.others) / 2 else "further from every corruption than most of these are from another kind")
+    return (f"**High-entropy images.** Network {TITLES[method]}: over all layers they are {near}. The nearest, {name_of(f.nearest)}, differs by {share_of(f.distance)}% of log(neurons); {lonelier} of {len(f.others)} corruptions are as far from the nearest of another kind (median {np.median(f.others):.2f}%). "
+            + (f"They lie beyond all corruptions in {listed(f.outside)}." if f.outside else "In no layer do they lie beyond all corruptions."))
 
 
 def link_sentence(world: EntropyData, place: tuple[str, str], method: str = "none", level: float = 0.05) -> str:  # Markdown
     "Whether accuracy falls most where entropy rises most."
     def part(depth, title):
         one = link(world, place, method, depth)
-        told = "and more than severity explains" if one.shuffled <= level else "but not beyond what severity alone can explain" if one.p <= level else "which may be chance"
-        return f"with that of the {title} {share_of(one.r).replace('-', '−')} (p {probability(one.p)} if conditions were independent, {probability(one.shuffled)} with corruptions shuffled as wholes: {told})"
-    return f"Rank correlation of the loss of accuracy with the rise of entropy over {len(corruptions_at(world, place))} conditions, network {TITLES[method]}: " + "; ".join((part("deep", "deep layers"), part("output", "output"))) + "."
+        told = "more than severity explains" if one.shuffled <= level else "not beyond what severity alone can explain" if one.p <= level else "which may be chance"
+        return f"{share_of(one.r).replace('-', '−')} with that of the {title} (p {probability(one.p)} if conditions were independent, {probability(one.shuffled)} with corruptions shuffled as wholes: {told})"
+    return f"**Accuracy.** Network {TITLES[method]}: the rank correlation of its loss with the rise of entropy over the conditions is {part('deep', 'deep layers')}, and {part('output', 'output')}."
