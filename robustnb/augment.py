@@ -64,7 +64,7 @@ def draw_keys(
     device = generator.device if generator is not None else torch.device("cpu")
     return torch.randint(2**63 - 1, (len(x),), generator=generator, device=device).to(x.device)
 
-# %% ../nbs/47_augment.ipynb #ecec7afa
+# %% ../nbs/47_augment.ipynb #3de56192
 @dataclass(frozen=True)
 class Augmentation:
     "A random change of images, drawn for each on its own: `augment(x, generator)`."
@@ -81,7 +81,7 @@ class Augmentation:
         generator: torch.Generator | None = None,  # source of the keys; None: torch's default
     ) -> Tensor:  # [B,C,H,W] in [0,1]
         check_images(x)
-        return self.apply(x, draw_keys(x, generator)).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False): return self.apply(x, draw_keys(x, generator)).to(x.dtype)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def plain(cell: DemHecCell) -> DemHecCell:
     if METHODS[cell.method] is None: unused |= {name: DEFAULTS[name] for name in TUNING} | dict(seed=cell.base.seed)
     return replace(cell, **unused, entropies=cell.entropies if cell.method in WATCHED else 0)
 
-# %% ../nbs/59_dem_hec_runs.ipynb #f363976d
+# %% ../nbs/59_dem_hec_runs.ipynb #b1f897a7
 def ablations(net: str) -> dict[str, dict]:  # name -> changed fields
     "The settings of the ablation."
     weighted = tuple(name for name, stage in NETS[net]().stages.items() if name != "head" and any(True for _ in stage.parameters()))
@@ -116,17 +116,18 @@ def ablations(net: str) -> dict[str, dict]:  # name -> changed fields
             "1 step": dict(steps=1), "10 steps": dict(steps=10), "no cross-entropy of raised images": dict(alpha=0.0),
             "no contrast": dict(lambda_c=0.0), "no distillation": dict(lambda_kd=0.0), "KL(teacher || student)": dict(direction="teacher_student"),
             "nothing frozen": dict(frozen=()), "all but the head frozen": dict(frozen=weighted), "ascent in training mode": dict(generate_mode="train"),
-            "both passes in one batch": dict(batch_norm="joint"), "batch statistics kept": dict(batch_norm="eval"), "entropy of pooled features": dict(of="pooled")}
+            "both passes in one batch": dict(batch_norm="joint"), "batch statistics kept": dict(batch_norm="eval"), "entropy of pooled features": dict(of="pooled"),
+            "learning rate 0.01": dict(lr=0.01)}
 
 
 def setting_of(cell: DemHecCell) -> str:
     "Which setting of the ablation a cell is; empty if it is none."
-    changed = {name: getattr(cell, name) for name in HEC if getattr(cell, name) != DEFAULTS[name]}
+    changed = {name: getattr(cell, name) for name in (*HEC, "lr") if getattr(cell, name) != DEFAULTS[name]}
     return next((name for name, fields in ablations(cell.base.net).items() if fields == changed), "") if cell.method == "dem_hec" else ""
 
-# %% ../nbs/59_dem_hec_runs.ipynb #c75d8e84
+# %% ../nbs/59_dem_hec_runs.ipynb #80fca350
 PROTOCOLS = {
-    "smoke": dict(train_images=100, epochs=1, batch=50, warmup=0.5, images=50, corruptions=("gaussian_noise", "pixelate"), severities=(1, 5), entropies=20),
+    "smoke": dict(train_images=100, epochs=1, batch=50, warmup=0.5, precision="bf16", images=50, corruptions=("gaussian_noise", "pixelate"), severities=(1, 5), entropies=20),
     "quick": dict(train_images=1_000, epochs=2, warmup=0.2, precision="bf16", images=500, corruptions=SEVEN, severities=(1, 3, 5)),
     "reduced": dict(train_images=5_000, epochs=3, warmup=0.3, precision="bf16", images=1_000),
     "full": {},
