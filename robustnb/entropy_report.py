@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ENTROPIES', 'CLEAN', 'UNIVERSAL', 'RAISED', 'FIGURE', 'PALETTE', 'layers_of', 'EntropyData', 'entropy_data',
            'methods_of', 'sample_of', 'layers_at', 'corruptions_at', 'images_at', 'networks', 'gap', 'rises',
-           'gap_change', 'word', 'separated', 'image_rows', 'violins', 'name_of', 'legend', 'share_figure',
-           'layer_figure', 'rise_frame', 'nats', 'rise_table', 'count_table', 'rise_maps', 'share_of', 'gap_table',
-           'control_table', 'closing', 'profiles', 'profile_figure', 'contrast_table', 'Likeness', 'likeness',
-           'shuffled_p', 'Link', 'link', 'links', 'link_table', 'link_figure', 'listed', 'rise_sentence',
+           'gap_change', 'word', 'above_share', 'separated', 'image_rows', 'violins', 'name_of', 'legend',
+           'share_figure', 'layer_figure', 'rise_frame', 'nats', 'rise_table', 'count_table', 'rise_maps', 'share_of',
+           'gap_table', 'control_table', 'closing', 'profiles', 'profile_figure', 'contrast_table', 'Likeness',
+           'likeness', 'shuffled_p', 'Link', 'link', 'links', 'link_table', 'link_figure', 'listed', 'rise_sentence',
            'closing_sentence', 'caption_sentence', 'contrast_sentence', 'likeness_sentence', 'link_sentence']
 
 # %% ../nbs/63e_entropy_report.ipynb #f7a729a2
@@ -141,7 +141,17 @@ def word(found: Estimate) -> str:
     "What an interval says about a rise."
     return "rises" if found.low > 0 else "falls" if found.high < 0 else "unclear"
 
-# %% ../nbs/63e_entropy_report.ipynb #d76d1924
+# %% ../nbs/63e_entropy_report.ipynb #4207c827
+def above_share(
+    clean: Tensor,  # [N]
+    other: Tensor,  # of the same images, changed, [N]
+    draws: Tensor,  # how often each image counts, [R,N]
+) -> Tensor:  # [R] in [0,1]
+    "Share of the pairs of different images whose changed one is above the clean one, ties counted half."
+    above = (other[:, None] > clean).float() + 0.5 * (other[:, None] == clean).float()
+    return (draws @ above.fill_diagonal_(0) * draws).sum(1) / (draws.sum(1) ** 2 - (draws ** 2).sum(1))
+
+
 def separated(
     world: EntropyData,
     place: tuple[str, str],  # data, net
@@ -156,9 +166,7 @@ def separated(
         if key in known: continue
         names, columns = layers_of(world.arrays[at])
         clean, other = (columns[:, names.index((*which, layer))] for which in (CLEAN, row))
-        above = ((other[:, None] > clean).double() + 0.5 * (other[:, None] == clean).double()).float()
-        draws = image_draws(len(columns), world.size - 1, world.seed)
-        known[key] = ((draws @ above.fill_diagonal_(0) * draws).sum(1) / (len(columns) ** 2 - (draws ** 2).sum(1))).double().numpy()
+        known[key] = above_share(clean, other, image_draws(len(columns), world.size - 1, world.seed)).double().numpy()
     return summary(world.array(*place, method, (key,), (method,), ENTROPIES), networks(world, place, method))
 
 # %% ../nbs/63e_entropy_report.ipynb #17da9995
