@@ -24,6 +24,7 @@ NAMES = {
     "dem_hec_benchmarks": "DemHECTiming dem_hec_timing_cells PlainDemHEC plain_training time_dem_hec",
     "dem_hec_checks": "run_invariant_cell eq12",
     "dem_hec_claims": "DemHecWorld dem_hec_worlds dem_hec_verdicts",
+    "dem_hec_large": "LargeBase LargeCell large_cells run_large_cell build alexnet_layers VisionTransformer with_published missing",
     "dem_hec_report": "best shown pair_table compare_table standing table3 table4 clean_table ablation_worlds ablation_table effects",
     "dem_hec_runs": "DemHecCell dem_hec_cells setting_of run_dem_hec_cell",
     "entropy": "layer_entropy activation_entropy entropy_under_corruption universal",
