@@ -28,15 +28,16 @@ from .eriep_claims import PROTOCOL_OF
 from .pretraining import NETS
 from .records import Record, RecordError, Store, record_key
 
-# %% ../nbs/62b_dem_hec_claims.ipynb #96c3447a
+# %% ../nbs/62b_dem_hec_claims.ipynb #89540c98
 def records_of(
     store: Store,
     protocol: str,  # smoke | quick | reduced | full
+    **options,  # fields of `DemHecCell` that replace the protocol's, e.g. lr
 ) -> list[Record]:
     "The records of a protocol's cells: any net by any method, on CIFAR-10 and CIFAR-100."
     known = store.records("dem-hec", "quick" if protocol == "reduced" else protocol)
     seeds = tuple(sorted({r.cell["seed"] for r in known}))
-    wanted = {record_key("dem-hec", cell) for data in (None, "cifar100") for net in NETS for cell in dem_hec_cells(protocol, "main", (net,), seeds, data)} if known else ()
+    wanted = {record_key("dem-hec", cell) for data in (None, "cifar100") for net in NETS for cell in dem_hec_cells(protocol, "main", (net,), seeds, data, **options)} if known else ()
     return [r for r in known if r.key in wanted]
 
 

@@ -6,12 +6,12 @@
 __all__ = ['TITLES', 'CLEAN', 'SEVEN3', 'FIFTEEN5', 'SETS', 'GROUPS', 'PRINTED', 'TABLES', 'CLEAN_DATA', 'best', 'enough',
            'shown', 'protocol_banner', 'nets_of', 'accuracy', 'gain', 'printed_pair', 'pair_table', 'signed',
            'pair_figure', 'draw_interval', 'printed_gains', 'printed_figure', 'ranked', 'widest', 'cost_of',
-           'compare_table', 'standing', 'compare_figure', 'by_corruption_figure', 'table3', 'field_table', 'table4',
-           'clean_rows', 'clean_table', 'clean_figure', 'shown_large', 'large_banner', 'printed6', 'before_after',
-           'table6', 'subset_table', 'ablation_worlds', 'setting_change', 'restricted', 'diverged', 'seed_range',
-           'ablation_table', 'ablation_figure', 'effects', 'history_figure']
+           'compare_table', 'standing', 'compare_figure', 'rates_figure', 'by_corruption_figure', 'table3',
+           'field_table', 'table4', 'clean_rows', 'clean_table', 'clean_figure', 'shown_large', 'large_banner',
+           'printed6', 'before_after', 'table6', 'subset_table', 'ablation_worlds', 'setting_change', 'restricted',
+           'diverged', 'seed_range', 'ablation_table', 'ablation_figure', 'effects', 'history_figure']
 
-# %% ../nbs/63d_dem_hec_report.ipynb #81e89227
+# %% ../nbs/63d_dem_hec_report.ipynb #af71b178
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from matplotlib.colors import Normalize
 
 from .claims import C7, SEV, Missing, paper_table
 from .corruptions import CORRUPTIONS, FAMILIES
+from .dem_hec_ablation import LOWER
 from .dem_hec_claims import OURS, PAIR, PAPER_DATA, PAPER_NETS, TABLE3, DemHecData, large_records, records_of
 from .dem_hec_large import large_cells
 from .dem_hec_runs import METHODS, DemHecCell, ablations, dem_hec_cells, passes, setting_of
@@ -31,7 +32,7 @@ from .records import Record, Store, record_key
 from .report import Estimate, banner, summary, table, theme
 from .robustness import conditions
 
-# %% ../nbs/63d_dem_hec_report.ipynb #7beb4b6b
+# %% ../nbs/63d_dem_hec_report.ipynb #2fd4c040
 TITLES = {"none": "before (pretrained)", "bn_adapt": "batch norm adapted", "standard": "crops and mirrors only", "trivial_augment": "TrivialAugment", "auto_augment": "AutoAugment",
           "batch_augment": "batch augmentation", "augmix": "AugMix with JSD", "gaussian": "Gaussian noise on half", "augmix_gaussian": "AugMix and noise, JSD",
           "prime": "PRIME-like primitives", "dem_hec": "Dem-HEC"}  # methods as a reader sees them
@@ -42,10 +43,11 @@ def best(
     profile: str,  # smoke | quick | full
     needed: tuple[str, ...] = PAIR,  # methods that must be there
     data: str = "cifar10",  # cifar10 | cifar100
+    **options,  # fields of `DemHecCell` that replace the protocol's
 ) -> tuple[str | None, list[Record]]:  # None: there are no records
     "The protocol that a page of this profile shows, and its records."
     for protocol in PROTOCOL_OF[profile]:
-        records = [r for r in records_of(store, protocol) if r.cell["base"]["data"] in (data, "sample")]
+        records = [r for r in records_of(store, protocol, **options) if r.cell["base"]["data"] in (data, "sample")]
         if set(needed) <= {r.cell["method"] for r in records}: return protocol, records
     return None, []
 
@@ -56,9 +58,9 @@ def enough(store: Store, profile: str, needed: tuple[str, ...] = PAIR, data: str
     return protocol is not None and protocol != profile
 
 
-def shown(store: Store, profile: str, needed: tuple[str, ...] = PAIR, data: str = "cifar10") -> DemHecData:
+def shown(store: Store, profile: str, needed: tuple[str, ...] = PAIR, data: str = "cifar10", **options) -> DemHecData:
     "The networks that a page shows, resampled."
-    protocol, records = best(store, profile, needed, data)
+    protocol, records = best(store, profile, needed, data, **options)
     world = DemHecData(records, store, protocol or profile)
     world.at = None  # all resamples at once
     return world
@@ -266,6 +268,30 @@ def compare_figure(world: DemHecData, place: tuple[str, str]) -> plt.Figure:
     ax.set_yticklabels([TITLES[m] for m in order])
     if "dem_hec" in order: ax.get_yticklabels()[order.index("dem_hec")].set_fontweight("bold")
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return fig
+
+# %% ../nbs/63d_dem_hec_report.ipynb #dc9798aa
+def rates_figure(
+    world: DemHecData,
+    slower: DemHecData,  # the same at the lower rate
+    place: tuple[str, str],  # data, net
+) -> plt.Figure:
+    "Accuracy at the paper's learning rate (filled) and at a fifth of it (hollow), on clean and on corrupted images."
+    theme()
+    rows = widest(world, place)
+    order = [m for m in ranked(world, place, rows) if METHODS[m] is not None]
+    fig, axes = plt.subplots(1, 2, figsize=(7.2, 1.0 + 0.28 * len(order)), sharey=True, layout="constrained")
+    rate = next(record.cell["lr"] for record in world.records.values() if record.cell["method"] == order[0])
+    for ax, at, title in zip(axes, (CLEAN, rows), ("clean images", "15 x 5" if rows == FIFTEEN5 else "corrupted images")):
+        for shown_world, shift, style, label in ((world, -0.13, dict(color="C0"), f"rate {rate:g}"), (slower, 0.13, dict(color="C1", mfc="white"), f"rate {LOWER:g}")):
+            for i, method in enumerate(order):
+                found = accuracy(shown_world, place, method, at)
+                if found: draw_interval(ax, found, i + shift, **style)
+            ax.plot([], [], "o", label=label, **style)
+        base = accuracy(world, place, "none", at)
+        if base: ax.axvline(base.value, color="0.4", lw=1, ls="--", zorder=0)
+        ax.set(title=title, yticks=range(len(order)), yticklabels=[TITLES[m] for m in order], ylim=(len(order) - 0.4, -0.6), xlabel="accuracy, %")
+    axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
 # %% ../nbs/63d_dem_hec_report.ipynb #8918cb2d

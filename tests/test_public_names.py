@@ -21,7 +21,7 @@ NAMES = {
     "eriep_runs": "EriepCell eriep_cells run_eriep_cell",
     "eriep_large": "LargeCell large_cells run_large_cell build small_stem resized_crop Pictures table4_figure",
     "pretraining": "PretrainCell pretrain_cells pretrained",
-    "dem_hec_ablation": "run_setting ablation ablation_reduced",
+    "dem_hec_ablation": "run_setting ablation ablation_reduced slower slower_reduced",
     "dem_hec_benchmarks": "DemHECTiming dem_hec_timing_cells PlainDemHEC plain_training time_dem_hec",
     "dem_hec_checks": "run_invariant_cell eq12",
     "dem_hec_claims": "DemHecWorld dem_hec_worlds dem_hec_verdicts",
