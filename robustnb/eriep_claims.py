@@ -255,7 +255,7 @@ def eriep_worlds(
             if world.large or world.similar or world.invariants or any(world.seeds_of(net) for net in NETS): found.append(world)
     return worlds
 
-# %% ../nbs/62a_eriep_claims.ipynb #00bab3ea
+# %% ../nbs/62a_eriep_claims.ipynb #0f8cee9c
 def partial_nets(claim: pd.Series, world: EriepWorld) -> bool:
     "Does a claim speak of all nets of Table 3 where only some were run?"
     return "EM" in names_in(claim.predicate) and len(world.nets) < len(PAPER_NETS)
@@ -282,7 +282,7 @@ def try_claim(claim: pd.Series, world: EriepWorld, facts: dict | None, resamples
         return dict(verdict="not run", share=float("nan"), n_seeds=0, why="the best of all four nets", damaged=False, profile="", own=False)
     found = judge(claim.predicate, world, facts, resamples) | dict(profile=world.profile)
     own = any(world.reading == what or "ERIEP" in (what, *(where if isinstance(where, tuple) else ())) for where, what, _ in world.used)
-    if claim.kind == "invariant": found["profile"] = ""  # the same in all
+    if claim.kind == "invariant" and found["verdict"] != "not run": found |= dict(profile="", share=float("nan"), n_seeds=1)  # computed once, the same in all
     return found | dict(own=own) | ({} if found["verdict"] == "not run" else dict(why=scope(claim, world)))
 
 # %% ../nbs/62a_eriep_claims.ipynb #76aef90a
