@@ -451,8 +451,8 @@ def run_cells(
     records = {r.key: r for r in store.records(experiment, profile)}
     return frame([records[record_key(experiment, cell, plan.data)] for cell in cells])
 
-# %% ../nbs/61_experiments.ipynb #853cf245
-EXPERIMENTS = {"baseline": "robustnb.baselines:baseline", "eriep": "robustnb.eriep_runs:whole", "eriep-reduced": "robustnb.eriep_runs:reduced",
+# %% ../nbs/61_experiments.ipynb #c4b8544c
+EXPERIMENTS = {"baseline": "robustnb.baselines:baseline", "eriep": "robustnb.eriep_runs:whole", "eriep-reduced": "robustnb.eriep_runs:reduced", "eriep-depths-reduced": "robustnb.eriep_depths:depths_reduced",
                "eriep-attention": "robustnb.eriep_checks:attention", "eriep-attention-reduced": "robustnb.eriep_checks:attention_reduced", "eriep-invariants": "robustnb.eriep_checks:invariants", "eriep-table4": "robustnb.eriep_large:large",
                "pretraining": "robustnb.pretraining:whole", "pretraining-reduced": "robustnb.pretraining:reduced",
                "dem-hec": "robustnb.dem_hec_runs:whole", "dem-hec-ablation": "robustnb.dem_hec_ablation:ablation", "dem-hec-cifar100": "robustnb.dem_hec_runs:cifar100",

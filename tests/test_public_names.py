@@ -19,6 +19,7 @@ NAMES = {
     "dem_hec": "DemHEC distillation snapshot",
     "eriep": "ERIEP eriep final_loss reference_of synchronise hardened gradient_cosine",
     "eriep_runs": "EriepCell eriep_cells run_eriep_cell",
+    "eriep_depths": "Depths depths_reduced",
     "eriep_large": "LargeCell large_cells run_large_cell build small_stem resized_crop Pictures table4_figure",
     "pretraining": "PretrainCell pretrain_cells pretrained",
     "dem_hec_ablation": "run_setting ablation ablation_reduced slower slower_reduced",
