@@ -95,7 +95,7 @@ def all_resampled(records: list[Record], store: Store, artefact: str, resamples:
         except ValueError as error: warnings.warn(f"record {record.key} ({record.cell['base']['net']} {record.cell['method']}, seed {record.cell['seed']}) is left out: {error}", stacklevel=2)
     return found
 
-# %% ../nbs/62b_dem_hec_claims.ipynb #ac32c5b0
+# %% ../nbs/62b_dem_hec_claims.ipynb #9f2dbb11
 PAPER_DATA = {"CIFAR10-C": "cifar10", "CIFAR100-C": "cifar100", "Tiny-ImageNet-C": "tiny_imagenet"}  # as printed -> ours
 PAPER_NETS = PRINTED_NETS | {"ResNet18": "resnet18", "ResNet50": "resnet50", "ViT": "vit_l_16", "AlexNet": "alexnet"}
 WHEN = {"before": "none", "after": "dem_hec"}
@@ -133,7 +133,7 @@ class DemHecData:
         key = data, net, method, rows, together, artefact
         if key not in self.memo: self.memo[key] = self.averaged(*key)
         values, seeds = self.memo[key]
-        self.used.add((data, net, seeds))
+        if self.protocol == "full" or METHODS[method] is not None: self.used.add((data, net, seeds))  # elsewhere a network that is not fine-tuned is one and the same
         return values if self.at is None else values[self.at].item()
 
     def averaged(self, data: str, net: str, method: str, rows: tuple, together: tuple, artefact: str) -> tuple[np.ndarray, int]:
@@ -150,7 +150,7 @@ class DemHecData:
         if n not in self.draws: self.draws[n] = seed_draws(n, self.size - 1, np.random.default_rng(self.seed))
         return np.einsum("sr,rs->r", np.stack(each), self.draws[n]), n
 
-# %% ../nbs/62b_dem_hec_claims.ipynb #dcfed192
+# %% ../nbs/62b_dem_hec_claims.ipynb #a4af8faf
 OURS = dict(zip(C7, ("gaussian_noise", "shot_noise", "impulse_noise", "snow", "frost", "pixelate", "jpeg_compression")))
 TABLE3 = {"Pad-Crop": "standard", "TA": "trivial_augment", "BA": "batch_augment", "AugMix": "augmix", "Dem-HEC": "dem_hec"}  # as printed -> ours; the others are not rerun
 INVARIANTS = ("loss_identity", "teacher_frozen", "kd0", "nce_sym", "nce_perm", "params")
@@ -173,7 +173,6 @@ class DemHecWorld(DemHecData):
         super().__init__(*given, **options)
         found = {x: [b for b in nets if self.seeds_of(*self.place(x, b))] for x, nets in BB.items()}
         self.ran = Ran({x: nets for x, nets in found.items() if nets})
-        self.methods = [m for m in dict.fromkeys(paper_table("demhec_table3").method) if any(("cifar10", "resnet20", TABLE3.get(m), s) in self.records for s in self.seeds)]
 
     def place(self, x: str, b: str) -> tuple[str, str]:
         if x not in PAPER_DATA or b not in PAPER_NETS: raise Missing(f"{b} on {x} is not rerun")
@@ -190,10 +189,7 @@ class DemHecWorld(DemHecData):
         if len(self.ran[x]) < len(BB[x]): raise Missing(f"the largest gain of all {len(BB[x])} nets of {x}: only {', '.join(self.ran[x])} in the {self.protocol} protocol")
         return max(((b, k, s) for b in self.ran[x] for k in C7 for s in SEV), key=lambda cell: self.gain(x, *cell))
 
-    def d3(self, category, method):
-        if method not in self.methods: raise Missing(f"Table 3: {method} is not rerun" if method not in TABLE3 else f"Table 3: {method} has no record in the {self.protocol} protocol")
-        rows = tuple((name, s) for name in FAMILIES[category.lower()] if name in CORRUPTIONS for s in range(1, 6))
-        return self.array("cifar10", "resnet20", TABLE3[method], rows, tuple(TABLE3[m] for m in self.methods))
+    def d3(self, category, method): raise Missing("Table 3: its ViT on Tiny-ImageNet-C is not rerun beside other methods")
 
     def d4(self, method, corruption):
         if method != "Dem-HEC": raise Missing(f"Table 4: {method} is not rerun")
@@ -218,14 +214,13 @@ class DemHecWorld(DemHecData):
     def names(self, facts: dict | None = None) -> dict:
         "Everything that a predicate may use."
         clean = [(x.removesuffix("-C"), b) for x in PAPER_DATA if x.startswith("CIFAR") for b in self.ran.get(x, [])]
-        rivals = self.methods if "Dem-HEC" in self.methods and len(self.methods) > 1 else Missing(f"Table 3: Dem-HEC and another method have no records in the {self.protocol} protocol")
         own = {name: getattr(self, name) for name in ("d", "dc", "gain", "mg", "mk", "maxcell", "d3", "d4", "d6", "H", "Hc")}
-        own |= dict(BB=self.ran or Missing(f"a net before and after Dem-HEC in the {self.protocol} protocol"), CLEAN_CIFAR=clean or Missing(f"a net on CIFAR before and after Dem-HEC in the {self.protocol} protocol"), M3=rivals,
+        own |= dict(BB=self.ran or Missing(f"a net before and after Dem-HEC in the {self.protocol} protocol"), CLEAN_CIFAR=clean or Missing(f"a net on CIFAR before and after Dem-HEC in the {self.protocol} protocol"),
                     im_clean_drop=self.im_clean_drop, im_corr_gain=self.im_corr_gain, H_clean=lambda: self.entropy("before", "clean", 0, "output"), H_he=lambda: self.entropy("before", "high_entropy", 0, "output"))
         own |= {name: self.computed.get(name, Missing(f"{name} is not computed: run dem-hec-invariants")) for name in (*INVARIANTS, "linf", "eps", "inrange")}
         return printed_names() | own | (facts or {})
 
-# %% ../nbs/62b_dem_hec_claims.ipynb #d44cc564
+# %% ../nbs/62b_dem_hec_claims.ipynb #6afb224d
 def computed_facts(store: Store, records: list[Record]) -> tuple[dict, str]:  # by name; profile of the record of invariants, "" if there is none
     "What was computed about the method; nothing where nobody did."
     checks = [r for profile in ("full", "quick", "smoke") for r in store.records("dem-hec-invariants", profile)][:1]
@@ -266,7 +261,7 @@ def gaps(claim: pd.Series, world: DemHecWorld) -> list[str]:
         ran = world.ran.get(x, [])
         if not ran: found.append(f"{x}: not run")
         elif len(ran) < len(BB[x]): found.append(f"{x}: {', '.join(ran)} of {len(BB[x])} nets")
-    return found + ([f"ResNet20 on CIFAR10-C in place of ViT on Tiny-ImageNet-C; of 9 methods: {', '.join(world.methods)}"] if "d3" in names else [])
+    return found
 
 
 def try_claim(claim: pd.Series, world: DemHecWorld, facts: dict | None, resamples: int) -> dict:  # of `judge`, with profile and provisional
@@ -275,7 +270,8 @@ def try_claim(claim: pd.Series, world: DemHecWorld, facts: dict | None, resample
     predicate = re.sub(rf"\b({called})\b", r"\1()", claim.predicate) if called else claim.predicate
     found = judge(predicate, world, facts, resamples)
     if found["verdict"] == "not run": return found | dict(profile="", provisional=False)
-    if fixed: return found | dict(profile=world.checked or world.profile, provisional=False, why="computed")
+    if fixed: return found | dict(profile=world.checked or world.profile, provisional=False, why="computed", n_seeds=1, share=float("nan"))
+    if not world.used: found["n_seeds"] = 1  # about the network before alone
     missing = gaps(claim, world)
     off = bool(missing) or found["n_seeds"] < 3 or world.profile != "full"
     return found | dict(profile=world.profile, provisional=off, why="; ".join([f"{world.protocol} protocol"] * (world.protocol != "full") + missing))

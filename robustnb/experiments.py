@@ -451,12 +451,13 @@ def run_cells(
     records = {r.key: r for r in store.records(experiment, profile)}
     return frame([records[record_key(experiment, cell, plan.data)] for cell in cells])
 
-# %% ../nbs/61_experiments.ipynb #c4b8544c
+# %% ../nbs/61_experiments.ipynb #13f4a814
 EXPERIMENTS = {"baseline": "robustnb.baselines:baseline", "eriep": "robustnb.eriep_runs:whole", "eriep-reduced": "robustnb.eriep_runs:reduced", "eriep-depths-reduced": "robustnb.eriep_depths:depths_reduced",
                "eriep-attention": "robustnb.eriep_checks:attention", "eriep-attention-reduced": "robustnb.eriep_checks:attention_reduced", "eriep-invariants": "robustnb.eriep_checks:invariants", "eriep-table4": "robustnb.eriep_large:large",
                "pretraining": "robustnb.pretraining:whole", "pretraining-reduced": "robustnb.pretraining:reduced",
                "dem-hec": "robustnb.dem_hec_runs:whole", "dem-hec-ablation": "robustnb.dem_hec_ablation:ablation", "dem-hec-cifar100": "robustnb.dem_hec_runs:cifar100",
                "dem-hec-reduced": "robustnb.dem_hec_runs:reduced", "dem-hec-ablation-reduced": "robustnb.dem_hec_ablation:ablation_reduced", "dem-hec-invariants": "robustnb.dem_hec_checks:invariants",
+               "dem-hec-further-reduced": "robustnb.dem_hec_further:further_reduced", "dem-hec-ablation-seeds-reduced": "robustnb.dem_hec_further:seeds_reduced",
                "dem-hec-slower": "robustnb.dem_hec_ablation:slower", "dem-hec-slower-reduced": "robustnb.dem_hec_ablation:slower_reduced", "dem-hec-large": "robustnb.dem_hec_large:large", "benchmark-dem-hec": "robustnb.dem_hec_benchmarks:benchmark",
                "study": "robustnb.study:whole", **{f"study-rq{n}": f"robustnb.study:rq{n}" for n in range(1, 7)}}
 

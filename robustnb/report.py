@@ -71,7 +71,7 @@ def table(
     said = f"<caption>{caption}</caption>" if caption else ""
     return HTML(f"<div class='table-box' style='overflow-x:auto'><table class='table'>{said}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
 
-# %% ../nbs/63_report.ipynb #39a1de1c
+# %% ../nbs/63_report.ipynb #b0454a50
 COLOURS = {"holds": "#0173b2", "fails": "#b35900", "inconclusive": "#6e6e6e", "not run": "#6e6e6e", "agrees": "#0173b2", "disagrees": "#b35900"}
 
 
@@ -102,18 +102,20 @@ def verdict_table(
             if reading in by_reading.index:
                 found = by_reading.loc[reading]
                 share = "" if found.share != found.share or found.verdict not in ("holds", "fails", "inconclusive") else f"<br><small>true in {found.share:.0%}, {found.n_seeds} seed{'' if found.n_seeds == 1 else 's'}{'; ' * bool(found.get('why'))}{html.escape(found.get('why', ''))}</small>"
-                row[titles[reading]] = badge(found.verdict, found.provisional) + share
+                row[titles[reading]] = "<small>about printed numbers</small>" if found.get("about") == "print" else badge(found.verdict, found.provisional) + share
             else: row[titles[reading]] = "same" if reading == "white_box" else ""
         rows.append(row)
     return table(pd.DataFrame(rows), caption)
 
-# %% ../nbs/63_report.ipynb #2b97ead3
+# %% ../nbs/63_report.ipynb #320441f2
 def verdict_counts(
     frame: pd.DataFrame,  # of `verdicts`
 ) -> HTML:
-    "How many claims of a finding hold in the literal reading."
-    counts = frame[frame.reading.isin(["literal", "fixed"])].verdict.value_counts()
-    return HTML("<p>In the literal reading: " + ", ".join(f"{counts[word]} {word}" for word in COLOURS if word in counts) + ".</p>")
+    "How many claims of a finding hold for us, as printed where there are several readings; claims about printed numbers apart."
+    told = lambda rows: ", ".join(f"{counts[word]} {word}" for counts in [rows.verdict.value_counts()] for word in COLOURS if word in counts)
+    shown = frame[frame.reading.isin(["literal", "fixed"])]
+    printed = shown.get("about", pd.Series("", shown.index)) == "print"
+    return HTML(f"<p>Verdicts on our measurements: {told(shown[~printed]) or 'none'}." + (f" Claims about the paper's own numbers alone: {told(shown[printed])}." if printed.any() else "") + "</p>")
 
 
 def changed_verdicts(

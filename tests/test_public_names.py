@@ -22,6 +22,7 @@ NAMES = {
     "eriep_depths": "Depths depths_reduced",
     "eriep_large": "LargeCell large_cells run_large_cell build small_stem resized_crop Pictures table4_figure",
     "pretraining": "PretrainCell pretrain_cells pretrained",
+    "dem_hec_further": "FURTHER further_cells setting_name further_reduced seeds_reduced",
     "dem_hec_ablation": "run_setting ablation ablation_reduced slower slower_reduced",
     "dem_hec_benchmarks": "DemHECTiming dem_hec_timing_cells PlainDemHEC plain_training time_dem_hec",
     "dem_hec_checks": "run_invariant_cell eq12",
