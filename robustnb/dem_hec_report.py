@@ -66,7 +66,7 @@ def shown(store: Store, profile: str, needed: tuple[str, ...] = PAIR, data: str 
     world.at = None  # all resamples at once
     return world
 
-# %% ../nbs/63d_dem_hec_report.ipynb #d7304036
+# %% ../nbs/63d_dem_hec_report.ipynb #854d9287
 def protocol_banner(
     store: Store,
     profile: str,  # smoke | quick | full
@@ -80,8 +80,8 @@ def protocol_banner(
     cell, first = next(r.cell for r in found if r.cell["method"] == needed[-1]), DemHecCell()
     base, paper = cell["base"], first.base
     precision = {"bf16": "bfloat16", "fp32": "single precision"}[cell["precision"]]
-    name = {"reduced": "Reduced run", "quick": "Quick run"}.get(protocol, "Full run")
-    text = (f"{name}. Pretraining: {base['epochs']} of {paper.epochs} epochs. Fine-tuning: {cell['train_images']:,} of {first.train_images:,} images, {cell['epochs']} of {first.epochs} epochs, "
+    name, updates = {"reduced": "Reduced run", "quick": "Quick run"}.get(protocol, "Full run"), [round(epochs * images / batch, -1) for epochs, images, batch in ((cell["epochs"], cell["train_images"], cell["batch"]), (first.epochs, first.train_images, first.batch))]
+    text = (f"{name}. Pretraining: {base['epochs']} of {paper.epochs} epochs. Fine-tuning: {cell['train_images']:,} of {first.train_images:,} images, {cell['epochs']} of {first.epochs} epochs, about {updates[0]:,.0f} of {updates[1]:,.0f} updates, "
             f"{precision}; {cell['images']:,} of {first.images:,} test images; nets: {', '.join(sorted({r.cell['base']['net'] for r in found}))}.")
     shown_profile = "quick" if protocol == "reduced" else protocol
     return banner(records or found, shown_profile, "network", text + ("" if protocol == "full" else " The same for all methods. Every verdict is provisional."))

@@ -9,7 +9,8 @@ __all__ = ['ENTROPIES', 'CLEAN', 'UNIVERSAL', 'RAISED', 'FIGURE', 'PALETTE', 'la
            'share_figure', 'layer_figure', 'rise_frame', 'nats', 'rise_table', 'count_table', 'rise_maps', 'share_of',
            'gap_table', 'control_table', 'closing', 'profiles', 'profile_figure', 'contrast_table', 'Likeness',
            'likeness', 'shuffled_p', 'Link', 'link', 'links', 'link_table', 'link_figure', 'listed', 'rise_sentence',
-           'closing_sentence', 'caption_sentence', 'contrast_sentence', 'likeness_sentence', 'link_sentence']
+           'closing_sentence', 'closing_all', 'caption_sentence', 'contrast_sentence', 'likeness_sentence',
+           'link_sentence']
 
 # %% ../nbs/63e_entropy_report.ipynb #f7a729a2
 from itertools import permutations
@@ -512,7 +513,7 @@ def link_figure(
     fig.legend(handles=handles, loc="outside right center", fontsize=8)
     return fig
 
-# %% ../nbs/63e_entropy_report.ipynb #321ef30c
+# %% ../nbs/63e_entropy_report.ipynb #faa489ab
 def listed(parts: list[str]) -> str:
     "a, b and c"
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1]))) if parts else "none"
@@ -533,6 +534,17 @@ def closing_sentence(world: EntropyData, place: tuple[str, str], row: tuple[str,
     parts = [f"that of the {'output' if depth == 'output' else 'deep layers'} {verbs[word(change)]} (by {nats(change)} nats" for depth, change in closing(world, place, row, ("deep", "output")).items()]
     control = [f"; against as much training without it {nats(change)}" for change in closing(world, place, row, ("deep", "output"), "standard").values()] if "standard" in methods_of(world, place) else ["", ""]
     return f"**Dem-HEC.** Of the gaps under {name_of(row)}, " + ", and ".join(f"{part}{more})" for part, more in zip(parts, control)) + "."
+
+
+def closing_all(world: EntropyData, place: tuple[str, str]) -> list[str]:  # Markdown; empty where there are no corruptions
+    "In which layers Dem-HEC makes the mean gap over all conditions smaller or larger, against before and against the control."
+    every = tuple(corruptions_at(world, place))
+    def part(over):
+        found = {layer: gap_change(world, place, every, layer, over=over) for layer in layers_at(world, place)}
+        told = lambda verb: ", ".join(f"{layer} (by {nats(f)} nats)" for layer, f in found.items() if word(f) == verb) or "none"
+        return f"against {TITLES[over]} smaller in {told('falls')}, larger in {told('rises')}"
+    rivals = [m for m in ("none", "standard") if m in methods_of(world, place)]
+    return [f"**Dem-HEC, all {len(every)} conditions.** The size of the mean gap is " + "; ".join(map(part, rivals)) + "."] if every and rivals else []
 
 
 def caption_sentence(world: EntropyData, place: tuple[str, str], row: tuple[str, int] = FIGURE) -> str:  # Markdown

@@ -34,7 +34,7 @@ from .records import Record, Store, record_key, stale
 from .statistics import coefficients, expected_R, holm, multiple_correlation, permutation_p, strength
 from .study import FOUR_LEVELS, GRIDS, StudyCell, study_cells
 
-# %% ../nbs/63_report.ipynb #3a117f1c
+# %% ../nbs/63_report.ipynb #12e81fc4
 PRINTED_NUMBER = re.compile(r"-?\d+(\.\d*)?(e-?\d+)?")  # as in the papers' tables
 
 
@@ -55,8 +55,8 @@ def probability(p: float) -> str:
 def with_interval(value: float, low: float, high: float) -> str:
     "0.421 [0.39, 0.45]"
     if value != value: return "not defined"
-    small = abs(value) < 0.001 and value
-    ends = (number(low), number(high)) if small else (f"{low:.2f}" if abs(low) >= 0.01 or low == 0 else f"{low:.3f}", f"{high:.2f}" if abs(high) >= 0.01 or high == 0 else f"{high:.3f}")
+    small, digits = abs(value) < 0.001 and value, 2 if round(low, 2) <= round(value, 3) <= round(high, 2) else 3  # rounding must not put the value outside
+    ends = [number(end) if small else f"{end:.{digits}f}" if abs(end) >= 0.01 or end == 0 else f"{end:.3f}" for end in (low, high)]
     ends = [end.replace("-", "−") for end in ends]
     return f"{number(value)} <span class='interval' style='white-space:nowrap;opacity:.75'>[{ends[0]}, {ends[1]}]</span>"
 
