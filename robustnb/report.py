@@ -71,7 +71,7 @@ def table(
     said = f"<caption>{caption}</caption>" if caption else ""
     return HTML(f"<div class='table-box' style='overflow-x:auto'><table class='table'>{said}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
 
-# %% ../nbs/63_report.ipynb #b0454a50
+# %% ../nbs/63_report.ipynb #3f5b79bf
 COLOURS = {"holds": "#0173b2", "fails": "#b35900", "inconclusive": "#6e6e6e", "not run": "#6e6e6e", "agrees": "#0173b2", "disagrees": "#b35900"}
 
 
@@ -94,6 +94,7 @@ def verdict_table(
     titles = {"literal": "ours", "fixed": "ours", "white_box": "MNIST-A white box", "relu_max": "ReLU, maximum pooling", "replace": "images replaced",
               "through_n": "through N", "augment": "augmentation"}
     readings = [r for r in titles if (frame.reading == r).any()]
+    if "through_n" in readings: titles["literal"] = "ours, literal"
     rows = []
     for _, same in frame.groupby("id", sort=False):
         first, by_reading = same.iloc[0], same.set_index("reading")
