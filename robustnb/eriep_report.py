@@ -253,7 +253,7 @@ def noise_figure(
     ax.legend(fontsize=8)
     return fig
 
-# %% ../nbs/63c_eriep_report.ipynb #04261066
+# %% ../nbs/63c_eriep_report.ipynb #861fc76f
 DEPTHS = {4: "cnn4", 8: "cnn8", 12: "cnn12", 16: "cnn16"}
 
 
@@ -290,7 +290,7 @@ def depth_figure(
             ax.errorbar([d for d, _ in points], [e.value for _, e in points], yerr=error, fmt="o-", markersize=4, capsize=2, color=COLOURS[reading], label=TITLES[reading])
     axes[1].axhline(0, color="0.4", lw=1)
     for ax, label in zip(axes, (f"accuracy, %, at noise {sigma:g}", "gain over standard, points")): ax.set(xlabel="convolutions", ylabel=label, xticks=list(DEPTHS))
-    axes[0].legend(fontsize=8)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return fig
 
 # %% ../nbs/63c_eriep_report.ipynb #6c4c12ea
