@@ -34,6 +34,7 @@ NAMES = {
     "entropy_report": "entropy_data gap rises gap_change separated rise_frame rise_table gap_table share_figure layer_figure rise_maps profile_figure likeness link links",
     "gradcam": "grad_cam map_layers overlay picture_grid fig4_blur rank_correlation overlap cosine drift attention_drift",
     "augment": "Augmentation Chain PadCrop Flip Rotate TrivialAugment AutoAugment PartNoise AugMix Prime jensen_shannon BatchAugment JSD adapt_batchnorm",
+    "metrics": "ece nll brier",
     "robustness": "evaluate gaussian_levels fgsm_levels",
     "statistics": "spearman multiple_correlation bootstrap_ci holm strength",
     "claims": "verdicts",
