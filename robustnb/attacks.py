@@ -116,12 +116,14 @@ def ascend(
     norm: str = "linf",  # "linf" or "l2"
     random_start: bool = False,  # begin at a random point of the ball
     generator: torch.Generator | None = None,  # source of the random start; None: torch's default
+    start: Tensor | None = None,  # where to begin instead, [B,C,H,W]; brought into the ball first
 ) -> Tensor:  # [B,C,H,W] in [0,1], within eps of x, detached
     "Projected gradient ascent on the images."
     check_ascent(x, eps, step, steps, norm)
     with torch.inference_mode(False), torch.enable_grad():
         x, broken = x.detach().clone(), torch.zeros((), dtype=torch.bool, device=x.device)
         z = (x + random_offset(x, eps, norm, generator)).clamp(0, 1) if random_start else x
+        if start is not None: z = (x + project(start.detach() - x, eps, norm)).clamp(0, 1)
         for _ in range(steps):
             z = z.detach().requires_grad_()
             grad, = torch.autograd.grad(objective(z).sum(), z)
