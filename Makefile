@@ -37,7 +37,7 @@ setup: .venv/.ready  ## make .venv from requirements.lock and install robustnb i
 lab: setup  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
-reproduce: setup  ## run the quick profile on real data and build the site (PROFILE=smoke|quick|full, WORKERS=n)
+reproduce: setup  ## run the quick profile on real data and build the site (PROFILE=smoke|quick|reduced|full, WORKERS=n)
 	@$(BIN)/robustnb reproduce papers --profile $(PROFILE) --workers $(WORKERS) || status=$$?; \
 	  $(BIN)/robustnb site; exit $${status:-0}
 

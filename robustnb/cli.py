@@ -28,7 +28,7 @@ from .reproduce import Notebook, NotebookError, Outcome, notebooks, parse_settin
 # %% ../nbs/66_cli.ipynb #aeaa090b
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 out = Console(highlight=False, soft_wrap=True, force_jupyter=False, width=None if sys.stdout.isatty() else 160)  # 160: a log has no width
-Profile = Annotated[str, typer.Option(help="smoke (seconds, means nothing), quick (real data, minutes) or full (the papers' settings)")]
+Profile = Annotated[str, typer.Option(help="smoke (seconds, means nothing), quick (real data, minutes), reduced (hours of two cores) or full (the papers' settings)")]
 Records = Annotated[Path | None, typer.Option(help="The run's own records [default: ROBUSTNB_RECORDS, else .robustnb/records]", show_default=False)]
 Workers = Annotated[int | None, typer.Option(help="Cells at once [default: as many as there are cores]", min=1, show_default=False)]
 Stale = Annotated[bool, typer.Option("--stale", help="Run cells again that other code recorded")]
@@ -157,11 +157,11 @@ def list_records(records: Records = None) -> None:
 @records_app.command("promote")
 def promote_records(
     experiment: Annotated[str | None, typer.Argument(help="[default: all]", show_default=False)] = None,
-    profile: Annotated[str | None, typer.Option(help="quick or full [default: both]", show_default=False)] = None,
+    profile: Annotated[str | None, typer.Option(help="quick, reduced or full [default: all three]", show_default=False)] = None,
     records: Records = None,
     force: Annotated[bool, typer.Option("--force", help="Promote records of uncommitted code too")] = False,
 ) -> None:
-    "Copy the run's quick and full records to results/, to be committed."
+    "Copy the run's quick, reduced and full records to results/, to be committed."
     store = open_store(records and records.resolve())
     if experiment: check_choice(experiment, tuple(store.experiments()), "experiment")
     if profile: check_choice(profile, PROFILES, "profile")

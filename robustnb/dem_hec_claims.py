@@ -24,9 +24,8 @@ from .corruptions import CORRUPTIONS, FAMILIES
 from .dem_hec_checks import PRINTED_NETS
 from .dem_hec_large import large_cells
 from .dem_hec_runs import METHODS, dem_hec_cells
-from .eriep_claims import PROTOCOL_OF
 from .pretraining import NETS
-from .records import Record, RecordError, Store, record_key
+from .records import PROFILES, Record, RecordError, Store, at_least, record_key
 
 # %% ../nbs/62b_dem_hec_claims.ipynb #89540c98
 def records_of(
@@ -35,7 +34,7 @@ def records_of(
     **options,  # fields of `DemHecCell` that replace the protocol's, e.g. lr
 ) -> list[Record]:
     "The records of a protocol's cells: any net by any method, on CIFAR-10 and CIFAR-100."
-    known = store.records("dem-hec", "quick" if protocol == "reduced" else protocol)
+    known = store.records("dem-hec", protocol)
     seeds = tuple(sorted({r.cell["seed"] for r in known}))
     wanted = {record_key("dem-hec", cell) for data in (None, "cifar100") for net in NETS for cell in dem_hec_cells(protocol, "main", (net,), seeds, data, **options)} if known else ()
     return [r for r in known if r.key in wanted]
@@ -46,7 +45,7 @@ def large_records(
     protocol: str,  # smoke | quick | reduced (has none) | full
 ) -> list[Record]:
     "The records of a protocol's networks for larger images, whatever weights they began with."
-    known = store.records("dem-hec-large", protocol) if protocol != "reduced" else []
+    known = store.records("dem-hec-large", protocol)
     seeds = tuple(sorted({r.cell["seed"] for r in known}))
     weights = {r.cell["base"]["weights"] for r in known} | {None}
     wanted = {record_key("dem-hec-large", cell) for w in weights for cell in large_cells(protocol, seeds=seeds, weights=w)} if known else ()
@@ -113,7 +112,7 @@ class DemHecData:
         resamples: int = RESAMPLES,
         seed: int = 0,  # of the draws
     ):
-        self.protocol, self.profile = protocol, "quick" if protocol == "reduced" else protocol
+        self.protocol, self.profile = protocol, protocol
         self.records = {(r.cell["base"]["data"], r.cell["base"]["net"], r.cell["method"], r.cell["seed"]): r for r in records}
         self.values = {artefact: all_resampled(records, store, artefact, resamples, seed) for artefact in READ}
         self.seeds = sorted({seed for *_, seed in self.records})
@@ -223,7 +222,7 @@ class DemHecWorld(DemHecData):
 # %% ../nbs/62b_dem_hec_claims.ipynb #6afb224d
 def computed_facts(store: Store, records: list[Record]) -> tuple[dict, str]:  # by name; profile of the record of invariants, "" if there is none
     "What was computed about the method; nothing where nobody did."
-    checks = [r for profile in ("full", "quick", "smoke") for r in store.records("dem-hec-invariants", profile)][:1]
+    checks = [r for profile in reversed(PROFILES) for r in store.records("dem-hec-invariants", profile)][:1]
     found = {name: r.metrics[name] for r in checks for name in INVARIANTS}
     rows = [row for r in checks for row in r.metrics["ball"]] + [dict(r.metrics, eps=r.cell["eps"]) for r in records if "linf" in r.metrics]
     if rows:
@@ -234,12 +233,12 @@ def computed_facts(store: Store, records: list[Record]) -> tuple[dict, str]:  # 
 
 def dem_hec_worlds(
     store: Store,
-    profile: str | None,  # smoke | quick | full; None: the best there is
+    profile: str | None,  # smoke | quick | reduced | full; None: the best there is
     resamples: int = RESAMPLES,
 ) -> list[DemHecWorld]:  # the best protocol first; an empty one where there are no records
     "The records of Dem-HEC, resampled once."
     worlds = []
-    for protocol in PROTOCOL_OF[profile]:
+    for protocol in at_least(profile):
         records = records_of(store, protocol)
         larger = large_records(store, protocol) if protocol != "smoke" else []  # there they would share a name with the others
         world = DemHecWorld(records + larger, store, protocol, resamples)
@@ -280,7 +279,7 @@ def try_claim(claim: pd.Series, world: DemHecWorld, facts: dict | None, resample
 def dem_hec_verdicts(
     claims: pd.DataFrame,  # rows of `claim_table` about measurements
     store: Store,
-    profile: str | None,  # smoke | quick | full; None: the best there is
+    profile: str | None,  # smoke | quick | reduced | full; None: the best there is
     facts: dict | None,
     resamples: int,
 ) -> Iterator[dict]:

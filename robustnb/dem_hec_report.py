@@ -26,10 +26,9 @@ from .dem_hec_further import FURTHER, further_cells, setting_name
 from .dem_hec_claims import OURS, PAIR, PAPER_DATA, PAPER_NETS, TABLE3, DemHecData, large_records, records_of
 from .dem_hec_large import large_cells
 from .dem_hec_runs import METHODS, DemHecCell, ablations, dem_hec_cells, passes
-from .eriep_claims import PROTOCOL_OF
 from .eriep_report import percent, points
 from .pretraining import PretrainCell
-from .records import Record, Store, record_key
+from .records import Record, Store, at_least, record_key
 from .report import Estimate, banner, summary, table, theme
 from .robustness import conditions
 
@@ -41,13 +40,13 @@ TITLES = {"none": "before (pretrained)", "bn_adapt": "batch norm adapted", "stan
 
 def best(
     store: Store,
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
     needed: tuple[str, ...] = PAIR,  # methods that must be there
     data: str = "cifar10",  # cifar10 | cifar100
     **options,  # fields of `DemHecCell` that replace the protocol's
 ) -> tuple[str | None, list[Record]]:  # None: there are no records
     "The protocol that a page of this profile shows, and its records."
-    for protocol in PROTOCOL_OF[profile]:
+    for protocol in at_least(profile):
         records = [r for r in records_of(store, protocol, **options) if r.cell["base"]["data"] in (data, "sample")]
         if set(needed) <= {r.cell["method"] for r in records}: return protocol, records
     return None, []
@@ -69,7 +68,7 @@ def shown(store: Store, profile: str, needed: tuple[str, ...] = PAIR, data: str 
 # %% ../nbs/63d_dem_hec_report.ipynb #854d9287
 def protocol_banner(
     store: Store,
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
     needed: tuple[str, ...] = PAIR,
     data: str = "cifar10",
     records: list[Record] | None = None,  # those shown, if not all of the protocol
@@ -83,8 +82,7 @@ def protocol_banner(
     name, updates = {"reduced": "Reduced run", "quick": "Quick run"}.get(protocol, "Full run"), [round(epochs * images / batch, -1) for epochs, images, batch in ((cell["epochs"], cell["train_images"], cell["batch"]), (first.epochs, first.train_images, first.batch))]
     text = (f"{name}. Pretraining: {base['epochs']} of {paper.epochs} epochs. Fine-tuning: {cell['train_images']:,} of {first.train_images:,} images, {cell['epochs']} of {first.epochs} epochs, about {updates[0]:,.0f} of {updates[1]:,.0f} updates, "
             f"{precision}; {cell['images']:,} of {first.images:,} test images; nets: {', '.join(sorted({r.cell['base']['net'] for r in found}))}.")
-    shown_profile = "quick" if protocol == "reduced" else protocol
-    return banner(records or found, shown_profile, "network", text + ("" if protocol == "full" else " The same for all methods. Every verdict is provisional."))
+    return banner(records or found, protocol, "network", text + ("" if protocol == "full" else " The same for all methods. Every verdict is provisional."))
 
 # %% ../nbs/63d_dem_hec_report.ipynb #95cb1e52
 CLEAN = (("clean", 0),)
@@ -412,7 +410,7 @@ def clean_figure(frame: pd.DataFrame) -> plt.Figure:
 # %% ../nbs/63d_dem_hec_report.ipynb #d008dd40
 def shown_large(
     store: Store,
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
     data: str = "tiny_imagenet",  # of `59a_dem_hec_large`; in smoke the stand-in is shown
 ) -> tuple[DemHecData, list[Record]]:
     "The networks for larger images, resampled, and their records."
@@ -422,7 +420,7 @@ def shown_large(
     return world, records
 
 
-def large_banner(records: list[Record], profile: str) -> HTML:  # profile: smoke | quick | full
+def large_banner(records: list[Record], profile: str) -> HTML:  # profile: smoke | quick | reduced | full
     "What was run, and what of the full protocol was reduced."
     done = [r.cell for r in records if r.cell["method"] == "dem_hec"]
     if not done: return banner([], profile)
@@ -470,11 +468,11 @@ def subset_table(world: DemHecData, place: tuple[str, str], caption: str = "") -
 # %% ../nbs/63d_dem_hec_report.ipynb #390c7f22
 def ablation_worlds(
     store: Store,
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
 ) -> tuple[str | None, dict[str, DemHecData]]:  # protocol; setting -> its networks, with the pretrained one
     "The settings of the best protocol that has the proposed one and another."
-    for protocol in PROTOCOL_OF[profile]:
-        main, known = records_of(store, protocol), store.records("dem-hec", "quick" if protocol == "reduced" else protocol)
+    for protocol in at_least(profile):
+        main, known = records_of(store, protocol), store.records("dem-hec", protocol)
         seeds = tuple(sorted({r.cell["seed"] for r in known}))
         cells = [*dem_hec_cells(protocol, "ablation", seeds=seeds or None), *further_cells(protocol, seeds or (0,)), *dem_hec_cells(protocol, seeds=seeds or None, lr=LOWER)]
         keys = {record_key("dem-hec", cell): name for cell in cells if (name := setting_name(cell))}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'HEC', 'STANDARD', 'METHODS', 'WATCHED', 'TUNING', 'PROTOCOLS', 'SEEDS', 'PARTS', 'BENCHMARK', 'BATCH',
-           'FITTED', 'PASSES', 'whole', 'ablation', 'cifar100', 'reduced', 'ablation_reduced', 'DemHecCell',
-           'objective_of', 'recipe_of', 'plain', 'ablations', 'setting_of', 'dem_hec_cells', 'tuned', 'pictures',
-           'questioned', 'views', 'entropies', 'scores', 'run_dem_hec_cell', 'passes', 'cost', 'DemHecRuns']
+           'FITTED', 'PASSES', 'whole', 'ablation', 'cifar100', 'DemHecCell', 'objective_of', 'recipe_of', 'plain',
+           'ablations', 'setting_of', 'dem_hec_cells', 'tuned', 'pictures', 'questioned', 'views', 'entropies',
+           'scores', 'run_dem_hec_cell', 'passes', 'cost', 'DemHecRuns']
 
 # %% ../nbs/59_dem_hec_runs.ipynb #1ffb31d1
 from collections.abc import Callable
@@ -291,15 +291,13 @@ def cost(cell: DemHecCell) -> float:
 class DemHecRuns:
     "The fine-tunings as an experiment."
     part: str = "main"  # one of PARTS
-    protocol: str = ""  # "": that of the profile's name
     images_from: str | None = None  # the data of `dem_hec_cells`
     experiment: str = "dem-hec"
     function: Callable = run_dem_hec_cell
     cost: Callable = staticmethod(cost)
 
     def cells(self, profile: str) -> list[DemHecCell]:
-        return dem_hec_cells(self.protocol or profile, self.part, data=self.images_from)
+        return dem_hec_cells(profile, self.part, data=self.images_from)
 
 
 whole, ablation, cifar100 = DemHecRuns(), DemHecRuns("ablation"), DemHecRuns(images_from="cifar100")
-reduced, ablation_reduced = DemHecRuns(protocol="reduced"), DemHecRuns("ablation", "reduced")

@@ -66,7 +66,7 @@ class EntropyData(DemHecData):
             self.values[ENTROPIES][key] |= dict(zip(names, values.numpy().T))
 
 
-def entropy_data(store: Store, profile: str) -> EntropyData:  # profile: smoke | quick | full
+def entropy_data(store: Store, profile: str) -> EntropyData:  # profile: smoke | quick | reduced | full
     "The networks that the page shows."
     protocol, records = best(store, profile)
     return EntropyData(records, store, protocol or profile)

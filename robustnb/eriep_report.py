@@ -21,10 +21,10 @@ from scipy.stats import ttest_1samp
 
 from .claims import Missing, paper_table
 from .data import nearest
-from .eriep_claims import EPM_READINGS, PAPER_NETS, PROTOCOL_OF, EriepWorld, attention_records, common_means, eriep_worlds, records_of, similarity
+from .eriep_claims import EPM_READINGS, PAPER_NETS, EriepWorld, attention_records, common_means, eriep_worlds, records_of, similarity
 from .eriep_runs import NETS, PERTURBED, PROTOCOLS
 from .gradcam import overlay
-from .records import Record, Store
+from .records import Record, Store, at_least
 from .report import Estimate, banner, draw_series, said, summary, table, theme, told
 
 # %% ../nbs/63c_eriep_report.ipynb #2a26e468
@@ -40,10 +40,10 @@ def net_name(net: str) -> str:
 
 def best(
     store: Store,
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
 ) -> tuple[str | None, list[Record]]:  # None: there are no records
     "The protocol that a page of this profile shows, and its records."
-    for protocol in PROTOCOL_OF[profile]:
+    for protocol in at_least(profile):
         records = records_of(store, protocol)
         there = {(r.cell["net"], r.cell["reading"], r.cell["seed"]) for r in records}
         if any((net, "literal", seed) in there for net, reading, seed in there if reading == "standard"): return protocol, records
@@ -52,7 +52,7 @@ def best(
 
 def enough(
     store: Store,
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
 ) -> bool:
     "Are there records of a larger protocol, so that the page need not train anything?"
     protocol, _ = best(store, profile)
@@ -68,7 +68,7 @@ def shown_worlds(store: Store, profile: str) -> dict[str, EriepWorld]:  # readin
 # %% ../nbs/63c_eriep_report.ipynb #ac88382b
 def protocol_banner(
     store: Store,
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
 ) -> HTML:
     "What was run, and what of the paper's protocol was reduced."
     protocol, records = best(store, profile)
@@ -78,7 +78,7 @@ def protocol_banner(
     name = {"reduced": "Reduced run", "quick": "Quick run"}.get(protocol, "Full run")
     text = (f"{name}. {cell['train_images']:,} of 50,000 training images, {cell['epochs']} of 50 epochs, {precision}, "
             f"{cell['images']:,} of 10,000 test images; nets: {', '.join(map(net_name, nets))}. The same for all readings.")
-    return banner(records, "full" if protocol == "full" else "smoke" if protocol == "smoke" else "quick", "network", text + ("" if protocol == "full" else " Every verdict is provisional."))
+    return banner(records, protocol, "network", text + ("" if protocol == "full" else " Every verdict is provisional."))
 
 # %% ../nbs/63c_eriep_report.ipynb #0e57c24a
 def world_of(worlds: dict[str, EriepWorld], net: str, reading: str) -> EriepWorld | None:

@@ -90,7 +90,7 @@ class Place:
 class Context(Place):
     "What a cell's function may use besides its cell."
     key: str  # of the cell
-    profile: str  # smoke | quick | full
+    profile: str  # smoke | quick | reduced | full
     workers: int  # how many cells run at once
     artefacts: dict = field(default_factory=dict)  # name -> bytes, filled by `artefact`
 
@@ -422,7 +422,7 @@ def run_cells(
     cells: Iterable,  # frozen dataclass instances
     function: Callable,  # function(cell, context) -> metrics, in a module if workers > 1
     store: Store | str | Path,  # where records are looked up and appended
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
     workers: int = 1,  # processes of one thread each; 1: this process
     data: Any = None,  # image set(s) or fingerprint(s) that the function uses, for the key
     resume: bool = True,  # False: run cells that have a record too
@@ -452,13 +452,13 @@ def run_cells(
     return frame([records[record_key(experiment, cell, plan.data)] for cell in cells])
 
 # %% ../nbs/61_experiments.ipynb #13f4a814
-EXPERIMENTS = {"baseline": "robustnb.baselines:baseline", "eriep": "robustnb.eriep_runs:whole", "eriep-reduced": "robustnb.eriep_runs:reduced", "eriep-depths-reduced": "robustnb.eriep_depths:depths_reduced",
-               "eriep-attention": "robustnb.eriep_checks:attention", "eriep-attention-reduced": "robustnb.eriep_checks:attention_reduced", "eriep-invariants": "robustnb.eriep_checks:invariants", "eriep-table4": "robustnb.eriep_large:large",
-               "pretraining": "robustnb.pretraining:whole", "pretraining-reduced": "robustnb.pretraining:reduced",
+EXPERIMENTS = {"baseline": "robustnb.baselines:baseline", "eriep": "robustnb.eriep_runs:whole", "eriep-depths": "robustnb.eriep_depths:depths",
+               "eriep-attention": "robustnb.eriep_checks:attention", "eriep-invariants": "robustnb.eriep_checks:invariants", "eriep-table4": "robustnb.eriep_large:large",
+               "pretraining": "robustnb.pretraining:whole",
                "dem-hec": "robustnb.dem_hec_runs:whole", "dem-hec-ablation": "robustnb.dem_hec_ablation:ablation", "dem-hec-cifar100": "robustnb.dem_hec_runs:cifar100",
-               "dem-hec-reduced": "robustnb.dem_hec_runs:reduced", "dem-hec-ablation-reduced": "robustnb.dem_hec_ablation:ablation_reduced", "dem-hec-invariants": "robustnb.dem_hec_checks:invariants",
-               "dem-hec-further-reduced": "robustnb.dem_hec_further:further_reduced", "dem-hec-ablation-seeds-reduced": "robustnb.dem_hec_further:seeds_reduced",
-               "dem-hec-slower": "robustnb.dem_hec_ablation:slower", "dem-hec-slower-reduced": "robustnb.dem_hec_ablation:slower_reduced", "dem-hec-large": "robustnb.dem_hec_large:large", "benchmark-dem-hec": "robustnb.dem_hec_benchmarks:benchmark",
+               "dem-hec-invariants": "robustnb.dem_hec_checks:invariants",
+               "dem-hec-further": "robustnb.dem_hec_further:further", "dem-hec-ablation-seeds": "robustnb.dem_hec_further:seeds",
+               "dem-hec-slower": "robustnb.dem_hec_ablation:slower", "dem-hec-large": "robustnb.dem_hec_large:large", "benchmark-dem-hec": "robustnb.dem_hec_benchmarks:benchmark",
                "study": "robustnb.study:whole", **{f"study-rq{n}": f"robustnb.study:rq{n}" for n in range(1, 7)}}
 
 
@@ -476,7 +476,7 @@ def find_experiment(
 def run_experiment(
     name: str,  # e.g. study-rq1
     store: Store | str | Path,  # where records go
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
     known: dict[str, str] = EXPERIMENTS,
     **options: Any,  # of `run_cells`
 ):  # -> DataFrame
@@ -484,4 +484,6 @@ def run_experiment(
     check_choice(profile, PROFILES, "profile")
     described = find_experiment(name, known)
     options = {"cost": getattr(described, "cost", None), "data": getattr(described, "data", None), **options}
-    return run_cells(getattr(described, "experiment", name.partition("-")[0]), described.cells(profile), described.function, store, profile, **options)
+    try: cells = described.cells(profile)
+    except ValueError as error: raise ChoiceError(f"experiment {name!r}: {error}") from None
+    return run_cells(getattr(described, "experiment", name.partition("-")[0]), cells, described.function, store, profile, **options)

@@ -237,7 +237,7 @@ def result_cells(
     return page
 
 # %% ../nbs/64a_pages.ipynb #6e066fba
-PROFILES = ("full", "quick", "smoke")  # best first
+PROFILES = ("full", "reduced", "quick", "smoke")  # best first
 
 
 @dataclass
@@ -245,7 +245,7 @@ class Executed:
     "An executed notebook."
 
     notebook: dict  # its JSON, sources as strings
-    profile: str  # "full", "quick" or "smoke"
+    profile: str  # "full", "reduced", "quick" or "smoke"
 
     @property
     def papermill(self) -> dict:

@@ -8,8 +8,8 @@ __all__ = ['PROFILES', 'FORMAT', 'COLUMNS', 'NAME', 'LINE_BYTES', 'SOURCES', 'IM
            'to_line', 'from_line', 'locked', 'whole_lines', 'append_line', 'sync_folder', 'write_whole', 'Line',
            'read_lines', 'repository', 'git_state', 'read_sources', 'modules_used', 'code_hash', 'notebook_hash',
            'machine', 'versions', 'now', 'provenance', 'encode', 'decode', 'newest', 'note_use', 'Store',
-           'artefact_bytes', 'flat', 'describe_machine', 'frame', 'open_store', 'best_profile', 'stale', 'refusals',
-           'folder_bytes', 'promote', 'Finding', 'check_file', 'check']
+           'artefact_bytes', 'flat', 'describe_machine', 'frame', 'open_store', 'best_profile', 'at_least', 'stale',
+           'refusals', 'folder_bytes', 'promote', 'Finding', 'check_file', 'check']
 
 # %% ../nbs/60_records.ipynb #63dde215
 import dataclasses
@@ -83,7 +83,7 @@ def record_key(
     return digest(experiment, canonical(plain(cell, "cell", finite=True)), data)
 
 # %% ../nbs/60_records.ipynb #b8a57138
-PROFILES = ("smoke", "quick", "full")  # from the roughest to the paper's own scale
+PROFILES = ("smoke", "quick", "reduced", "full")  # from the roughest to the paper's own scale
 FORMAT = 1  # of a record's line; a reader refuses lines of another
 COLUMNS = ("experiment", "profile", "key", "seconds", "time", "commit", "dirty", "code", "notebook", "device", "fingerprint")
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # of an experiment: it becomes a file name
@@ -108,7 +108,7 @@ class Record:
     experiment: str  # file name of the records: small letters, digits, _ - .
     cell: dict  # every setting, the seed among them
     metrics: dict  # what was measured
-    profile: str  # smoke | quick | full
+    profile: str  # smoke | quick | reduced | full
     data: str = ""  # fingerprint of the data, "" where the cell names its data itself
     key: str = ""  # hash of experiment, cell and data; filled in when empty
     artefacts: dict = field(default_factory=dict)  # file name -> hash of its content
@@ -490,6 +490,14 @@ def best_profile(records: list[Record]) -> str | None:  # None without records
     "The profile closest to the paper's scale among records."
     return max((r.profile for r in records), key=PROFILES.index, default=None)
 
+
+def at_least(
+    profile: str | None,  # None: any that means something
+) -> tuple[str, ...]:  # best first
+    "The profiles whose records may stand for one: better ones before it; smoke only for itself."
+    if profile == PROFILES[0]: return PROFILES[:1]
+    return PROFILES[:PROFILES.index(profile or PROFILES[1]) - 1:-1]
+
 # %% ../nbs/60_records.ipynb #2a4ad9b8
 def stale(record: Record) -> bool:
     "Was the record made by other code than today's?"
@@ -521,12 +529,12 @@ def folder_bytes(folder: Path) -> int:
 def promote(
     store: Store,  # the run's own
     results: str | Path,  # the committed folder
-    profile: str | None = None,  # quick | full; None: both
+    profile: str | None = None,  # quick | reduced | full; None: all three
     experiment: str | None = None,  # None: all
     force: bool = False,  # take records of a dirty or unknown checkout
 ) -> list[Record]:  # those that were copied
     "Copy records and artefacts to the committed folder; what stands there already is left out."
-    if profile not in (None, *PROFILES[1:]): raise RecordError(f"profile {profile!r} cannot be promoted; quick and full can")
+    if profile not in (None, *PROFILES[1:]): raise RecordError(f"profile {profile!r} cannot be promoted; {', '.join(PROFILES[1:])} can")
     results = Store(results)
     there = {(r.key, r.profile): r.time for r in results.records(experiment)}
     records = [r for r in store.records(experiment, profile) if r.profile != "smoke" and r.time > there.get((r.key, r.profile), "")]

@@ -131,13 +131,14 @@ def changed_verdicts(
 
 # %% ../nbs/63_report.ipynb #746f6582
 NOTES = {"smoke": "Smoke run. One epoch on an embedded sample. These numbers only show that the code runs; they say nothing about the paper.",
-         "quick": "Reduced run. Real data, but fewer levels and epochs than the paper's. Every verdict below is provisional.",
+         "quick": "Quick run. Real data, but fewer levels and epochs than the paper's. Every verdict below is provisional.",
+         "reduced": "Reduced run. Real data, but fewer images and epochs than the paper's. Every verdict below is provisional.",
          "full": "Full run. The paper's levels and set sizes."}
 
 
 def banner(
     records: list[Record],  # those that the page shows
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
     what: str = "model",  # that a record is about
     note: str = "",  # what a run other than smoke is, "Title. Text"; "": what the profile means for a paper
 ) -> HTML:
@@ -207,7 +208,7 @@ READINGS = {"fixed": "fixed", "white box": "white_box"}  # as titles, as `StudyF
 
 def page_cells(
     question: str,  # rq1 ... rq6
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
     nets: tuple = ("lenet5",),  # nets of the study
     seeds: tuple = (0,),  # one training of every cell for each
     **options,  # fields of `StudyCell`
@@ -219,7 +220,7 @@ def page_cells(
 
 def study_records(
     store: Store,
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
     *questions: str,  # rq1 ... rq6
 ) -> list[Record]:
     "The records that answer questions by a profile's protocol, of both nets and of all seeds."
@@ -565,7 +566,7 @@ MAIN = "noisy images added"
 
 
 def other_readings(
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
     seed: int = 0,
 ) -> dict[str, list[StudyCell]]:  # title -> cells
     "The cells of RQ1 in other readings of the set-up, a few levels each; the page's own series first."
@@ -579,7 +580,7 @@ def other_readings(
 
 def recorded_readings(
     store: Store,
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
     seed: int = 0,
 ) -> tuple[str, dict[str, list[Record]]]:  # the profile; title -> records, [] where not all are there
     "The records of the other readings: of the profile, or, where full has none, of quick."

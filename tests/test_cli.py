@@ -56,7 +56,7 @@ def test_python_dash_m_and_help():
     (["list", "--recods", "x"], "--records"),
     (["reproduce", "--workers", "0"], "greater than or equal to 1"),
     (["reproduce", "--workers", "two"], "valid integer"),
-    (["reproduce", "--profile", "quik"], "no such profile 'quik'; did you mean 'quick'? known: smoke, quick, full"),
+    (["reproduce", "--profile", "quik"], "no such profile 'quik'; did you mean 'quick'? known: smoke, quick, reduced, full"),
     (["reproduce", "demo/pag"], "did you mean 'demo/page'"),
     (["reproduce", "page", "--set", "seed=1"], "no such parameter 'seed'; did you mean 'seeds'"),
     (["reproduce", "page", "--set", "seeds"], "'seeds': a parameter is set by name=value"),
@@ -67,7 +67,7 @@ def test_python_dash_m_and_help():
     (["records", "promot"], "Did you mean 'promote'?"),
     (["records", "promote", "stdy"], "no such experiment 'stdy'; did you mean 'study'"),
     (["records", "promote", "--profile", "ful"], "did you mean 'full'"),
-    (["records", "promote", "--profile", "smoke"], "'smoke' cannot be promoted; quick and full can"),
+    (["records", "promote", "--profile", "smoke"], "'smoke' cannot be promoted; quick, reduced, full can"),
     (["data", "fetch", "mnst"], "did you mean 'mnist'"),
     (["site", "--port", "99999"], "less than or equal to 65535"),
 ])

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -176,3 +177,17 @@ def test_promotion_stops_at_20_MB(tmp_path, monkeypatch):
     assert not results.exists()
     monkeypatch.setattr(records, "TOTAL_BYTES", 4000)
     assert len(records.promote(own, results)) == 4
+
+
+def test_committed_records_stand_in_the_profile_that_their_cells_are_of():
+    from robustnb.experiments import EXPERIMENTS, find_experiment
+
+    cells = {}  # (experiment, profile) -> keys
+    for described in map(find_experiment, ("eriep", "eriep-depths", "eriep-attention", "pretraining", *(n for n in EXPERIMENTS if n.startswith("dem-hec") and n not in ("dem-hec-large", "dem-hec-invariants")))):
+        for profile in ("quick", "reduced"):
+            cells.setdefault((described.experiment, profile), set()).update(record_key(described.experiment, cell) for cell in described.cells(profile))
+    assert not any(cells[name, "quick"] & cells[name, "reduced"] for name, _ in cells)
+    for name in {name for name, _ in cells}:
+        for record in Store(Path(__file__).parents[1] / "results").records(name):
+            other = "reduced" if record.profile == "quick" else "quick"
+            assert record.key not in cells[name, other], f"{name} {record.key} is of {other}, not of {record.profile}"

@@ -141,7 +141,7 @@ def test_nothing_measured_says_so(tmp_path):
 def test_a_reduced_run_says_so_in_words():
     made = [Record("study", dict(seed=seed), {}, "quick", seconds=30, time=f"2026-02-0{seed + 1}T00:00:00.000Z", device=dict(cpu="some <processor>")) for seed in range(3)]
     texts = {profile: report.banner(made, profile).data for profile in ("smoke", "quick", "full")}
-    assert "Reduced" in texts["quick"] and "Smoke" in texts["smoke"] and "Reduced" not in texts["full"]
+    assert "Quick" in texts["quick"] and "Smoke" in texts["smoke"] and "Reduced" not in texts["full"]
     assert "3 models" in texts["quick"] and "3 seeds" in texts["quick"] and "2026-02-01 to 2026-02-03" in texts["quick"]
     for text in texts.values(): Parsed(text)
 
