@@ -4,9 +4,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-# from 3.11.4 on, where there is one: before it npm archives cannot be read
-PYTHON ?= $(shell for least in 3,11,4 3,11; do for p in python3.12 python3.11 python3 python; do \
-    $$p -c "import sys; sys.exit(not ($$least) <= sys.version_info < (3, 13))" 2>/dev/null && { command -v $$p; break 2; }; done; done)
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+    $$p -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))" 2>/dev/null && { command -v $$p; break; }; done)
 PROFILE ?= quick
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := .venv/bin

