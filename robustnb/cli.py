@@ -313,11 +313,21 @@ def image_set(name: str, split: str, data_dir: Path | None = None):  # -> ImageS
 
 @data_app.command("fetch")
 def fetch_data(names: Annotated[list[str], typer.Argument(help="mnist, cifar10 ...")], data_dir: DataDir = None) -> None:
-    "Bring data sets into the cache, or find them in a folder, and check them."
+    "Bring data sets into the cache, or find them in a folder, and check them; what cannot be had is told at the end."
+    from robustnb.data import READERS, SPLITS, DataError, nearest, shortage, why
+
     for name in names:
-        for split in ("train", "test"):
-            images = image_set(name, split, data_dir)
-            out.print(f"{name} {split}: {len(images):,} images, {len(images.classes)} classes, fingerprint {images.fingerprint}")
+        if name not in READERS: raise ChoiceError(nearest(name, READERS, "data set"))
+    missing = {}
+    for name in dict.fromkeys(names):
+        try:
+            for split in SPLITS:
+                images = image_set(name, split, data_dir)
+                out.print(f"{name} {split}: {len(images):,} images, {len(images.classes)} classes, fingerprint {images.fingerprint}")
+        except DataError as error: missing[name] = why(error)
+    if not missing: return
+    print(shortage(missing), file=sys.stderr)
+    raise typer.Exit(1)
 
 # %% ../nbs/66_cli.ipynb #feb50ee6
 @data_app.command("where")
