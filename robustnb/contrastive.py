@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .data import ImageSet
 from .layers import Classifier, freeze, mode
-from .training import History, Loss, Objective, Recipe, Run, crop_flip, fit, to_unit
+from .training import History, Loss, Objective, Recipe, Run, content_name, crop_flip, fit, to_unit
 
 # %% ../nbs/42_contrastive.ipynb #f7ade673
 def similarities(
@@ -114,8 +114,10 @@ class SupCon(Objective):
         if run.recipe.augment is not None: raise ValueError("SupCon makes its own views; give augment to SupCon and none to the recipe")
         self.generator = run.generator
         self.project = projection(embedding_width(run.model, run.x), self.dim, self.hidden)
+        self.decay = run.recipe.weight_decay
 
     def parts(self) -> dict[str, nn.Module]: return {"project": self.project} if self.project else {}
+    def part_options(self) -> dict[str, dict]: return {"project": {"weight_decay": self.decay}}  # it is a layer like those below it
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         x = torch.cat([self.augment(x, self.generator) for _ in range(self.views)])
@@ -157,10 +159,10 @@ class UniCL(Objective):
         tau: float = 0.07,  # first value of the learned temperature, > 0.01
     ):
         if not tau > 0.01: raise ValueError(f"tau is a temperature above 0.01, got {tau}")
-        self.text, self.dim, self.tau, self.towers = text, dim, tau, None
+        self.text, self.dim, self.tau, self.towers, self.heat = text, dim, tau, None, None
 
     @property
-    def name(self) -> str: return f"UniCL(text={type(self.text).__name__ if self.text else 'classes'}, dim={self.dim}, tau={self.tau})"
+    def name(self) -> str: return f"UniCL(text={content_name(self.text) if self.text else 'classes'}, dim={self.dim}, tau={self.tau})"
 
     def before_fit(self, run: Run):
         head, classes = run.model.head, len(run.data.classes)
@@ -168,14 +170,17 @@ class UniCL(Objective):
             raise ValueError(f"UniCL writes its class vectors into a linear head of {classes} outputs, one for each class of {run.data.name}; got {head}")
         text = self.text or nn.Embedding(classes, self.dim)
         image = nn.Linear(embedding_width(run.model, run.x), self.dim, bias=False)
-        self.towers = nn.ModuleDict({"image": image, "text": text, "heat": nn.ParameterList([torch.tensor(self.tau).log()])})
+        self.towers = nn.ModuleDict({"image": image, "text": text})
+        self.heat = nn.ParameterList([torch.tensor(self.tau).log()])
+        self.decay = run.recipe.weight_decay
         self.trainable = [p for p in head.parameters() if p.requires_grad]
         head.requires_grad_(False)  # it is written, not trained
 
-    def parts(self) -> dict[str, nn.Module]: return {"towers": self.towers} if self.towers else {}
+    def parts(self) -> dict[str, nn.Module]: return {"towers": self.towers, "heat": self.heat} if self.towers else {}
+    def part_options(self) -> dict[str, dict]: return {"towers": {"weight_decay": self.decay}}  # the temperature's logarithm gets none
 
     def temperature(self) -> Tensor:  # [], at least 0.01
-        return self.towers["heat"][0].exp().clamp_min(0.01)
+        return self.heat[0].exp().clamp_min(0.01)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         u, v, tau = self.towers["image"](model.embed(x)), self.towers["text"](y), self.temperature()

@@ -19,7 +19,7 @@ from .attacks import MODES, borrowed, raise_entropy, softmax_entropy
 from .contrastive import info_nce
 from .data import nearest
 from .layers import Classifier, freeze
-from .training import Loss, Objective, Recipe, Run, crop_flip
+from .training import Loss, Objective, Recipe, Run, content_name, crop_flip
 
 # %% ../nbs/43_dem_hec.ipynb #502fbf58
 DIRECTIONS = ("student_teacher", "teacher_student")
@@ -222,7 +222,9 @@ class DemHEC(Taught):
         super().__init__(teacher)
 
     @property
-    def name(self) -> str: return f"DemHEC({', '.join(f'{k}={v!r}' for k, v in self.settings.items())})"
+    def name(self) -> str:
+        settings = self.settings | ({} if self.given is None else {"teacher": content_name(self.given)})
+        return f"DemHEC({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
 
     def harder(self, model: Classifier, x: Tensor) -> Tensor:  # [B,C,H,W] in [0,1], within eps of x
         "High-entropy variants of a batch (Algorithm 2)."

@@ -135,8 +135,25 @@ class Tables(nn.Module):
         self.operations, self.temperature, self.relaxation, self.sharpness = tuple(operations), temperature, relaxation, sharpness
         def uniform(low, high): return nn.Parameter(low + (high - low) * torch.rand(l, k, len(operations), generator=generator))
         self.weights, self.probabilities, self.magnitudes = uniform(0, 1), uniform(RARE, 1 - RARE), uniform(0, 1)
-        self.register_buffer("strong", torch.tensor([not OPERATIONS[name].units or (name == "sharpness" and sharpness == "fixed")
-                                                     for name in operations]), persistent=False)
+        self.register_buffer("strong", self.without_magnitude(), persistent=False)
+
+    def without_magnitude(self) -> Tensor:  # bool, [N]
+        "Which candidates are always applied at full strength."
+        fixed = ("sharpness",) if self.sharpness == "fixed" else ()
+        return torch.tensor([not OPERATIONS[name].units or name in fixed for name in self.operations])
+
+    def get_extra_state(self) -> Tensor:  # uint8, JSON; part of the state dictionary
+        "Which column belongs to which operation."
+        return torch.tensor(list(json.dumps([self.sharpness, *self.operations]).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor):
+        "Take over the operations of a stored policy: its columns mean nothing without them."
+        sharpness, *names = json.loads(bytes(state.tolist()))
+        names = tuple(names)
+        check_policy(*self.weights.shape[:2], names, self.temperature, self.relaxation, sharpness)
+        if len(names) != len(self.operations): raise ValueError(f"a policy of {len(self.operations)} operations cannot take the state of one of {len(names)}")
+        self.operations, self.sharpness = names, sharpness
+        self.strong.copy_(self.without_magnitude())
 
     @property
     def probs(self) -> Tensor: return into_range(self.probabilities, RARE, 1 - RARE)  # [L,K,N]
@@ -158,8 +175,12 @@ class Policy(Tables):
         generator: torch.Generator | None = None,  # source of all draws; None: torch's default
         which: Tensor | None = None,  # sub-policy of each image, [B], int; None: drawn
     ) -> Tensor:  # [B,C,H,W] in [0,1]
-        "Perturb, differentiably in the images and in all parameters."
+        "Perturb, differentiably in the images and in all parameters; in full precision, whatever surrounds it."
         check_images(x)
+        with torch.autocast(x.device.type, enabled=False): return self.stages(x, generator, which)
+
+    def stages(self, x: Tensor, generator: torch.Generator | None, which: Tensor | None) -> Tensor:
+        "The K soft stages, one after the other."
         if which is None: which = draw_subpolicies(x, len(self.weights), generator)
         choice, probs, magnitude = (table.to(x.dtype)[which] for table in (self.choice, self.probs, self.magnitude))
         for stage in range(choice.shape[1]):
@@ -241,8 +262,12 @@ class FixedPolicy:
         generator: torch.Generator | None = None,  # source of all draws; None: torch's default
         which: Tensor | None = None,  # sub-policy of each image, [B], int; None: drawn
     ) -> Tensor:  # [B,C,H,W] in [0,1]
-        "Perturb; nothing to learn."
+        "Perturb; nothing to learn. In full precision, whatever surrounds it."
         check_images(x)
+        with torch.autocast(x.device.type, enabled=False): return self.stages(x, generator, which)
+
+    def stages(self, x: Tensor, generator: torch.Generator | None, which: Tensor | None) -> Tensor:
+        "The stages, one operation each."
         names = tuple(OPERATIONS)
         if which is None: which = draw_subpolicies(x, len(self.subpolicies), generator)
         for stage in zip(*self.subpolicies):
@@ -388,7 +413,8 @@ def policy_step(policy: Policy, critic: Critic, optimizer: torch.optim.Optimizer
     "Move the policy towards images that the critic cannot tell apart; gives distance and label loss, [] each."
     distance, label = losses(critic, *batches)
     own = [p for p in policy.parameters() if p.requires_grad]
-    for p, gradient in zip(own, torch.autograd.grad(distance + recipe.eps * label, own)): p.grad = gradient  # the critic's stay
+    for p, gradient in zip(own, torch.autograd.grad(distance + recipe.eps * label, own, allow_unused=True, materialize_grads=True)):
+        p.grad = gradient  # the critic's stay; magnitudes that no candidate has get 0
     optimizer.step()
     return distance.detach(), label.detach()
 

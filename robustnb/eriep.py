@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['REDUCTIONS', 'REFERENCE_INITS', 'REFERENCE_MODES', 'READINGS', 'EPM_UPDATES', 'EPM_MODES', 'final_loss', 'redraw',
            'reference_of', 'synchronise', 'hardened', 'check_choices', 'TwoModels', 'gradient_cosine', 'ERIEP',
-           'Result', 'eriep']
+           'Result', 'search_of', 'eriep']
 
 # %% ../nbs/41_eriep.ipynb #989f602e
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import ImageSet, nearest
-from .epm import Policy, Search, SearchRecipe, discretise, search
+from .data import ImageSet, atomic_write, nearest
+from .epm import Critic, Policy, Search, SearchRecipe, discretise, search
 from .layers import reverse_gradient
-from .training import History, Loss, Objective, Recipe, Run, fit
+from .training import History, Loss, Objective, Recipe, Run, content_name, fit
 
 # %% ../nbs/41_eriep.ipynb #0058abe9
 REDUCTIONS = ("batch", "sample")
@@ -145,7 +146,7 @@ def gradient_cosine(
     weights = [p for p in model.parameters() if p.requires_grad]
     found = [torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True) for loss in (first, second)]
     one, two = (torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(grads, weights)]) for grads in found)
-    return F.cosine_similarity(one, two, dim=0)
+    return F.cosine_similarity(one.double(), two.double(), dim=0).clamp(-1, 1).to(one.dtype)
 
 # %% ../nbs/41_eriep.ipynb #3bbbed13
 class ERIEP(TwoModels):
@@ -175,7 +176,9 @@ class ERIEP(TwoModels):
         check_choices(self)
 
     @property
-    def name(self) -> str: return f"ERIEP({', '.join(f'{k}={v!r}' for k, v in self.settings.items())})"
+    def name(self) -> str:
+        settings = {k: v for k, v in self.settings.items()} | ({} if self.given is None else {"policy": content_name(self.given)})
+        return f"ERIEP({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
 
     @property
     def learns(self) -> bool:
@@ -222,6 +225,29 @@ class Result:
     search: Search | None  # of the first stage; None: a policy was given
 
 
+def search_of(
+    path: Path | None,  # where it is kept; None: nowhere
+    data: ImageSet,
+    recipe: SearchRecipe,
+    seed: int,
+    **options,  # of `search`: device, progress
+) -> Search:
+    "A search with its default policy and critic, or the one that was kept of the same images, recipe and seed."
+    of = {"data": data.fingerprint, "seed": seed, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()}}
+    if path is None or not path.is_file():
+        found = search(data, recipe=recipe, seed=seed, **options)
+        content = {"of": of, "policy": found.policy.state_dict(), "critic": found.critic.state_dict(), "rows": found.rows,
+                   "snapshots": found.snapshots, "stopped": found.stopped}
+        if path is not None: atomic_write(path, lambda part: torch.save(content, part))
+        return found
+    kept = torch.load(path, map_location=options["device"] or "cpu", weights_only=True)
+    if kept["of"] != of: raise ValueError(f"{path} keeps the search of other images, settings or another seed: name another checkpoint or delete it")
+    policy, critic = Policy(generator=torch.Generator()), Critic(len(data.classes), data.x.shape[1], seed=0)
+    policy.load_state_dict(kept["policy"])
+    critic.load_state_dict(kept["critic"])
+    return Search(policy, critic, kept["rows"], kept["snapshots"], kept["stopped"])
+
+
 def eriep(
     model: nn.Module,  # N, trained in place; images in [0,1] -> logits
     data: ImageSet,
@@ -231,10 +257,13 @@ def eriep(
     seed: int = 0,
     device: str | torch.device | None = None,  # None: a GPU if there is one
     progress: bool = True,  # show bars
+    checkpoint: str | Path | None = None,  # file to resume from and to write after each epoch; the search is kept beside it
     **options,  # of `ERIEP`
 ) -> Result:
-    "Train a network by ERIEP (Algorithm 1)."
-    found = search(data, recipe=searching, seed=seed, device=device, progress=progress) if policy is None and options.get("reading") != "standard" else None
+    "Train a network by ERIEP (Algorithm 1). ValueError if the checkpoint is another training's."
+    beside, found = Path(f"{checkpoint}.search") if checkpoint else None, None
+    if policy is None and options.get("reading") != "standard":
+        found = search_of(beside, data, searching, seed, device=device, progress=progress)
     objective = ERIEP(policy or (found and found.policy), **options)
-    history = fit(model, data, objective, recipe or Recipe(epochs=50), seed=seed, device=device, progress=progress)
+    history = fit(model, data, objective, recipe or Recipe(epochs=50), seed=seed, checkpoint=checkpoint, device=device, progress=progress)
     return Result(history, objective, found)

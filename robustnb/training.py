@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'Loss', 'Objective', 'CrossEntropy', 'check_recipe', 'Recipe', 'learning_rate', 'make_optimizer',
-           'derive_seed', 'private_randomness', 'to_unit', 'crop_flip', 'Diverged', 'Meter', 'History', 'converged',
-           'Run', 'make_accelerator', 'backward', 'sum_gradients', 'update', 'check', 'train_epoch', 'identity',
-           'save_checkpoint', 'read_checkpoint', 'restore', 'predict', 'accuracy', 'prepare', 'repeatable',
-           'average_buffers', 'train', 'fit']
+           'parameter_groups', 'derive_seed', 'private_randomness', 'to_unit', 'crop_flip', 'Diverged', 'Meter',
+           'History', 'converged', 'Run', 'make_accelerator', 'backward', 'sum_gradients', 'update', 'check',
+           'train_epoch', 'content_name', 'identity', 'save_checkpoint', 'read_checkpoint', 'restore', 'predict',
+           'accuracy', 'prepare', 'repeatable', 'average_buffers', 'train', 'fit']
 
 # %% ../nbs/30_training.ipynb #85cc9945
 import hashlib
@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -62,6 +63,7 @@ class Objective:
     def after_fit(self, run: "Run"): "Called once at the end, also when nothing was left to train."
 
     def parts(self) -> dict[str, nn.Module]: return {}  # modules trained with the model
+    def part_options(self) -> dict[str, dict]: return {}  # optimiser settings of a part; without: no weight decay
     def state(self) -> dict: return {}  # tensors, numbers, strings and containers of them
     def load_state(self, state: dict): "Take back what `state` gave."
 
@@ -141,14 +143,31 @@ def learning_rate(
 # %% ../nbs/30_training.ipynb #535ba897
 def make_optimizer(
     recipe: Recipe,
-    parameters: list[nn.Parameter],
+    parameters: list[nn.Parameter] | list[dict],  # or groups: dictionaries with `params` and settings of their own
 ) -> torch.optim.Optimizer:
     "The optimiser that a recipe names."
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    groups = parameters if isinstance(parameters[0], dict) else [{"params": parameters}]
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
     settings = dict(lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=recipe.momentum, nesterov=recipe.nesterov, **settings)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](parameters, **settings)
+        return torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov, **settings)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](groups, **settings)
+
+# %% ../nbs/30_training.ipynb #b151bdb1
+def parameter_groups(
+    model: nn.Module,
+    parts: dict[str, nn.Module],  # of the objective
+    options: dict[str, dict],  # optimiser settings of a part, such as {"weight_decay": 5e-4}; lr follows the recipe
+) -> list[dict]:  # groups of an optimiser; a parameter that stands in two places counts where it comes first
+    "The model's parameters under the recipe's settings, those of each part under its own."
+    for name in options:
+        if name not in parts: raise ValueError(nearest(name, parts, what="part of the objective"))
+    groups, seen = [], set()
+    for module, settings in ((model, {}), *((part, {"weight_decay": 0.0} | options.get(name, {})) for name, part in parts.items())):
+        own = [p for p in module.parameters() if p.requires_grad and id(p) not in seen]
+        seen |= {id(p) for p in own}
+        if own: groups.append({"params": own, **settings})
+    return groups
 
 # %% ../nbs/30_training.ipynb #521cd5ff
 def derive_seed(*parts) -> int:  # in [0, 2**63)
@@ -361,11 +380,28 @@ def train_epoch(
     if processes > 1: meter.sums = run.accelerator.reduce(meter.sums, "sum")
     return {"epoch": run.epoch + 1, **meter.means(), "lr": run.optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - started}
 
+# %% ../nbs/30_training.ipynb #60098753
+def content_name(thing) -> str:  # e.g. crop_flip, ResNet-1f0c9a3be2d75a64
+    "A name that tells things of different content apart: functions by name, networks and policies by a hash."
+    if isinstance(thing, nn.Module):
+        state = ((key, value) for key, value in thing.state_dict().items())
+        parts = (key + (repr(value) if not isinstance(value, Tensor) else f"{value.dtype}{tuple(value.shape)}") for key, value in state)
+        total = hashlib.sha256("/".join((repr(thing), *parts)).encode())
+        for tensor in (*thing.parameters(), *thing.buffers()): total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return f"{type(thing).__name__}-{total.hexdigest()[:16]}"
+    if isinstance(thing, partial):
+        settings = ", ".join([*map(content_name, thing.args), *(f"{key}={content_name(value)}" for key, value in thing.keywords.items())])
+        return f"{content_name(thing.func)}({settings})"
+    if hasattr(thing, "__qualname__"): return thing.__qualname__
+    if " at 0x" in repr(thing): return type(thing).__name__
+    text = repr(thing)
+    return text if len(text) <= 80 else f"{type(thing).__name__}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
 # %% ../nbs/30_training.ipynb #0829785b
 def identity(run: Run) -> dict:
     "What must be the same for a training to go on, in plain values."
     recipe = {f.name: getattr(run.recipe, f.name) for f in fields(run.recipe)}
-    if recipe["augment"] is not None: recipe["augment"] = getattr(recipe["augment"], "__qualname__", type(recipe["augment"]).__name__)
+    if recipe["augment"] is not None: recipe["augment"] = content_name(recipe["augment"])
     return {**recipe, "seed": run.seed, "data": run.data.fingerprint, "objective": run.objective.name}
 
 
@@ -438,13 +474,14 @@ def prepare(run: Run):
     "Everything on the device, the objective ready, the optimiser made."
     run.draw("before")
     run.objective.before_fit(run)
-    modules = [run.model, *(part.to(run.device) for part in run.objective.parts().values())]
-    run.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    parts = {name: part.to(run.device) for name, part in run.objective.parts().items()}
+    groups = parameter_groups(run.model, parts, run.objective.part_options())
+    run.parameters = [p for group in groups for p in group["params"]]
     if not run.parameters: raise ValueError("nothing to train: all parameters are frozen")
     if run.accelerator.num_processes > 1:
-        for module in modules:
-            for tensor in module.state_dict().values(): tensor.copy_(broadcast(tensor))
-    run.optimizer = make_optimizer(run.recipe, run.parameters)
+        for module in (run.model, *parts.values()):
+            for tensor in (*module.parameters(), *module.buffers()): tensor.data.copy_(broadcast(tensor.data))
+    run.optimizer = make_optimizer(run.recipe, groups)
     if run.accelerator.scaler: run.optimizer = run.accelerator.prepare_optimizer(run.optimizer, device_placement=False)
 
 
