@@ -24,7 +24,7 @@ MODES = ("eval", "train", "keep")
 @contextmanager
 def borrowed(
     model: Callable[[Tensor], Tensor],  # an nn.Module, or any function of images
-    mode: str = "eval",  # "eval", "train" or "keep"
+    mode: str = "eval",  # "eval", "train" (a model in training keeps the parts that were put into evaluation mode) or "keep"
 ) -> Iterator[None]:
     "Put a model into a mode; put modes and buffers back at the end."
     if mode not in MODES: raise ValueError(nearest(mode, MODES, "mode"))
@@ -32,7 +32,7 @@ def borrowed(
         yield
         return
     modes = [(module, module.training) for module in model.modules()]
-    if mode != "keep": model.train(mode == "train")
+    if mode == "eval" or mode == "train" and not model.training: model.train(mode == "train")  # in training: what is in evaluation stays so
     changing = any(module.training for module in model.modules())
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if changing else []
     try: yield
