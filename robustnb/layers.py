@@ -163,16 +163,22 @@ class Dropout(nn.Module):
 @contextmanager
 def sampling_dropout(
     model: nn.Module,
-    generator: torch.Generator | None = None,  # source of the masks, on the model's device
+    generator: torch.Generator | None = None,  # source of the masks, on the model's device; None: torch's default
 ) -> Iterator[nn.Module]:
     "Evaluation mode with dropout left on, for Monte Carlo passes."
-    layers = [module for module in model.modules() if isinstance(module, Dropout)]
-    if not layers: raise ValueError("the model has no robustnb.layers.Dropout layer, so every pass would be the same")
-    with mode(model, training=False):
-        for layer in layers: layer.sampling, layer.generator = True, generator
+    ours = [module for module in model.modules() if isinstance(module, Dropout) and module.p > 0]
+    torchs = [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0]
+    if not ours + torchs: raise ValueError("the model has no dropout layer with p > 0, so every pass would be the same")
+    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+    devices = list(range(torch.cuda.device_count())) if on_gpu else []
+    reseed = bool(torchs) and generator is not None
+    with mode(model, training=False), torch.random.fork_rng(devices=devices, enabled=reseed):
+        if reseed: torch.manual_seed(torch.randint(2**62, (), generator=generator, device=generator.device).item())
+        for layer in torchs: layer.training = True
+        for layer in ours: layer.sampling, layer.generator = True, generator
         try: yield model
         finally:
-            for layer in layers: layer.sampling, layer.generator = False, None
+            for layer in ours: layer.sampling, layer.generator = False, None
 
 # %% ../nbs/20_layers.ipynb #ddca8d70
 def multiply_adds(
