@@ -35,6 +35,7 @@ NAMES = {
     "gradcam": "grad_cam map_layers overlay picture_grid fig4_blur rank_correlation overlap cosine drift attention_drift",
     "augment": "Augmentation Chain PadCrop Flip Rotate TrivialAugment AutoAugment PartNoise AugMix Prime jensen_shannon BatchAugment JSD adapt_batchnorm",
     "metrics": "ece nll brier",
+    "uncertainty": "mc_dropout Ensemble LastLayerLaplace BayesLinear ELBO bayesian variational temperature_scale Tempered risk_coverage accuracy_at tune_precision log_evidence",
     "robustness": "evaluate gaussian_levels fgsm_levels",
     "statistics": "spearman multiple_correlation bootstrap_ci holm strength",
     "claims": "verdicts",
