@@ -395,3 +395,46 @@ def test_two_processes_train_what_one_trains(tmp_path):
     assert max((first[k] - v).abs().max().item() for k, v in alone.state_dict().items()) < 1e-5
     for ours, theirs in zip(rows, history.rows, strict=True):
         assert (ours["loss"], ours["accuracy"]) == pytest.approx((theirs["loss"], theirs["accuracy"]), rel=1e-4)
+
+
+class Beside(Objective):
+    "A part whose loss is flat: only weight decay could move it."
+    def __init__(self, options): self.options, self.part = options, nn.Linear(3, 3)
+    def loss(self, model, x, y): return Loss(F.cross_entropy(model(x), y) + 0 * self.part.weight.sum() + 0 * self.part.bias.sum())
+    def parts(self): return {"part": self.part}
+    def part_options(self): return self.options
+
+
+@pytest.mark.parametrize("options, factor", [({}, 1.0), ({"part": {"weight_decay": 0.5}}, (1 - 0.1 * 0.5) ** 2)])
+def test_weight_decay_reaches_a_part_only_when_asked(options, factor):
+    "ERIEP's tables and UniCL's temperature shrank with the model; (1 - lr * decay) a step, by hand, where it is wanted."
+    objective, net = Beside(options), nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    before = objective.part.weight.detach().clone()
+    recipe = Recipe(epochs=1, batch=10, optimizer="sgd", lr=0.1, momentum=0.0, weight_decay=0.5)
+    fit(net, sample("mnist").take(slice(0, 20)), objective, recipe, device="cpu", progress=False)
+    torch.testing.assert_close(objective.part.weight.detach(), before * factor)
+
+
+def test_a_foreign_networks_frozen_batch_norm_sleeps_through_the_ascent():
+    "generate_mode='train' switched the whole network to training, the parts that are frozen too."
+    from robustnb.dem_hec import DemHEC
+
+    norm = nn.BatchNorm2d(3)
+    net = nn.Sequential(norm, nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    seen = []
+    norm.register_forward_pre_hook(lambda module, inputs: seen.append(module.training))
+    fit(net, sample("cifar10").take(slice(0, 20)), DemHEC(frozen=("0",), generate_mode="train", steps=1), Recipe(epochs=1, batch=10), device="cpu", progress=False)
+    assert seen and not any(seen)
+
+
+def test_another_teacher_is_another_training(tmp_path):
+    "A checkpoint went on with whatever teacher it held, whichever was given."
+    from robustnb.dem_hec import DemHEC
+
+    few = sample("cifar10").take(slice(0, 10))
+    def tune(seed):
+        objective = DemHEC(create("resnet20", seed=seed), steps=1)
+        fit(create("resnet20", seed=0), few, objective, Recipe(epochs=1, batch=10), checkpoint=tmp_path / "t.pt", **QUIET)
+    tune(1)
+    tune(1)
+    with pytest.raises(ValueError, match="another training"): tune(2)
