@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['PAIRS', 'cut_patches', 'mnist_m', 'uci_digits', 'small_mnist', 'mnist_to_mnist_m', 'mnist_to_digits',
            'digits_to_mnist', 'clean_to_corrupted', 'domain_pair', 'domain_loss', 'discriminator', 'Shuffled',
-           'unlabelled', 'check_domains', 'dann_weight', 'DANN']
+           'unlabelled', 'check_domains', 'dann_weight', 'DANN', 'Mapping', 'features', 'adda', 'entropy',
+           'batch_norms', 'renew_statistics', 'tent', 'two_ends', 'gap_covered', 'proxy_a_distance', 'feature_picture']
 
 # %% ../nbs/45_domain.ipynb #ff26e45f
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
 import torch
@@ -261,3 +262,205 @@ class DANN(Objective):
         guess = self.discriminator(reverse_gradient(f, self.strength))
         labels, domain = F.cross_entropy(logits, y), domain_loss(guess[: len(x)], guess[len(x) :])
         return Loss(labels + domain, {"labels": labels, "domain": domain}, logits)
+
+# %% ../nbs/45_domain.ipynb #9853e28d
+class Mapping(Objective):
+    "ADDA's second stage: the net in training learns to give target images the features of the source."
+
+    def __init__(
+        self,
+        features: Tensor,  # of source images, by the source's encoder, [N,D]
+        hidden: Sequence[int] = (500, 500),  # of the discriminator, as published
+        head_start: float = 0.1,  # share of the training in which the discriminator learns alone, in [0,1)
+    ):
+        if not 0 <= head_start < 1: raise ValueError(f"head_start is a share of the training, in [0,1), got {head_start}")
+        self.features, self.hidden, self.head_start = features, tuple(hidden), head_start
+        self.progress, self.stream, self.discriminator = 0.0, None, None
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self.features.cpu().contiguous().numpy().data).hexdigest()[:16]
+
+    @property
+    def name(self) -> str:
+        return f"{type(self).__name__}(features={self.digest}, hidden={self.hidden}, head_start={self.head_start})"
+
+    def parts(self) -> dict[str, nn.Module]: return {"discriminator": self.discriminator} if self.discriminator else {}
+
+    def before_fit(self, run: Run):
+        self.stream = Shuffled(self.features.to(run.device))
+        self.discriminator = discriminator(self.features.shape[1], self.hidden, leak=0.2)
+
+    def before_epoch(self, run: Run):
+        self.progress = run.step / (run.recipe.epochs * run.steps_per_epoch)
+        self.stream.shuffle(len(run.x), run.generator)
+
+    def after_step(self, run: Run): self.progress = (run.step + 1) / (run.recipe.epochs * run.steps_per_epoch)
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:  # x of the target; y is not looked at
+        f, d = model.embed(x), self.discriminator
+        guess = d(torch.cat([self.stream.take(len(x)), f.detach()]))
+        domain = domain_loss(guess[: len(x)], guess[len(x) :])
+        frozen = {name: p.detach() for name, p in d.named_parameters()}
+        mapping = F.softplus(-torch.func.functional_call(d, frozen, (f,)).float()).mean()
+        total = domain + mapping if self.progress >= self.head_start else domain
+        return Loss(total, {"domain": domain, "mapping": mapping})
+
+# %% ../nbs/45_domain.ipynb #38e61072
+def features(
+    model: nn.Module,  # with `embed`
+    data: ImageSet | Tensor,  # images
+    batch: int = 250,  # images at a time
+) -> Tensor:  # [N,D], float32 on the CPU
+    "What the head gets, in evaluation mode and without gradients."
+    x, device = data.x if isinstance(data, ImageSet) else data, next(model.parameters()).device
+    with mode(model, training=False), torch.no_grad():
+        return torch.cat([model.embed(to_unit(piece.to(device))).float().cpu() for piece in x.split(batch)])
+
+
+def adda(
+    source_model: nn.Module,  # trained on the source; left untouched
+    source: ImageSet | Tensor,  # images of the source; labels are not looked at
+    target: ImageSet | Tensor,  # images of the target; labels are not looked at
+    recipe: Recipe | None = None,  # None: Adam at 2e-4, ten passes over the target
+    seed: int = 0,
+    hidden: Sequence[int] = (500, 500),  # of the discriminator
+    head_start: float = 0.1,  # share of the training in which the discriminator learns alone
+    **options,  # of fit: validation, checkpoint, device, progress
+) -> nn.Module:  # the target's encoder under the source's head, in evaluation mode
+    "Adversarial discriminative domain adaptation (Tzeng et al. 2017)."
+    recipe, images = recipe or Recipe(epochs=10, lr=2e-4), unlabelled(source).x
+    if recipe.augment is not None: raise ValueError("adda computes the source's features once, from images as they are: give a recipe without augment")
+    check_domains(images, unlabelled(target).x)
+    objective, model = Mapping(features(source_model, images), hidden, head_start), copy.deepcopy(source_model)
+    free = [p for p in model.head.parameters() if p.requires_grad]
+    for p in free: p.requires_grad_(False)
+    fit(model, unlabelled(target), objective, recipe, seed, **options)
+    for p in free: p.requires_grad_(True)
+    return model
+
+# %% ../nbs/45_domain.ipynb #0415bfd0
+def entropy(
+    logits: Tensor,  # [B,classes]
+) -> Tensor:  # [B], nats, 0 ... ln(classes)
+    "Entropy of each prediction."
+    logs = logits.float().log_softmax(1)
+    return -(logs.exp() * logs).sum(1)
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    "Batch norms with running statistics, scale and shift. ValueError where there is none."
+    kinds = nn.modules.batchnorm._BatchNorm
+    found = [m for m in model.modules() if isinstance(m, kinds) and m.affine and m.running_mean is not None]
+    if not found: raise ValueError(f"{type(model).__name__} has no batch norm with scale, shift and running statistics, so there is nothing to adapt")
+    return found
+
+
+@torch.no_grad()
+def renew_statistics(model: nn.Module, norms: list[nn.Module], pieces: Iterable[Tensor]):
+    "Running statistics as the mean over all pieces, each normalised by its own."
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms: norm.reset_running_stats(); norm.momentum = None  # None: PyTorch's cumulative average
+    for piece in pieces: model(piece)
+    for norm, momentum in zip(norms, momenta): norm.momentum = momentum
+
+# %% ../nbs/45_domain.ipynb #4d3c0b1c
+def tent(
+    model: nn.Module,  # with batch norm; left untouched
+    target: ImageSet | Tensor,  # images of the target, used in the order given; labels are not looked at
+    lr: float = 1e-3,  # of Adam, as published for CIFAR-10-C
+    passes: int = 1,  # over the images
+    batch: int = 200,  # images a step; a remainder is spread over the steps
+    progress: bool = False,  # show a bar
+) -> nn.Module:  # a copy, in the mode of the original
+    "Scale and shift of batch norm by least entropy of the predictions (Wang et al. 2021)."
+    if not lr > 0 or passes < 1 or batch < 2: raise ValueError(f"tent needs lr > 0, passes >= 1 and batch >= 2, got lr={lr}, passes={passes}, batch={batch}")
+    adapted, x = copy.deepcopy(model), unlabelled(target).x
+    if len(x) < 2: raise ValueError(f"a batch has no variance with {len(x)} images; give at least 2")
+    norms, device = batch_norms(adapted), next(model.parameters()).device
+    pieces, affine = x.tensor_split(max(1, len(x) // batch)), [p for norm in norms for p in (norm.weight, norm.bias)]
+    free, optimizer, steps = [p.requires_grad for p in affine], torch.optim.Adam(affine, lr), pieces * passes
+    for p in affine: p.requires_grad_(True)
+    with mode(adapted, training=False), torch.enable_grad():
+        for norm in norms: norm.train()
+        for piece in progress_bar(steps, "tent") if progress else steps:
+            loss = entropy(adapted(to_unit(piece.to(device)))).mean()
+            for p, gradient in zip(affine, torch.autograd.grad(loss, affine)): p.grad = gradient
+            optimizer.step()
+        renew_statistics(adapted, norms, (to_unit(piece.to(device)) for piece in pieces))
+    for p, was_free in zip(affine, free): p.grad = None; p.requires_grad_(was_free)
+    return adapted
+
+# %% ../nbs/45_domain.ipynb #fb717ba8
+def two_ends(
+    make: Callable[[], nn.Module],  # a fresh net, the same at each call
+    source: ImageSet,
+    target: ImageSet,  # its labels are used for the upper end alone
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    **options,  # of fit: validation, device, progress
+) -> dict[str, nn.Module]:  # "source only" and "target only"
+    "Nets that bound what adaptation can be expected to give."
+    check_domains(source.x, target.x)
+    ends = {"source only": make(), "target only": make()}
+    for model, data in zip(ends.values(), (source, target)): fit(model, data, None, recipe, seed, **options)
+    return ends
+
+
+def gap_covered(
+    adapted: float,  # accuracy on the target
+    source_only: float,
+    target_only: float,
+) -> float:  # 0: no better than source only, 1: as good as with labels, below 0: harm
+    "Share of the gap between the two ends that a method closes."
+    if target_only == source_only: raise ValueError(f"there is no gap to cover: both ends have accuracy {source_only}")
+    return (adapted - source_only) / (target_only - source_only)
+
+# %% ../nbs/45_domain.ipynb #aaebe71a
+def proxy_a_distance(
+    source: Tensor,  # features, [N,D]
+    target: Tensor,  # features, [M,D]
+    seed: int = 0,  # of the split into halves
+) -> float:  # 0 (cannot be told apart) ... 2 (never confused)
+    "Distance of two domains by a logistic probe, fitted on one half and asked about the other."
+    n = min(len(source), len(target))
+    if n < 4: raise ValueError(f"the probe needs at least 4 features of each domain, got {len(source)} and {len(target)}")
+    from sklearn.linear_model import LogisticRegression
+
+    draw = torch.Generator().manual_seed(derive_seed("proxy_a_distance", seed))
+    halves = [rows[torch.randperm(len(rows), generator=draw)[:n]].double().cpu().split(n - n // 2) for rows in (source, target)]
+    (x, y), (unseen, truth) = ((torch.cat(half), torch.arange(2).repeat_interleave(len(half[0]))) for half in zip(*halves))
+    mean, std = x.mean(0), x.std(0).clamp_min(1e-8)
+    probe = LogisticRegression(max_iter=1000).fit(((x - mean) / std).numpy(), y.numpy())
+    error = 1 - probe.score(((unseen - mean) / std).numpy(), truth.numpy())
+    return max(0.0, 2 * (1 - 2 * error))
+
+# %% ../nbs/45_domain.ipynb #522ea489
+def feature_picture(
+    models: dict[str, nn.Module],  # title -> net, one row each: before and after adaptation
+    source: ImageSet,  # held-out images
+    target: ImageSet,  # held-out images
+    n: int = 150,  # images of each domain, the first ones; t-SNE takes seconds for some hundred
+    seed: int = 0,  # of PCA and t-SNE
+):  # a matplotlib figure
+    "Features of both domains by PCA and by t-SNE, before and after."
+    import matplotlib.pyplot as plt
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    shown, labels = [data.take(slice(0, n)) for data in (source, target)], ("source", "target")
+    total = sum(map(len, shown))
+    if total < 4 or not all(map(len, shown)): raise ValueError(f"a picture needs images of both domains, 4 in all, got {len(shown[0])} and {len(shown[1])}")
+    looks = {"PCA": PCA(2, random_state=seed), "t-SNE": TSNE(2, perplexity=min(30, total / 4), max_iter=500, random_state=seed)}
+    fig, axes = plt.subplots(len(models), 2, figsize=(6, 2.4 * len(models)), squeeze=False)
+    for line, (title, model) in zip(axes, models.items()):
+        points = torch.cat([features(model, data) for data in shown]).numpy()
+        for ax, (look, method) in zip(line, looks.items()):
+            places = method.fit_transform(points)
+            for name, at, marker in zip(labels, (places[: len(shown[0])], places[len(shown[0]) :]), "o^"):
+                ax.scatter(*at.T, s=9, alpha=0.7, marker=marker, label=name)
+            ax.set(title=f"{title}: {look}", xticks=[], yticks=[])
+    axes[0, 0].legend(fontsize=7)
+    fig.tight_layout()
+    plt.close(fig)
+    return fig

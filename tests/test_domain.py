@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from robustnb.data import ImageSet
-from robustnb.domain import DANN, domain_pair, mnist_m
+from robustnb.domain import DANN, Mapping, adda, domain_pair, mnist_m, proxy_a_distance, tent
 from robustnb.layers import Classifier
 from robustnb.training import Recipe, fit
 
@@ -155,3 +155,85 @@ def test_train_and_test_patches_are_apart(monkeypatch):
     monkeypatch.setattr("robustnb.domain.load", load)
     for split in ("train", "test"): mnist_m(split)
     assert asked == [("mnist", "train"), ("cifar10", "train"), ("mnist", "test"), ("cifar10", "test")]
+
+
+# --- ADDA and the cheap competitors -----------------------------------------------------------------------------------
+
+def kept(model: nn.Module) -> dict:
+    "All of a model that a caller could see change."
+    return {"weights": {k: v.clone() for k, v in model.state_dict().items()}, "modes": [m.training for m in model.modules()],
+            "free": [p.requires_grad for p in model.parameters()], "grads": [p.grad for p in model.parameters()]}
+
+
+def untouched(before: dict, model: nn.Module) -> bool:
+    now = kept(model)
+    return all(torch.equal(v, now["weights"][k]) for k, v in before["weights"].items()) and all(now[k] == before[k] for k in ("modes", "free", "grads"))
+
+
+def partly_frozen() -> Classifier:
+    "A net in training mode of which one bias is frozen: states that must survive."
+    model = net().train()
+    model.features.stem[1].eval()
+    model.features.stem[0].bias.requires_grad_(False)
+    model.head.bias.requires_grad_(False)
+    return model
+
+
+SHORT = Recipe(epochs=4, batch=16, lr=1e-3)
+
+
+@pytest.mark.parametrize("method", [lambda model: adda(model, SOURCE, TARGET, SHORT, hidden=(8,), **QUIET), lambda model: tent(model, TARGET, batch=10)])
+def test_source_model_and_generator_are_untouched(method):
+    model, state = partly_frozen(), torch.random.get_rng_state()
+    before, free = kept(model), [p.requires_grad for p in model.parameters()]
+    adapted = method(model)
+    assert untouched(before, model) and not same(model, adapted) and torch.equal(state, torch.random.get_rng_state())
+    assert [p.requires_grad for p in adapted.parameters()] == free
+    assert torch.equal(model.head.weight, adapted.head.weight) and torch.equal(model.head.bias, adapted.head.bias)
+    assert {p.data_ptr() for p in model.parameters()}.isdisjoint(p.data_ptr() for p in adapted.parameters())
+
+
+def test_adda_resumed_is_adda_unbroken(tmp_path, monkeypatch):
+    settings = dict(recipe=SHORT, seed=3, hidden=(8,), **QUIET)
+    whole = adda(net(), SOURCE, TARGET, **settings)
+    with monkeypatch.context() as patch:
+        plain = Mapping.before_epoch
+        def before_epoch(self, run):
+            if run.epoch == 2: raise Interrupted
+            plain(self, run)
+        patch.setattr(Mapping, "before_epoch", before_epoch)
+        with pytest.raises(Interrupted): adda(net(), SOURCE, TARGET, checkpoint=tmp_path / "c.pt", **settings)
+    assert same(whole, adda(net(), SOURCE, TARGET, checkpoint=tmp_path / "c.pt", **settings))
+    assert not same(whole, adda(net(), SOURCE, TARGET, **settings | {"seed": 4}))
+
+
+def test_adda_and_tent_look_at_no_label():
+    other = ImageSet(TARGET.x, 1 - TARGET.y, TARGET.classes, "target")
+    assert same(*(adda(net(), SOURCE, data, SHORT, hidden=(8,), **QUIET) for data in (TARGET, other)))
+    assert same(tent(net(), TARGET), tent(net(), other)) and same(tent(net(), TARGET), tent(net(), TARGET.x))
+
+
+def test_head_start_leaves_the_encoder_alone():
+    "Until it is over only running statistics move."
+    model = net()
+    adapted = adda(model, SOURCE, TARGET, SHORT, hidden=(8,), head_start=0.99, **QUIET)
+    changed = [name for name, p in adapted.named_parameters() if not torch.equal(p, dict(model.named_parameters())[name])]
+    assert changed == []
+
+
+def test_tent_ends_with_the_statistics_of_the_target():
+    "One batch, one layer: mean and unbiased variance of all images, by torch.var_mean."
+    model = Classifier({"norm": nn.BatchNorm2d(1), "flat": nn.Flatten()}, nn.Linear(16, 2))
+    adapted = tent(model, TARGET)
+    var, mean = torch.var_mean(TARGET.x, dim=(0, 2, 3))
+    torch.testing.assert_close(adapted.features.norm.running_mean, mean)
+    torch.testing.assert_close(adapted.features.norm.running_var, var)
+    assert adapted.features.norm.momentum == model.features.norm.momentum == 0.1
+
+
+def test_bad_input_is_named():
+    for call, match in ((lambda: tent(net(), TARGET, lr=0), "lr=0"), (lambda: tent(net(), TARGET.x[:1]), "1 images"),
+                        (lambda: adda(net(), SOURCE, TARGET, head_start=1), r"\[0,1\), got 1"),
+                        (lambda: adda(net(), SOURCE, torch.rand(4, 3, 4, 4)), "one shape"),
+                        (lambda: proxy_a_distance(torch.rand(3, 2), torch.rand(9, 2)), "got 3 and 9")):
+        with pytest.raises(ValueError, match=match): call()

@@ -36,6 +36,7 @@ NAMES = {
     "augment": "Augmentation Chain PadCrop Flip Rotate TrivialAugment AutoAugment PartNoise AugMix Prime jensen_shannon BatchAugment JSD adapt_batchnorm",
     "metrics": "ece nll brier",
     "uncertainty": "mc_dropout Ensemble LastLayerLaplace BayesLinear ELBO bayesian variational temperature_scale Tempered risk_coverage accuracy_at tune_precision log_evidence",
+    "domain": "dann_weight DANN adda mnist_m mnist_to_mnist_m mnist_to_digits digits_to_mnist clean_to_corrupted domain_pair tent two_ends gap_covered features proxy_a_distance feature_picture",
     "robustness": "evaluate gaussian_levels fgsm_levels",
     "statistics": "spearman multiple_correlation bootstrap_ci holm strength",
     "claims": "verdicts",
