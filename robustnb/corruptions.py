@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BENCHMARKS', 'CORRUPTIONS', 'EXTRA', 'FAMILIES', 'FROST_SCALE', 'REGISTRY', 'OPERATIONS', 'PIECE', 'severity_table',
-           'Corruption', 'register', 'parameters', 'check_range', 'corrupt', 'gallery', 'Corrupt']
+           'Corruption', 'register', 'parameters', 'check_range', 'corrupt', 'gallery', 'transform_class']
 
 # %% ../nbs/14_corruptions.ipynb #c08f9490
 import csv
@@ -16,9 +16,6 @@ from importlib import resources
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import is_pure_tensor, pil_to_tensor, to_pil_image
 
 from .blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
 from .data import nearest
@@ -165,33 +162,49 @@ def gallery(
     return torch.stack([torch.stack(row) for row in rows])
 
 # %% ../nbs/14_corruptions.ipynb #af239da1
-class Corrupt(v2.Transform):
-    "Corrupt images as a benchmark does; a torchvision v2 transform."
-    _transformed_types = (is_pure_tensor, tv_tensors.Image, tv_tensors.Video, Image.Image)
+@functools.cache
+def transform_class() -> type:
+    "The class `Corrupt`; torchvision, which takes seconds to import, is read when it is first asked for."
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+    from torchvision.transforms.v2.functional import is_pure_tensor, pil_to_tensor, to_pil_image
 
-    def __init__(
-        self,
-        name: str,  # of a corruption
-        severity: int = 3,  # 1 (mild) to 5 (strong)
-        benchmark: str = "cifar10-c",  # whose constants
-        generator: torch.Generator | None = None,  # source of the draws; None: torch's default
-    ):
-        super().__init__()
-        parameters(name, severity, benchmark)
-        self.name, self.severity, self.benchmark, self._generator = name, severity, benchmark, generator
+    class Corrupt(v2.Transform):
+        "Corrupt images as a benchmark does; a torchvision v2 transform."
+        _transformed_types = (is_pure_tensor, tv_tensors.Image, tv_tensors.Video, Image.Image)
 
-    def transform(
-        self,
-        inpt: Tensor | Image.Image,  # [...,C,H,W] float in [0,1] or uint8, or a PIL image
-        params: dict,  # none: part of torchvision's protocol
-    ) -> Tensor | Image.Image:  # of the same kind
-        "Corrupt one input of the sample."
-        if isinstance(inpt, Image.Image):
-            grey = inpt.mode in ("L", "1", "I", "F")
-            x = pil_to_tensor(inpt.convert("L" if grey else "RGB"))
-            return to_pil_image(self.transform(x, params), mode="L" if grey else "RGB")
-        if inpt.ndim < 3:
-            raise ValueError(f"images must be [...,C,H,W], got shape {tuple(inpt.shape)}")
-        x = inpt.as_subclass(Tensor).reshape(-1, *inpt.shape[-3:])
-        out = corrupt(x, self.name, self.severity, self.benchmark, self._generator).view(inpt.shape)
-        return out if is_pure_tensor(inpt) else tv_tensors.wrap(out, like=inpt)
+        def __init__(
+            self,
+            name: str,  # of a corruption
+            severity: int = 3,  # 1 (mild) to 5 (strong)
+            benchmark: str = "cifar10-c",  # whose constants
+            generator: torch.Generator | None = None,  # source of the draws; None: torch's default
+        ):
+            super().__init__()
+            parameters(name, severity, benchmark)
+            self.name, self.severity, self.benchmark, self._generator = name, severity, benchmark, generator
+
+        def transform(
+            self,
+            inpt: Tensor | Image.Image,  # [...,C,H,W] float in [0,1] or uint8, or a PIL image
+            params: dict,  # none: part of torchvision's protocol
+        ) -> Tensor | Image.Image:  # of the same kind
+            "Corrupt one input of the sample."
+            if isinstance(inpt, Image.Image):
+                grey = inpt.mode in ("L", "1", "I", "F")
+                x = pil_to_tensor(inpt.convert("L" if grey else "RGB"))
+                return to_pil_image(self.transform(x, params), mode="L" if grey else "RGB")
+            if inpt.ndim < 3:
+                raise ValueError(f"images must be [...,C,H,W], got shape {tuple(inpt.shape)}")
+            x = inpt.as_subclass(Tensor).reshape(-1, *inpt.shape[-3:])
+            out = corrupt(x, self.name, self.severity, self.benchmark, self._generator).view(inpt.shape)
+            return out if is_pure_tensor(inpt) else tv_tensors.wrap(out, like=inpt)
+
+    Corrupt.__qualname__ = "Corrupt"  # where pickle finds it
+    return Corrupt
+
+
+def __getattr__(name: str) -> type:
+    "`Corrupt`, made at its first use."
+    if name == "Corrupt": return transform_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['look_up', 'contrast', 'middle_part', 'saturate', 'box_matrix', 'box_strips', 'shrink_levels', 'pixelate_bytes',
-           'pixelate', 'code_jpeg', 'jpeg_compression', 'affine_source', 'read_at', 'elastic_transform']
+           'pixelate', 'jpeg_codec', 'code_jpeg', 'jpeg_compression', 'affine_source', 'read_at', 'elastic_transform']
 
 # %% ../nbs/13_digital.ipynb #24ac0a19
 import functools
@@ -17,11 +17,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-
-try:
-    from torchvision.io import decode_jpeg, encode_jpeg
-except ImportError:  # torchvision means to give its codecs up one day
-    decode_jpeg = encode_jpeg = None
 
 from .blur import Strips, from_left, from_right, keep_gradient, place, smooth
 from .noise import check_between, check_images, uniform_rows
@@ -154,22 +149,31 @@ def pixelate(
     return tiny.mT.contiguous().index_select(-2, columns).mT.contiguous().index_select(-2, rows)
 
 # %% ../nbs/13_digital.ipynb #eacf25f6
+@functools.cache
+def jpeg_codec() -> tuple | None:  # encoder and decoder; None: torchvision has none
+    "torchvision's JPEG codec, imported at its first use."
+    try: from torchvision.io import decode_jpeg, encode_jpeg
+    except ImportError: return None  # it means to give its codecs up one day
+    return encode_jpeg, decode_jpeg
+
+
 def code_jpeg(
     pixels: np.ndarray,  # images, [B,H,W,C] uint8, C 1 or 3; overwritten
     quality: int,  # JPEG quality, 1 to 100
-    pillow: bool = encode_jpeg is None,  # use Pillow's codec
+    pillow: bool = False,  # use Pillow's codec, though torchvision has one
 ) -> np.ndarray:  # pixels
     "Encode each image as JPEG and decode it, in place."
+    codec = None if pillow else jpeg_codec()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         for image in pixels:
-            if pillow:
+            if codec is None:
                 file = io.BytesIO()
                 Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, "JPEG", quality=quality)
                 image[...] = np.asarray(Image.open(file)).reshape(image.shape)
             else:
                 planes = torch.from_numpy(image).permute(2, 0, 1)
-                planes.copy_(decode_jpeg(encode_jpeg(planes, quality)))
+                planes.copy_(codec[1](codec[0](planes, quality)))
     return pixels
 
 # %% ../nbs/13_digital.ipynb #508a62e6
