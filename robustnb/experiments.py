@@ -6,8 +6,8 @@
 __all__ = ['ONE_THREAD', 'EXECUTORS', 'EXPERIMENTS', 'describe', 'check_cells', 'Place', 'Context', 'Job', 'Plan', 'finished',
            'attempt', 'outcome', 'die_with_parent', 'environment', 'work', 'Worker', 'hire', 'listen', 'dismiss',
            'in_pool', 'in_process', 'on_ray', 'Tracker', 'fingerprint', 'usable', 'missing', 'CellsFailed',
-           'check_importable', 'usable_cores', 'ChoiceError', 'check_choice', 'default_cache', 'runner', 'run_cells',
-           'find_experiment', 'run_experiment']
+           'check_importable', 'usable_cores', 'ChoiceError', 'check_choice', 'default_cache', 'runner', 'leave_out',
+           'run_cells', 'find_experiment', 'run_experiment']
 
 # %% ../nbs/61_experiments.ipynb #80d8124e
 import contextlib
@@ -416,6 +416,18 @@ def runner(jobs: list[Job], plan: Plan, executor: str) -> Iterator[tuple[Job, st
     check_importable(plan.function, [job.cell for job in jobs])
     return in_pool(jobs, plan, plan.workers)
 
+# %% ../nbs/61_experiments.ipynb #c0ffee02
+def leave_out(
+    jobs: list[Job],  # what would have to run
+    plan: Plan,
+    total: int,  # cells that were asked for
+) -> list[Job]:  # none
+    "Note that these cells were not run."
+    file = os.environ.get("ROBUSTNB_NOT_RUN_FILE")
+    if jobs and file:
+        with open(file, "a") as notes: notes.write(json.dumps(dict(experiment=plan.experiment, profile=plan.profile, missing=len(jobs), total=total)) + "\n")
+    return []
+
 # %% ../nbs/61_experiments.ipynb #2da4ff4b
 def run_cells(
     experiment: str,  # name: that of the record file
@@ -440,6 +452,7 @@ def run_cells(
     store, cells = store if isinstance(store, Store) else Store(store), check_cells(cells)
     plan = Plan(experiment, function, store, profile, fingerprint(data), workers, cache or default_cache())
     jobs = missing(cells, plan, cost, resume, os.environ.get("ROBUSTNB_STALE") == "1" if stale is None else stale)
+    if os.environ.get("ROBUSTNB_COMPUTE") == "0": jobs = leave_out(jobs, plan, len(cells))
     tracker, failures = Tracker(plan, jobs, len(cells), progress), []
     with contextlib.closing(tracker.bar), contextlib.closing(runner(jobs, plan, executor)) as results:
         for job, error in results:
@@ -449,7 +462,7 @@ def run_cells(
             tracker.step(job, bool(error))
     if failures: raise CellsFailed(experiment, sorted(failures, key=lambda f: cells.index(f[0])), len(cells))
     records = {r.key: r for r in store.records(experiment, profile)}
-    return frame([records[record_key(experiment, cell, plan.data)] for cell in cells])
+    return frame([records[key] for cell in cells if (key := record_key(experiment, cell, plan.data)) in records])
 
 # %% ../nbs/61_experiments.ipynb #13f4a814
 EXPERIMENTS = {"baseline": "robustnb.baselines:baseline", "eriep": "robustnb.eriep_runs:whole", "eriep-depths": "robustnb.eriep_depths:depths",

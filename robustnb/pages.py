@@ -237,7 +237,7 @@ def result_cells(
     return page
 
 # %% ../nbs/64a_pages.ipynb #6e066fba
-PROFILES = ("full", "reduced", "quick", "smoke")  # best first
+PROFILES = ("records", "full", "reduced", "quick", "smoke")  # best first; records: made from all records that there are
 
 
 @dataclass
@@ -245,7 +245,7 @@ class Executed:
     "An executed notebook."
 
     notebook: dict  # its JSON, sources as strings
-    profile: str  # "full", "reduced", "quick" or "smoke"
+    profile: str  # one of PROFILES
 
     @property
     def papermill(self) -> dict:
@@ -256,6 +256,11 @@ class Executed:
     def note(self) -> dict:
         "What the runner noted: commit, machine, seconds."
         return self.notebook["metadata"].get("robustnb", {})
+
+    @property
+    def shown(self) -> str:
+        "The profile of the records that it asked for."
+        return self.note.get("profile", self.profile)
 
     @property
     def finished(self) -> bool:
@@ -298,7 +303,7 @@ def banners(
 ) -> list[dict]:
     "What a reader must know before reading the page."
     name, found = page.removesuffix(".ipynb"), []
-    again = lambda profile: f"`robustnb reproduce {name} --profile {profile}`"
+    again = lambda profile: "`robustnb site`" if profile == "records" else f"`robustnb reproduce {name} --profile {profile}`"
     if run is None: found.append(callout("warning", "Not run yet", f"This page shows the protocol only. To compute it: {again(failed or 'quick')}."))
     if failed:
         kept = f"Its notebook is kept for reading below the runs, in `{failed}/{name}.failed.ipynb`."
@@ -306,6 +311,9 @@ def banners(
     if run and code_of(run.notebook["cells"]) != code_of(source["cells"]):
         text = f"Its code is no longer the one that made this page. {again(run.profile)} brings it up to date."
         found.append(callout("note", "The notebook has changed since this run", text))
+    for part in run.note.get("not_run", []) if run else []:
+        text = f"{part['missing']} of the {part['total']} cells of `{part['experiment']}` ({part['profile']}) have no record. What is there is shown; `robustnb reproduce {name} --profile {part['profile']}` runs the rest."
+        found.append(callout("note", "Not all of it was run", text))
     return found
 
 # %% ../nbs/64a_pages.ipynb #838cf2a7
@@ -317,7 +325,7 @@ def footer(
     "The last lines of a page: where it comes from and which run it shows."
     facts = [f"Source: `nbs/{page}`"] + ([f"exported as `robustnb.{module}`"] if module else [])
     if run:
-        facts += [f"profile {run.profile}", f"run on {run.papermill['end_time'][:16].replace('T', ' at ')} UTC"]
+        facts += [f"profile {run.shown}", f"{'made from records on' if run.profile == 'records' else 'run on'} {run.papermill['end_time'][:16].replace('T', ' at ')} UTC"]
         seconds = run.note.get("seconds") or run.papermill.get("duration")
         facts += [f"took {in_words(seconds)}"] if seconds else []
         facts += [f"commit `{run.note['commit'][:10]}`" + (" with local changes" if run.note.get("dirty") else "")] if run.note.get("commit") else []
