@@ -1,4 +1,4 @@
-# Two commands matter: `make reproduce` (set up, run the quick profile on real data, build the site) and `make test`.
+# Two commands matter: `make reproduce` (set up, rerun small cells on real data, build the site) and `make test`.
 # Everything lands in this folder: .venv (the environment), .tools (uv, when the machine has none), .robustnb (runs, records).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -36,11 +36,15 @@ setup: .venv/.ready  ## make .venv from requirements.lock and install robustnb i
 lab: setup  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
-reproduce: setup  ## run the quick profile on real data and build the site (PROFILE=smoke|quick|reduced|full, WORKERS=n)
+reproduce: setup  ## rerun small cells on real data against the committed records, build the site (PROFILE=reduced|full: run that profile)
+ifeq ($(PROFILE),quick)
+	@$(BIN)/robustnb rerun --workers $(WORKERS)
+else
 	@$(BIN)/robustnb reproduce papers --profile $(PROFILE) --workers $(WORKERS) || status=$$?; \
 	  $(BIN)/robustnb site; exit $${status:-0}
+endif
 
-site: setup  ## build the site from the runs and records that are there
+site: setup  ## make the pages from the records that are there, build the site
 	@$(BIN)/robustnb site
 
 view: setup  ## serve the built site on this machine

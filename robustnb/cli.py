@@ -6,8 +6,8 @@
 __all__ = ['app', 'out', 'Profile', 'Records', 'Workers', 'Stale', 'DataDir', 'records_app', 'data_app', 'MENDABLE', 'about',
            'shown_path', 'quoted_experiments', 'executed_profile', 'list_notebooks', 'summary', 'reproduce_notebooks',
            'run_cells_of', 'records_default', 'list_records', 'promote_records', 'check_records', 'show_claims',
-           'chosen_conditions', 'baseline_of', 'evaluate_model', 'build_site', 'image_set', 'fetch_data', 'where_data',
-           'check_data', 'main']
+           'chosen_conditions', 'baseline_of', 'evaluate_model', 'pages_from_records', 'build_site', 'rerun_here',
+           'image_set', 'fetch_data', 'where_data', 'check_data', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import os
@@ -23,7 +23,7 @@ from rich.table import Table
 
 from .experiments import EXPERIMENTS, CellsFailed, ChoiceError, check_choice, environment, run_experiment, usable_cores
 from .records import PROFILES, RecordError, Store, best_profile, check, open_store, promote, repository, stale
-from .reproduce import Notebook, NotebookError, Outcome, notebooks, parse_setting, reproduce
+from .reproduce import Notebook, NotebookError, Outcome, notebooks, parse_setting, render, reproduce
 
 # %% ../nbs/66_cli.ipynb #aeaa090b
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -278,25 +278,70 @@ def evaluate_model(
     out.print(f"{len(taken):,} images, {len(answers.rows)} conditions, {time.monotonic() - start:.0f} s; report: {shown_path(report)}", markup=False)
 
 # %% ../nbs/66_cli.ipynb #308ffa44
+def pages_from_records(root: Path) -> list[Outcome]:  # those that failed
+    "Make the result pages of a checkout; nothing to do where it has none."
+    return [o for o in (render(root=root) if notebooks(root) else []) if o.status == "failed"]
+
+
 @app.command("site")
 def build_site(
     serve: Annotated[bool, typer.Option("--serve", help="Serve the built site on 127.0.0.1 (built first if there is none)")] = False,
     port: Annotated[int, typer.Option(help="Port for --serve; 0: any free one", min=0, max=65535)] = 8000,
     folder: Annotated[Path, typer.Option("--out", help="Where the site goes")] = Path("_docs"),
 ) -> None:
-    "Build the site from the executed notebooks and records that are there; nothing is executed."
+    "Make every result page from the records that are there, and build the site; no cell is run."
     from robustnb import site
 
     root = repository()
     if root is None: raise NotebookError("no checkout of robustnb here (settings.ini and nbs/); go there, or set ROBUSTNB_ROOT")
     target = root / folder
     if not serve or not (target / "index.html").is_file():
+        failed = pages_from_records(root)
         try: index = site.build(out=target, root=root)
         except site.SiteError as error: raise NotebookError(str(error)) from None
         out.print(f"the site is in {shown_path(index)}\nview it with: make view   (or: robustnb site --serve)")
+        for o in failed: out.print(f"failed: {o.name}: {o.error}\n  {shown_path(o.path)}", markup=False)
+        if failed: raise typer.Exit(1)
     if serve:
         try: site.serve(target, port)
         except OSError as error: raise NotebookError(f"port {port} cannot be had ({error}); name another: --port 0 takes any free one") from None
+
+# %% ../nbs/66_cli.ipynb #c0ffee22
+@app.command("rerun")
+def rerun_here(
+    records: Records = None,
+    workers: Workers = None,
+    data_dir: DataDir = None,
+    seeds: Annotated[str, typer.Option(help="Seeds to run; others than 0 make records to be promoted")] = "0",
+    pages: Annotated[bool, typer.Option(help="Make the pages and the site too")] = True,
+) -> None:
+    "Run a few small cells of each paper here, hold them against the committed records, and build the site."
+    from robustnb import rerun, site
+    from robustnb.data import prepare
+
+    root, start = repository(), time.monotonic()
+    if root is None: raise NotebookError("no checkout of robustnb here (settings.ini and nbs/); go there, or set ROBUSTNB_ROOT")
+    if data_dir: os.environ["ROBUSTNB_DATA"] = str(data_dir.resolve())
+    own, results = open_store(records and records.resolve()), Store(root / "results")
+    chosen = tuple(int(seed) for seed in seeds.split(","))
+    lacking = prepare(sorted({c.data for c in rerun.planned()}))
+    try: reasons = rerun.rerun(own, results, root / ".robustnb/rerun", workers or usable_cores(), chosen, lacking, lambda line: out.print(line, markup=False))
+    except KeyboardInterrupt:
+        out.print("\ninterrupted: finished cells are recorded; the same command goes on from there")
+        raise typer.Exit(130) from None
+    compared, outcomes, index = rerun.compare(own, results, reasons), [], None
+    if pages:
+        known = notebooks(root)
+        (root / ".robustnb/runs/records/papers/rerun.ipynb").unlink(missing_ok=True)  # it shows more than records: why cells have none
+        outcomes = render(root=root, records=own.path, workers=workers) if known else []
+        try: index = site.build(root=root)
+        except site.SiteError as error: out.print(f"error: {error}", markup=False)
+    bad = [o for o in outcomes if o.status == "failed"]
+    out.print(f"\nnotebooks: {len(outcomes)} made from records, {len(bad)} failed", markup=False)
+    for o in bad: out.print(f"  {o.name}: {o.error}", markup=False)
+    for line in rerun.summary(compared): out.print(line, markup=False)
+    out.print(f"site: {shown_path(index) if index else 'not built'}, after {time.monotonic() - start:.0f} s" if pages else f"took {time.monotonic() - start:.0f} s", markup=False)
+    if bad or not rerun.sound(compared) or pages and index is None: raise typer.Exit(1)
 
 # %% ../nbs/66_cli.ipynb #01d956b0
 data_app = typer.Typer(help="Fetch data sets, see where they are, check them.", no_args_is_help=True)

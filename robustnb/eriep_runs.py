@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import convnext_tiny
 
 from .cifar_resnet import resnet18_small
 from .data import ImageSet, atomic_write, load, nearest, sample
@@ -43,7 +42,11 @@ class Enlarged(nn.Module):
         return self.net(F.interpolate(self.normalize(x), self.size, mode="bilinear", antialias=True))
 
 
-def convnext(classes: int = 10) -> nn.Module: return Enlarged(convnext_tiny(num_classes=classes))
+def convnext(classes: int = 10) -> nn.Module:
+    "ConvNeXt-T, that torchvision has; imported where it is asked for, since it takes seconds."
+    from torchvision.models import convnext_tiny
+
+    return Enlarged(convnext_tiny(num_classes=classes))
 
 
 def thin4(classes: int = 10) -> nn.Module:
