@@ -93,7 +93,7 @@ def apgd(
     def inside(z: Tensor) -> Tensor: return (x + project(z - x, eps, norm)).clamp(0, 1)
 
     with borrowed(model, mode), torch.inference_mode(False), torch.enable_grad():
-        x, looks, since = x.detach().clone(), set(checkpoints(steps)), 0
+        x, y, looks, since = x.detach().clone(), y.clone(), set(checkpoints(steps)), 0
         out, place = x.clone(), torch.arange(len(x), device=x.device)
         z = old = best_z = found = inside(x + random_offset(x, eps, norm, generator))
         value, grad, right = look(z)
@@ -310,7 +310,8 @@ def standing(
     "Which images are still right when every attack has had its try."
     if norm not in NORMS: raise ValueError(nearest(norm, NORMS, "norm"))
     check_precision(model)
-    with borrowed(model), torch.autocast(x.device.type, enabled=False):
+    with borrowed(model), torch.inference_mode(False), torch.autocast(x.device.type, enabled=False):
+        x, y = x.detach().clone(), y.clone()  # what was made under inference mode cannot take part in a gradient
         with torch.no_grad(): right = model(x).argmax(1) == y
         for name, function in attack_list(attack):
             for _ in range(1 if name == "fgsm" else restarts):

@@ -8,6 +8,8 @@ NAMES = {
     "data": "ImageSet load sample",
     "perturbations": "perturb gaussian_at_distance at_distance",
     "attacks": "ascend fgsm pgd raise_entropy fgsm_at_distance",
+    "worst_case": "robust_accuracy standing apgd square autoattack margin",
+    "adversarial": "AdversarialTraining FreeAdversarialTraining Trades EnsembleAdversarial distill Distillation Softened Divided fine_tuning masking_checks robust_accuracy gradient_alignment loss_surface",
     "training_sets": "imbalance mislabel add_perturbed orthogonal_array",
     "plain_nets": "PlainNet cnn4 cnn8 cnn12 cnn16 vgg16_small",
     "repvgg": "RepVGG repvgg_a0 repvgg_a2 fuse",
