@@ -37,6 +37,7 @@ NAMES = {
     "gradcam": "grad_cam map_layers overlay picture_grid fig4_blur rank_correlation overlap cosine drift attention_drift",
     "augment": "Augmentation Chain PadCrop Flip Rotate TrivialAugment AutoAugment PartNoise AugMix Prime jensen_shannon BatchAugment JSD adapt_batchnorm",
     "metrics": "ece nll brier",
+    "skip_nets": "SkipNet SkipBlock SqueezeExcite SKIP_NETS",
     "calibration": "ece_interval ece_floor reliability_picture conformal_threshold conformal_sets set_coverage measures under_shift",
     "uncertainty": "mc_dropout Ensemble LastLayerLaplace BayesLinear ELBO bayesian variational temperature_scale Tempered risk_coverage accuracy_at tune_precision log_evidence",
     "domain": "dann_weight DANN adda mnist_m mnist_to_mnist_m mnist_to_digits digits_to_mnist clean_to_corrupted domain_pair tent two_ends gap_covered features proxy_a_distance feature_picture",
