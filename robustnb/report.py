@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['PRINTED_NUMBER', 'COLOURS', 'NOTES', 'TEST_SETS', 'NET_NAMES', 'READINGS', 'FACTORS', 'FACTOR_AXES', 'LEVEL_NAMES',
            'MAIN', 'SINGLE', 'number', 'probability', 'with_interval', 'table', 'badge', 'verdict_table',
-           'verdict_counts', 'changed_verdicts', 'banner', 'provenance_line', 'Estimate', 'beside', 'beside_table',
-           'page_cells', 'study_records', 'study_worlds', 'n_seeds', 'nets_run', 'nets_line', 'summary', 'said', 'told',
-           'accuracy_at', 'change', 'best_level', 'printed_rows', 'series_statistics', 'same_strength', 'small',
-           'correlations', 'correlation_rows', 'correlation_table', 'multiple_statistics', 'multiple_table', 'theme',
-           'draw_series', 'draw_printed', 'level_figure', 'grid_figure', 'level_means', 'effect', 'main_effect_figure',
-           'sheet_columns', 'sheet_table', 'other_readings', 'recorded_readings', 'reading_figure', 'reading_table',
-           'sample_records', 'model_table', 'strip_figure', 'distance_figure', 'advice_figure', 'advice_table']
+           'verdict_counts', 'changed_verdicts', 'standing', 'banner', 'provenance_line', 'Estimate', 'beside',
+           'beside_table', 'page_cells', 'study_records', 'study_worlds', 'n_seeds', 'nets_run', 'nets_line', 'summary',
+           'said', 'told', 'accuracy_at', 'change', 'best_level', 'printed_rows', 'series_statistics', 'same_strength',
+           'small', 'correlations', 'correlation_rows', 'correlation_table', 'multiple_statistics', 'multiple_table',
+           'theme', 'draw_series', 'draw_printed', 'level_figure', 'grid_figure', 'level_means', 'effect',
+           'main_effect_figure', 'sheet_columns', 'sheet_table', 'other_readings', 'recorded_readings',
+           'reading_figure', 'reading_table', 'sample_records', 'model_table', 'strip_figure', 'distance_figure',
+           'advice_figure', 'advice_table']
 
 # %% ../nbs/63_report.ipynb #b4be0afe
 import html
 import re
+from collections import Counter
 from functools import cache
 from itertools import product
 from typing import NamedTuple
@@ -30,7 +32,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from .claims import SEGMENTS, SETS, Missing, StudyFacts, paper_table, resampled, study_tables
 from .data import nearest
-from .records import Record, Store, record_key, stale
+from .records import Record, Store, record_key, state
 from .statistics import coefficients, expected_R, holm, multiple_correlation, permutation_p, strength
 from .study import FOUR_LEVELS, GRIDS, StudyCell, study_cells
 
@@ -136,6 +138,12 @@ NOTES = {"smoke": "Smoke run. One epoch on an embedded sample. These numbers onl
          "full": "Full run. The paper's levels and set sizes."}
 
 
+def standing(records: list[Record]) -> str:
+    "How records stand to today's code: all current, or how many are what."
+    counts = Counter(map(str, map(state, records)))
+    return "all records are current" if set(counts) == {"current"} else ", ".join(f"{n} {html.escape(word)}" for word, n in counts.most_common())
+
+
 def banner(
     records: list[Record],  # those that the page shows
     profile: str,  # smoke | quick | reduced | full
@@ -146,9 +154,9 @@ def banner(
     if not records: return HTML("<div class='callout callout-warning' style='border-left:.3em solid #b35900;padding:.6em 1em'><strong>Not run.</strong> There are no records yet.</div>")
     seeds, days = sorted({r.cell["seed"] for r in records}), sorted({r.time[:10] for r in records})
     machines = sorted({html.escape(r.device.get("gpu") or r.device.get("cpu") or "unknown machine") for r in records})
-    old = sum(stale(r) for r in records)
+    old = sum(state(r).word == "stale" for r in records)
     parts = [f"{len(records)} {what}{'s' * (len(records) != 1)}", f"{len(seeds)} seed{'s' * (len(seeds) != 1)}", " and ".join(machines), days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
-             f"{sum(r.seconds for r in records) / 60:.0f} minutes of computing"]
+             f"{sum(r.seconds for r in records) / 60:.0f} minutes of computing", standing(records)]
     title, _, text = (note if note and profile != "smoke" else NOTES[profile]).partition(".")
     aged = f" <strong>{old} of the records were made by other code than today's</strong>; <code>robustnb reproduce --stale</code> makes them anew." if old else ""
     colour = "#0173b2" if profile == "full" else "#b35900"
@@ -161,9 +169,8 @@ def provenance_line(
     "Commits and code that made the records, and whether that is today's code."
     if not records: return HTML("<p><small>No records.</small></p>")
     commits = sorted({(r.commit[:8] or "no commit") + (" with uncommitted changes" if r.dirty else "") for r in records})
-    codes, old = sorted({r.code[:8] or "unknown" for r in records}), sum(stale(r) for r in records)
-    state = f"{old} of {len(records)} records are stale (made by other code than today's)" if old else "all records are of today's code"
-    return HTML(f"<p><small>Commit {', '.join(map(html.escape, commits))}; code {', '.join(map(html.escape, codes))}; {state}.</small></p>")
+    codes = sorted({r.address[:8] or r.code[:8] or "unknown" for r in records})
+    return HTML(f"<p><small>Commit {', '.join(map(html.escape, commits))}; code {', '.join(map(html.escape, codes))}; {standing(records)}.</small></p>")
 
 # %% ../nbs/63_report.ipynb #faeae2a6
 class Estimate(NamedTuple):

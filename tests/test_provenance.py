@@ -1,0 +1,92 @@
+"""Records survive what changes no number, and only that: the package's own sources, edited in memory."""
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import robustnb
+from robustnb.provenance import Package, address_of, closure, sources_in
+from robustnb.records import Store
+
+FOLDER = Path(robustnb.__file__).parent
+TODAY = sources_in(FOLDER)
+FUNCTIONS = ("robustnb.study:run_study_cell", "robustnb.eriep_runs:run_eriep_cell", "robustnb.dem_hec_runs:run_dem_hec_cell", "robustnb.benchmarks:time_corruption")
+
+
+def edited(**changes):  # module -> function from text to text
+    "Today's package with other texts."
+    modules = dict(TODAY.modules)
+    for module, change in changes.items():
+        text = change(modules.get(module, ""))
+        assert text != modules.get(module), f"nothing changed in {module}"
+        modules[module] = text
+    return Package(TODAY._replace(modules=modules))
+
+
+@cache
+def addresses(package=None):
+    return tuple(address_of(name, {}, package or Package(TODAY)) for name in FUNCTIONS)
+
+
+def home(name):
+    "The module that defines a name: notebooks may have moved since."
+    found = [module for module, text in TODAY.modules.items() if re.search(rf"^(def|class) {name}\b", text, re.M)]
+    return min(found, key=len)
+
+
+def test_a_docstring_and_a_comment_make_no_record_stale():
+    documented = edited(**{home("perturb"): lambda text: re.sub(r'^(    )"[A-Z][^"\n]*"$', r'\1"Said otherwise."  # really', text, flags=re.M)})
+    assert addresses(documented) == addresses()
+
+
+def test_a_rename_makes_no_record_stale():
+    name, word = home("check_images"), re.compile(r"\bcheck_images\b")
+    users = {module: lambda text: word.sub("refuse_other_images", text) for module, text in TODAY.modules.items() if word.search(text)}
+    assert name in users and len(users) > 1
+    assert addresses(edited(**users)) == addresses()
+
+
+def test_a_move_to_another_module_makes_no_record_stale():
+    module = home("derive_seed")
+    text = TODAY.modules[module]
+    start = re.search(r"^def derive_seed\b", text, re.M).start()
+    end = start + re.search(r"\n(?=[^\s)#])", text[start:]).end()
+    imports = "\n".join(line for line in text.splitlines() if re.match(r"(import|from) ", line))
+    moved = edited(**{module: lambda t: t[:start] + "from .elsewhere import derive_seed\n" + t[end:], "elsewhere": lambda t: f"{imports}\n\n{text[start:end]}"})
+    assert moved.find(module, "derive_seed").module == "elsewhere" and addresses(moved) == addresses()
+
+
+def test_a_new_function_that_nobody_calls_makes_no_record_stale():
+    more = {module: lambda text: text + '\n\ndef newcomer(x):\n    "Nobody calls it yet."\n    return x * 17\n' for module in (home("corrupt"), home("fit"), home("fog"))}
+    assert addresses(edited(**more)) == addresses()
+
+
+def met(changed, records, name):
+    "Does a change reach exactly the records whose cells name a corruption, or leave the choice open?"
+    before = Package(TODAY)
+    for record in records:
+        named = [record.cell.get("corruption"), *(record.cell.get("corruptions") or ())]
+        reached = address_of(record.function, record.cell, before) != address_of(record.function, record.cell, changed)
+        assert reached == (name in named), f"{record.experiment} {record.key}: {named}"
+
+
+@pytest.mark.parametrize("kind", ["constant in the code", "row of severities.csv"])
+def test_a_changed_constant_of_one_corruption_reaches_exactly_the_records_that_met_it(kind):
+    if kind == "constant in the code":
+        changed = edited(**{home("fog"): lambda text: re.sub(r"(^def fog\b.*?\n    )(\"[^\n]*\"\n)", r"\1\2    severity = 17\n", text, count=1, flags=re.M | re.S)})
+    else:
+        table = TODAY.assets["severities.csv"].decode()
+        rows = [re.sub(r"(,fog,5,)[^,]*", r"\g<1>17", row) for row in table.splitlines(keepends=True)]
+        assert "".join(rows) != table
+        changed = Package(TODAY._replace(assets={**TODAY.assets, "severities.csv": "".join(rows).encode()}))
+    store = Store(FOLDER.parent / "results")
+    records = [r for name in ("benchmark-corruptions", "dem-hec", "eriep", "study") for r in store.records(name)]
+    met(changed, records, "fog")
+
+
+def test_string_imports_and_assets_are_followed():
+    package = Package(TODAY)
+    found = closure(package, "robustnb.benchmarks:time_corruption")
+    assert "severities.csv" in found.assets and not any("papers" in path for path in found.assets)
+    assert {w.name for w in found.definitions} >= {"corrupt", "REGISTRY", "fog", "severity_table", "sample"} and "load" not in {w.name for w in found.definitions}
