@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['app', 'out', 'Profile', 'Records', 'Workers', 'Stale', 'DataDir', 'records_app', 'data_app', 'MENDABLE', 'about',
            'shown_path', 'quoted_experiments', 'executed_profile', 'list_notebooks', 'summary', 'reproduce_notebooks',
-           'run_cells_of', 'records_default', 'list_records', 'promote_records', 'check_records', 'show_claims',
-           'chosen_conditions', 'baseline_of', 'evaluate_model', 'pages_from_records', 'build_site', 'rerun_here',
-           'image_set', 'fetch_data', 'where_data', 'check_data', 'main']
+           'run_cells_of', 'records_default', 'list_records', 'promote_records', 'check_records', 'verify_records',
+           'show_claims', 'chosen_conditions', 'baseline_of', 'evaluate_model', 'pages_from_records', 'build_site',
+           'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_data', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import os
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .experiments import EXPERIMENTS, CellsFailed, ChoiceError, check_choice, environment, run_experiment, usable_cores
-from .records import PROFILES, RecordError, Store, best_profile, check, open_store, promote, repository, stale
+from .records import PROFILES, RecordError, Store, best_profile, check, open_store, promote, repository, state, verify
 from .reproduce import Notebook, NotebookError, Outcome, notebooks, parse_setting, render, reproduce
 
 # %% ../nbs/66_cli.ipynb #aeaa090b
@@ -142,14 +143,14 @@ def records_default(context: typer.Context) -> None:
 def list_records(records: Records = None) -> None:
     "Show how many cells have records, by experiment and profile."
     own = open_store(records and records.resolve())
-    table = Table("experiment", "profile", "own", "results", "newest", "made by older code", "uncommitted code", box=None, padding=(0, 2, 0, 0))
+    table = Table("experiment", "profile", "own", "results", "newest", "state", "uncommitted code", box=None, padding=(0, 2, 0, 0))
     results = Store((repository() or Path.cwd()) / "results")
     for name in sorted({*own.experiments(), *results.experiments()}):
         for profile in PROFILES:
             mine, committed = own.records(name, profile), results.records(name, profile)
             every = Store(own.path, results.path).records(name, profile)
             if every: table.add_row(name, profile, str(len(mine)), str(len(committed)), max(r.time for r in every)[:16].replace("T", " "),
-                                    str(sum(map(stale, every))), str(sum(bool(r.dirty) for r in every)))
+                                    ", ".join(f"{n} {s}" for s, n in Counter(map(str, map(state, every))).items()), str(sum(bool(r.dirty) for r in every)))
     out.print(table)
     out.print(f"own: {shown_path(own.path)}, committed: {shown_path(results.path)}")
 
@@ -179,6 +180,15 @@ def check_records(
     errors = sum(f.error for f in found)
     out.print(f"{errors} errors, {len(found) - errors} notes")
     if errors: raise typer.Exit(1)
+
+# %% ../nbs/66_cli.ipynb #38252636
+@records_app.command("verify")
+def verify_records() -> None:
+    "Compute the address of every committed record again, from git, and compare."
+    found = verify((repository() or Path.cwd()) / "results")
+    for key in found["differs"]: out.print(f"differs: {key}")
+    out.print(", ".join(f"{len(keys)} {word}" for word, keys in found.items()))
+    if found["differs"]: raise typer.Exit(1)
 
 # %% ../nbs/66_cli.ipynb #b7024954
 @app.command("claims")
