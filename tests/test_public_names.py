@@ -37,6 +37,7 @@ NAMES = {
     "gradcam": "grad_cam map_layers overlay picture_grid fig4_blur rank_correlation overlap cosine drift attention_drift",
     "augment": "Augmentation Chain PadCrop Flip Rotate TrivialAugment AutoAugment PartNoise AugMix Prime jensen_shannon BatchAugment JSD adapt_batchnorm",
     "metrics": "ece nll brier",
+    "mixing": "Mixup CutMix",
     "skip_nets": "SkipNet SkipBlock SqueezeExcite SKIP_NETS",
     "calibration": "ece_interval ece_floor reliability_picture conformal_threshold conformal_sets set_coverage measures under_shift",
     "uncertainty": "mc_dropout Ensemble LastLayerLaplace BayesLinear ELBO bayesian variational temperature_scale Tempered risk_coverage accuracy_at tune_precision log_evidence",
