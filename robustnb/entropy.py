@@ -118,7 +118,7 @@ def rise(
 ) -> dict:
     "How far the entropy of the same images rose, and whether that is more than chance."
     delta = (other - clean).double()
-    value, low, high = interval(torch.cat([delta.mean()[None], weights.double() @ delta]).numpy(), level)
+    value, low, high = interval(torch.cat([delta.mean()[None], weights.double() @ delta / weights.double().sum(1)]).numpy(), level)
     return {"clean": float(clean.mean()), "changed": float(other.mean()), "rise": value, "low": low, "high": high,
             "separation": separation(clean, other), "n": len(delta), "verdict": "rises" if low > 0 else "falls" if high < 0 else "unclear"}
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEVER', 'CHUNK', 'GREY', 'PERTURBATIONS', 'check_images', 'sort_walls', 'walls', 'check_reach', 'as_levels',
-           'scale_to', 'move', 'at_distance', 'normal_direction', 'gaussian_at_distance', 'uniforms', 'per_image',
-           'erase', 'shift', 'erase_and_crop', 'rotate', 'adjust', 'rotate_flip_jitter', 'blur', 'perturb']
+           'scale_to', 'move', 'at_distance', 'reach', 'normal_direction', 'gaussian_at_distance', 'uniforms',
+           'per_image', 'erase', 'shift', 'erase_and_crop', 'rotate', 'adjust', 'rotate_flip_jitter', 'blur', 'perturb']
 
 # %% ../nbs/15_perturbations.ipynb #4c9c8059
 import math
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .data import own_stream
 
 # %% ../nbs/15_perturbations.ipynb #9e6229d5
 def check_images(
@@ -152,6 +154,15 @@ def at_distance(
     scale = scale_to(x, direction, distance, unreachable)
     several = isinstance(distance, Sequence) or getattr(distance, "ndim", 0) > 0
     return move(x, direction, scale if several else scale[0], out)
+
+# %% ../nbs/15_perturbations.ipynb #cf4251fe
+def reach(
+    x: Tensor,  # images, [B,C,H,W] in [0,1]
+    direction: Tensor,  # where each pixel moves, [B,C,H,W]; its length does not matter
+) -> Tensor:  # [B], float64: the largest l2 distance after clipping
+    "How far each image can go along its direction."
+    room = torch.where(direction > 0, 1 - x, x).where(direction != 0, 0)
+    return room.double().square().flatten(1).sum(1).sqrt()
 
 # %% ../nbs/15_perturbations.ipynb #dfa4f265
 def normal_direction(
@@ -319,4 +330,4 @@ def perturb(
     check_images(x)
     if which not in PERTURBATIONS:
         raise ValueError(f"no such test perturbation: {which!r}; ERIEP's Table 2 has 1, 2 and 3")
-    return PERTURBATIONS[which](x, generator, **options) if len(x) else x.clone()
+    return PERTURBATIONS[which](x, own_stream(generator), **options) if len(x) else x.clone()

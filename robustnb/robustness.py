@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'SEVEN', 'FAMILY', 'benchmark_for', 'corrupted', 'answer', 'Answers', 'Folder', 'conditions', 'ask',
-           'Resamples', 'tabulate', 'evaluate', 'mean_errors', 'baseline_errors', 'relative', 'summarise', 'difference',
-           'heatmap', 'family_curves']
+           'image_counts', 'means', 'Resamples', 'tabulate', 'evaluate', 'mean_errors', 'check_baseline',
+           'baseline_errors', 'relative', 'summarise', 'difference', 'heatmap', 'family_curves']
 
 # %% ../nbs/51_robustness.ipynb #fecdff19
 import io
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from .attacks import borrowed
-from .corruptions import BENCHMARKS, CORRUPTIONS, FAMILIES, REGISTRY, corrupt, parameters
+from .corruptions import BENCHMARKS, CORRUPTIONS, FAMILIES, REGISTRY, check_range, corrupt, parameters
 from .data import ImageSet, atomic_write, nearest, progress
 from .levels import LEVELS, correct_at_levels, curve, fgsm_levels, gaussian_levels
-from .metrics import BINS, corruption_errors, guesses, interval, published_errors, resample_weights
+from .metrics import BINS, check_logits, corruption_errors, guesses, interval, published_errors, resample_counts
 
 # %% ../nbs/51_robustness.ipynb #950efeab
 SIZES = {32: "cifar10-c", 64: "tiny-imagenet-c", 224: "imagenet-c"}
@@ -50,7 +50,7 @@ def corrupted(
     benchmark: str,  # whose constants
     seed: int = 0,  # of the draws
     batch: int = 256,  # images at a time
-) -> Iterator[tuple[Tensor, Tensor]]:  # uint8 images [B,C,H,W], labels [B]
+) -> Iterator[tuple[Tensor, Tensor]]:  # images [B,C,H,W] of the set's dtype, labels [B]
     "Batches of corrupted images, the same ones for every model."
     generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {severity} {seed}".encode()))
     for i in range(0, len(data), batch):
@@ -60,7 +60,7 @@ def corrupted(
 
 def answer(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
-    batches: Iterator[tuple[Tensor, Tensor]],  # of uint8 images and labels
+    batches: Iterator[tuple[Tensor, Tensor]],  # of images, uint8 or float in [0,1], and labels
     device: torch.device,
     dtype: torch.dtype | None = None,  # bfloat16 or float16: mixed precision; None: float32
 ) -> Tensor:  # [2,N] float32: is the guess right (0 or 1), and its confidence
@@ -68,7 +68,10 @@ def answer(
     found, mixed = [], torch.autocast(device.type, dtype) if dtype else nullcontext()
     with borrowed(model, "eval"), torch.inference_mode(), mixed:
         for x, y in batches:
-            guess, confidence = guesses(model(x.to(device).float().div_(255)).float())
+            copy = x.to(device, torch.float32, copy=True)  # the model may write into its input, the caller's images stay
+            logits = model(copy if x.is_floating_point() else copy.div_(255))
+            check_logits(logits, y)
+            guess, confidence = guesses(logits.float())
             found.append(torch.stack([guess == y.to(device), confidence]).cpu())
     return torch.cat(found, 1)
 
@@ -142,6 +145,8 @@ def ask(
     show: bool = True,  # a progress bar
 ) -> Answers:
     "Put a model through every corruption at every severity."
+    if not len(data): raise ValueError(f"{data.name} holds no images")
+    if data.x.is_floating_point(): check_range(data.x)
     benchmark = benchmark_for(data, benchmark)
     rows, kept = conditions(corruptions, severities, benchmark), {} if cache is None else cache
     weights = next(model.parameters(), None) if isinstance(model, nn.Module) else None
@@ -157,6 +162,23 @@ def ask(
     return Answers(rows, table[:, 0] > 0.5, table[:, 1].half(), benchmark)
 
 # %% ../nbs/51_robustness.ipynb #fd77e036
+def image_counts(
+    n: int,  # images
+    resamples: int,
+    seed: int,  # of the draws
+) -> Tensor:  # [1+resamples,n] float32 whole numbers
+    "How often each image counts: once in the measurement itself, which comes first, then as the bootstrap draws it."
+    return torch.cat([torch.ones(1, n), resample_counts(n, resamples, torch.Generator().manual_seed(seed))])
+
+
+def means(
+    counts: Tensor,  # [1+resamples,n] float32 whole numbers
+    values: Tensor,  # [R,n], of -1, 0 and 1: sums of so many are whole numbers too, and exact in float32 up to 2**24
+) -> np.ndarray:  # [1+resamples,R], float64
+    "Means over the images of each resample, to the last digit."
+    return (counts @ values.float().T).double().numpy() / counts.shape[1]
+
+
 @dataclass
 class Resamples:
     "Bootstrap draws of the images, shared by everything that is said about an evaluation."
@@ -165,17 +187,16 @@ class Resamples:
     seed: int = 0  # of the draws
 
     def __post_init__(self):
-        n = len(self.answers)
-        drawn = resample_weights(n, self.resamples, torch.Generator().manual_seed(self.seed))
-        self.weights = torch.cat([torch.full((1, n), 1 / n), drawn])  # the images as they are come first
-        self.accuracy = (self.weights @ self.answers.correct.float().T).numpy().astype(np.float64)  # [1+resamples,R]
+        self.counts = image_counts(len(self.answers), self.resamples, self.seed)
+        self.accuracy = means(self.counts, self.answers.correct)  # [1+resamples,R]
 
     def calibration(self, row: int) -> np.ndarray:  # [1+resamples]
         "Expected calibration error of one condition in each resample."
-        right, sure = self.answers.correct[row].float(), self.answers.confidence[row].float()
+        right, sure = self.answers.correct[row].double(), self.answers.confidence[row].double()
         which = (sure * BINS).ceil().clamp(1, BINS).long() - 1
-        gaps = torch.zeros(len(right), BINS).scatter_(1, which[:, None], (right - sure)[:, None])
-        return (self.weights @ gaps).abs().sum(1).numpy().astype(np.float64)
+        gaps = torch.zeros(len(right), BINS, dtype=torch.float64).scatter_(1, which[:, None], (right - sure)[:, None])
+        sums = torch.cat([part.double() @ gaps for part in self.counts.split(64)])  # confidences are no whole numbers
+        return sums.abs().sum(1).numpy() / len(right)
 
 # %% ../nbs/51_robustness.ipynb #c9228dd9
 FAMILY = {name: family for family, names in FAMILIES.items() for name in names}
@@ -219,6 +240,17 @@ def mean_errors(
     return by_name.to_dict(), 1 - table.set_index("corruption").accuracy["clean"]
 
 
+def check_baseline(
+    table: pd.DataFrame,  # what was given as the baseline
+) -> None:
+    "ValueError where it is no table of `evaluate`."
+    if lacking := [c for c in ("corruption", "severity", "accuracy") if c not in table]: raise ValueError(f"the baseline's table lacks the column {lacking[0]!r} (it has {', '.join(map(str, table.columns))}); give the table.csv of another evaluation")
+    if (table.corruption == "clean").sum() != 1: raise ValueError("the baseline's table must have one row for the clean images (corruption clean, severity 0); give the table.csv of another evaluation")
+    accuracy = pd.to_numeric(table.accuracy, errors="coerce")
+    if not accuracy.between(0, 1).all(): raise ValueError(f"the baseline's accuracies must be numbers from 0 to 1, got {table.accuracy[~accuracy.between(0, 1)].iloc[0]}")
+    if table.duplicated(["corruption", "severity"]).any(): raise ValueError("the baseline's table has a condition twice; give the table.csv of one evaluation")
+
+
 def baseline_errors(
     answers: Answers,
     baseline: str | pd.DataFrame,  # a published one by name, or a table of `evaluate` with the same conditions
@@ -228,9 +260,12 @@ def baseline_errors(
     if isinstance(baseline, str):
         if {s for _, s in measured} != {1, 2, 3, 4, 5}: raise ValueError(f"the published baseline {baseline!r} is a mean over severities 1 to 5; evaluate all five, or give a table as the baseline")
         return published_errors(baseline, answers.benchmark)
+    check_baseline(baseline)
     kept = [(c, s) in measured or c == "clean" for c, s in zip(baseline.corruption, baseline.severity)]
     if lacking := measured - set(zip(baseline.corruption, baseline.severity)): raise ValueError(f"the baseline's table lacks {len(lacking)} conditions, such as {' at severity '.join(map(str, sorted(lacking)[0]))}")
-    return mean_errors(baseline[kept])
+    errors, clean = mean_errors(baseline[kept])
+    if perfect := [name for name, error in errors.items() if error <= 0]: raise ValueError(f"the baseline makes no error on {', '.join(perfect)}, so no corruption error can be measured by it")
+    return errors, clean
 
 # %% ../nbs/51_robustness.ipynb #398dcf42
 def relative(
@@ -242,6 +277,7 @@ def relative(
     places = {name: [i for i, (n, _) in enumerate(rows) if n == name] for name, _ in rows if name != "clean"}
     errors, clean = {name: 1 - accuracy[:, i].mean(1) for name, i in places.items()}, 1 - accuracy[:, 0]
     mean = lambda found: np.mean(list(found.values()), 0)
+    if not all(error - baseline[1] for error in baseline[0].values()): return mean(corruption_errors(errors, baseline[0])), np.full(len(clean), np.nan)
     return mean(corruption_errors(errors, baseline[0])), mean(corruption_errors(errors, baseline[0], clean, baseline[1]))
 
 
@@ -280,9 +316,7 @@ def difference(
         raise ValueError(f"the two evaluations differ in their images or constants: {len(answers)} images of {answers.benchmark}, {len(other)} of {other.benchmark}")
     places = [(i, other.rows.index(row)) for i, row in enumerate(answers.rows) if row in other.rows]
     gain = answers.correct[[i for i, _ in places]].float() - other.correct[[j for _, j in places]].float()
-    n = len(answers)
-    weights = torch.cat([torch.full((1, n), 1 / n), resample_weights(n, resamples, torch.Generator().manual_seed(seed))])
-    drawn = (weights @ gain.T).numpy().astype(np.float64)
+    drawn = means(image_counts(len(answers), resamples, seed), gain)
     names = [answers.rows[i][0] for i, _ in places]
     found = {name: drawn[:, [k for k, n in enumerate(names) if n == name]].mean(1) for name in dict.fromkeys(names)}
     if len(found) > 1: found["corrupted"] = drawn[:, [k for k, n in enumerate(names) if n != "clean"]].mean(1)

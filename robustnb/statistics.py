@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from scipy import special, stats
 from torch import Tensor
 
-from .metrics import resample_weights
+from .metrics import resample_counts, resample_weights
 
 # %% ../nbs/54_statistics.ipynb #90961087
 def _series(
@@ -231,10 +231,10 @@ def bootstrap_ci(
     if values.ndim not in (1, 2) or not values.size: raise ValueError(f"values of shape {values.shape}; give [N] or [S,N], not empty")
     if not 0 < level < 1: raise ValueError(f"level={level}; give a share between 0 and 1, such as 0.95")
     table = torch.from_numpy(np.atleast_2d(values))
-    seeds = resample_weights(len(table), resamples, generator).double()
+    seeds = resample_counts(len(table), resamples, generator).double()
     if statistic is None:
-        images = resample_weights(table.shape[1], resamples, generator).double()
-        found = ((images @ table.T) * seeds).sum(1).numpy()
+        images = resample_counts(table.shape[1], resamples, generator).double()
+        found = ((images @ table.T) * seeds).sum(1).numpy() / table.numel()
     else:
         found = np.array([statistic(_draw(values, row, generator)) for row in seeds])
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
@@ -243,14 +243,13 @@ def bootstrap_ci(
 
 def _draw(
     values: np.ndarray,  # [N] or [S,N]
-    seeds: Tensor,  # [S] share of each seed in this resample
+    seeds: Tensor,  # [S] how often each seed is in this resample
     generator: torch.Generator | None,  # source of the image draw
 ) -> np.ndarray:  # same shape
     "One resample of seeds (as told) and images (drawn here)."
     images = torch.randint(values.shape[-1], (values.shape[-1],), generator=generator).numpy()
     if values.ndim == 1: return values[images]
-    times = (seeds * len(seeds)).round().long()
-    return values[torch.repeat_interleave(torch.arange(len(seeds)), times).numpy()][:, images]
+    return values[torch.repeat_interleave(torch.arange(len(seeds)), seeds.long()).numpy()][:, images]
 
 # %% ../nbs/54_statistics.ipynb #ecbe59d1
 def holm(

@@ -18,7 +18,7 @@ from torch import nn
 from .attacks import loss_sign
 from .data import ImageSet, atomic_write, load, nearest, sample
 from .layers import seeded
-from .levels import LEVELS, correct_at_levels
+from .levels import LEVELS, correct_at_levels, too_short
 from .perturbations import normal_direction
 from .small_nets import SMALL_NETS
 from .training import Recipe, accuracy, fit, predict
@@ -181,9 +181,11 @@ def measure(
     clean = predict(model, test).argmax(1) == test.y
     directions = dict(c=normal_direction(x, torch.Generator().manual_seed(TEST_SEED)))
     for name, net in dict(a_fixed=source, a_white=model).items(): directions[name] = loss_sign(net, x.to(device), test.y.to(device))
-    rights = {name: correct_at_levels(model, test, direction, levels) for name, direction in directions.items()}
+    rights = {name: correct_at_levels(model, test, direction, levels, unreachable="nearest") for name, direction in directions.items()}
+    short = {name: too_short(test, direction, levels) for name, direction in directions.items()}
     metrics = dict(test=clean.double().mean().item(), **{name: right.double().mean().item() for name, right in rights.items()})
     metrics |= {f"{name}_levels": right.double().mean(1).tolist() for name, right in rights.items()}
+    metrics |= {f"{name}_short": counts for name, counts in short.items() if any(counts)}  # images that could not go so far
     return metrics, dict(test=clean.to(torch.uint8), **{name: right.sum(0).to(torch.uint8) for name, right in rights.items()}, n_levels=torch.tensor(len(levels)))
 
 
