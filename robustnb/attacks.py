@@ -32,7 +32,10 @@ def borrowed(
         yield
         return
     modes = [(module, module.training) for module in model.modules()]
-    if mode == "eval" or mode == "train" and not model.training: model.train(mode == "train")  # in training: what is in evaluation stays so
+    if mode == "eval" or mode == "train" and not model.training:  # in training: what is in evaluation stays so
+        try: model.train(mode == "train")
+        except NotImplementedError:  # a program of torch.export, whose graph has no modes, or a net that holds one
+            for module in model.modules(): module.training = mode == "train"
     changing = any(module.training for module in model.modules())
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if changing else []
     try: yield

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from .blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
-from .data import nearest
+from .data import eight_bits, flat, nearest, own_stream
 from .digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
 from .noise import check_images, gaussian_noise, impulse_noise, shot_noise, speckle_noise
 from .weather import brightness, fog, frost, snow, spatter
@@ -128,10 +128,10 @@ def corrupt(
     name: str,  # of a corruption, see CORRUPTIONS and EXTRA
     severity: int,  # 1 (mild) to 5 (strong)
     benchmark: str = "cifar10-c",  # whose constants: cifar10-c, tiny-imagenet-c or imagenet-c
-    generator: torch.Generator | None = None,  # source of the draws; None: torch's default
+    generator: torch.Generator | None = None,  # source of the draws; None: torch's default. In a loader's processes: `own_stream`
 ) -> Tensor:  # [B,C,H,W], same dtype, shape and device
     "Corrupt a batch of images as a benchmark does; each image gets its own draw."
-    values, entry = parameters(name, severity, benchmark), REGISTRY[name]
+    values, entry, generator = parameters(name, severity, benchmark), REGISTRY[name], own_stream(generator)
     bytes_in = isinstance(x, Tensor) and x.dtype == torch.uint8
     check_images(x if not bytes_in else x[:0].float())
     if not x.numel():
@@ -191,8 +191,8 @@ def transform_class() -> type:
         ) -> Tensor | Image.Image:  # of the same kind
             "Corrupt one input of the sample."
             if isinstance(inpt, Image.Image):
-                grey = inpt.mode in ("L", "1", "I", "F")
-                x = pil_to_tensor(inpt.convert("L" if grey else "RGB"))
+                grey = (inpt.mode in ("L", "1", "F") or inpt.mode.startswith("I")) and not inpt.has_transparency_data
+                x = pil_to_tensor(eight_bits(inpt).convert("L") if grey else flat(inpt))
                 return to_pil_image(self.transform(x, params), mode="L" if grey else "RGB")
             if inpt.ndim < 3:
                 raise ValueError(f"images must be [...,C,H,W], got shape {tuple(inpt.shape)}")

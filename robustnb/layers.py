@@ -106,7 +106,9 @@ def mode(
 ) -> Iterator[nn.Module]:
     "Switch a model to training or evaluation mode for a block, then restore each module's own flag."
     flags = [(module, module.training) for module in model.modules()]
-    model.train(training)
+    try: model.train(training)
+    except NotImplementedError:  # a program of torch.export, whose graph has no modes, or a net that holds one
+        for module in model.modules(): module.training = training
     try: yield model
     finally:
         for module, flag in flags: module.training = flag

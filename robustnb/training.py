@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CHOICES', 'Loss', 'Objective', 'CrossEntropy', 'check_recipe', 'Recipe', 'learning_rate', 'make_optimizer',
            'parameter_groups', 'derive_seed', 'private_randomness', 'to_unit', 'crop_flip', 'Diverged', 'Meter',
-           'History', 'converged', 'Run', 'make_accelerator', 'backward', 'sum_gradients', 'update', 'check',
-           'train_epoch', 'content_name', 'identity', 'save_checkpoint', 'read_checkpoint', 'restore', 'predict',
-           'accuracy', 'prepare', 'repeatable', 'average_buffers', 'train', 'fit']
+           'History', 'converged', 'Run', 'make_accelerator', 'batch_norm_told', 'backward', 'sum_gradients', 'update',
+           'check', 'train_epoch', 'content_name', 'identity', 'save_checkpoint', 'read_checkpoint', 'restore',
+           'predict', 'accuracy', 'prepare', 'repeatable', 'average_buffers', 'train', 'fit']
 
 # %% ../nbs/30_training.ipynb #85cc9945
 import hashlib
@@ -286,9 +286,17 @@ class Run:
     parameters: list[nn.Parameter] = field(default_factory=list)  # those that are trained
     epoch: int = 0  # counted from 0
     step: int = 0  # counted from 0 over the whole training
+    least: int = 1  # images that a batch must have; a last batch of fewer joins the one before it
 
     @property
-    def steps_per_epoch(self) -> int: return math.ceil(len(self.x) / self.recipe.batch)
+    def steps_per_epoch(self) -> int:
+        full, rest = divmod(len(self.x), self.recipe.batch)
+        return max(1, full + (rest >= self.least))
+
+    def batches(self, order: Tensor) -> list[Tensor]:  # order: [N], which image comes when
+        "An epoch cut into steps."
+        steps = self.steps_per_epoch
+        return list(order.split([self.recipe.batch] * (steps - 1) + [len(order) - self.recipe.batch * (steps - 1)]))
 
     def draw(self, *what):
         "Set all sources of randomness for this point of the training."
@@ -308,19 +316,29 @@ def make_accelerator(
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=on_cpu)
 
 # %% ../nbs/30_training.ipynb #7e31012c
+@contextmanager
+def batch_norm_told(run: Run, images: int) -> Iterator[None]:
+    "Tell what to change where batch normalisation gets too few values to normalise."
+    try: yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error): raise
+        raise ValueError(f"batch normalisation cannot be trained on {images} image{'s' * (images != 1)} at a time; there are {len(run.x)} images, "
+                         f"batch={run.recipe.batch}, accumulate={run.recipe.accumulate}: each piece needs 2 or more") from error
+
+
 def backward(
     run: Run,
     index: Tensor,  # [batch], which images
     meter: Meter,
 ):
     "Gradients of one batch, and its numbers into the meter."
-    recipe, accelerator, row = run.recipe, run.accelerator, 0
+    recipe, accelerator, row, each = run.recipe, run.accelerator, 0, max(1, run.least // run.accelerator.num_processes)
     mine = index.tensor_split(accelerator.num_processes)[accelerator.process_index] if accelerator.num_processes > 1 else index
-    for piece in mine.tensor_split(min(recipe.accumulate, len(mine))) if recipe.accumulate > 1 else (mine,):
+    for piece in mine.tensor_split(max(1, min(recipe.accumulate, len(mine) // each))) if recipe.accumulate > 1 else (mine,):
         x, y, share = to_unit(run.x[piece]), run.y[piece], len(piece) / len(index)
         if recipe.augment is not None: x = recipe.augment(x, run.generator)
         if recipe.channels_last: x = x.contiguous(memory_format=torch.channels_last)
-        with accelerator.autocast(): loss = run.objective.loss(run.model, x, y)
+        with accelerator.autocast(), batch_norm_told(run, len(piece)): loss = run.objective.loss(run.model, x, y)
         accelerator.backward(loss.total if share == 1 else loss.total * share)
         row = row + meter.numbers(loss, y) * share
     meter.add(row, len(index))
@@ -369,7 +387,7 @@ def train_epoch(
     for module in (run.model, *run.objective.parts().values()): module.train()
     run.objective.before_epoch(run)
     order = torch.randperm(len(run.x), generator=torch.Generator().manual_seed(derive_seed(run.seed, run.epoch, "order")))
-    batches = [index for index in order.to(run.device).split(run.recipe.batch) if len(index) >= processes]
+    batches = [index for index in run.batches(order.to(run.device)) if len(index) >= processes]
     for number, index in enumerate(batches, 1):
         backward(run, index, meter)
         update(run)
@@ -453,11 +471,12 @@ def predict(
     progress: bool = False,  # show a bar
 ) -> Tensor:  # logits [N,classes], float32 on the CPU
     "Logits of all images, without gradients."
-    x, device, out = data if isinstance(data, Tensor) else data.x, next(model.parameters()).device, []
-    pieces = x.split(batch)
+    x, weights, out = data if isinstance(data, Tensor) else data.x, next(model.parameters(), None), []
+    pieces, device = x.split(batch), (x if weights is None else weights).device
     with mode(model, training=False), torch.no_grad():
         for piece in progress_bar(pieces, "predict", len(pieces)) if progress else pieces:
-            out.append(model(to_unit(piece.to(device))).float().cpu())
+            taken = to_unit(piece.to(device))
+            out.append(model(taken.clone() if taken.data_ptr() == piece.data_ptr() else taken).float().cpu())  # the model may write into its input
     return torch.cat(out)
 
 
@@ -467,7 +486,9 @@ def accuracy(
     batch: int = 250,  # images at a time
 ) -> float:  # share of images classified right, in [0,1]
     "Accuracy in evaluation mode."
-    return (predict(model, data, batch).argmax(1) == data.y.cpu()).double().mean().item()
+    logits = predict(model, data, batch)
+    if bad := int((~logits.isfinite().all(1)).sum()): raise ValueError(f"the model's answers to {bad} of {len(data)} images are not finite (NaN or infinity): look at its weights")
+    return (logits.argmax(1) == data.y.cpu()).double().mean().item()
 
 # %% ../nbs/30_training.ipynb #c71767a6
 def prepare(run: Run):
@@ -478,6 +499,7 @@ def prepare(run: Run):
     groups = parameter_groups(run.model, parts, run.objective.part_options())
     run.parameters = [p for group in groups for p in group["params"]]
     if not run.parameters: raise ValueError("nothing to train: all parameters are frozen")
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for module in (run.model, *parts.values()) for layer in module.modules()): run.least = 2 * run.accelerator.num_processes
     if run.accelerator.num_processes > 1:
         for module in (run.model, *parts.values()):
             for tensor in (*module.parameters(), *module.buffers()): tensor.data.copy_(broadcast(tensor.data))
