@@ -10,6 +10,7 @@ __all__ = ['app', 'out', 'Profile', 'Records', 'Workers', 'Stale', 'DataDir', 'r
            'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_data', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
+import hashlib
 import os
 import signal
 import sys
@@ -235,7 +236,12 @@ def baseline_of(given: str | None):  # -> a published baseline's name, a table, 
     if not given or not given.endswith(".csv"): return given
     import pandas as pd
 
-    return pd.read_csv(given)
+    from robustnb.robustness import check_baseline
+
+    try: table = pd.read_csv(given)
+    except (ValueError, OSError) as error: raise ChoiceError(f"the baseline {given} cannot be read as a table: {error}") from None
+    check_baseline(table)
+    return table
 
 # %% ../nbs/66_cli.ipynb #1342b5d6
 @app.command("evaluate")
@@ -258,7 +264,7 @@ def evaluate_model(
     batch: Annotated[int, typer.Option(help="Images at a time", min=1)] = 250,
     seed: Annotated[int, typer.Option(help="Of the corruptions' draws")] = 0,
     data_dir: DataDir = None,
-    folder: Annotated[Path | None, typer.Option("--out", help="Where the report goes [default: robustness/MODEL-on-DATA]", show_default=False)] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Where the report goes [default: a folder of its own in robustness/]", show_default=False)] = None,
 ) -> None:
     "Measure a model's robustness: a table, figures and a self-contained HTML report."
     import torch
@@ -271,14 +277,17 @@ def evaluate_model(
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         taken = scorecard.open_images(data, split, size, images, class_index, data_dir)
-        opened = scorecard.open_model(model, taken, weights, normalize)
+        opened = scorecard.open_model(model, taken, weights, normalize, class_index is not None)
         whose, against = benchmark_for(taken, benchmark), baseline_of(baseline)
         if against is not None: baseline_errors(Answers(conditions(names, levels, whose), taken.y, taken.y, whose), against)  # before hours are spent
+        torch.zeros(1, device=place)
         if isinstance(opened, torch.nn.Module): opened = opened.to(place)
-    except (ValueError, RuntimeError) as error: raise ChoiceError(str(error).splitlines()[0]) from None
-    clear = lambda text: "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(text).name)
-    target = folder or Path("robustness") / f"{clear(model)}-on-{clear(data)}"
-    kept = Folder(target / "answers" / scorecard.identity(f"{model} {weights}", opened, taken, f"{precision} {normalize}"))
+        clear = lambda text: "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(text).name)
+        answering = scorecard.identity(model, opened, taken, f"{precision} {normalize}")
+        settings = (answering, conditions(names, levels, whose), whose, seed, against.to_csv() if hasattr(against, "to_csv") else against)
+        target = scorecard.report_folder(folder, f"{clear(model)}-on-{clear(taken.name)}", hashlib.sha256(repr(settings).encode()).hexdigest()[:16])
+    except (ValueError, RuntimeError, OSError, AssertionError) as error: raise ChoiceError(scorecard.first_line(error)) from None
+    kept = Folder((folder or Path("robustness")) / "answers" / answering)
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     start = time.monotonic()
     answers = ask(opened, taken, names, levels, whose, seed, batch, dtype, place, kept)
