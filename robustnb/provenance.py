@@ -84,6 +84,11 @@ def local_names(node: ast.AST) -> set[str]:
 class Plain(ast.NodeTransformer):
     "Leave out what changes no number: docstrings, annotations, the words of errors, imports (names are resolved)."
 
+    def visit(self, node):
+        node = super().visit(node)
+        if isinstance(getattr(node, "body", None), list): node.body = node.body or [ast.Pass()]  # nothing but imports
+        return node
+
     def without_docstring(self, node):
         first = node.body[0] if node.body else None
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str): node.body = node.body[1:]

@@ -10,7 +10,7 @@ __all__ = ['PROFILES', 'FORMAT', 'NOTES', 'COLUMNS', 'NAME', 'LINE_BYTES', 'SOUR
            'versions', 'now', 'provenance', 'encode', 'decode', 'newest', 'note_use', 'Store', 'artefact_bytes', 'flat',
            'describe_machine', 'frame', 'open_store', 'best_profile', 'at_least', 'notes', 'read_notes', 'chain',
            'addresses_today', 'State', 'state', 'stale', 'address_then', 'migrate', 'verify', 'refusals',
-           'folder_bytes', 'promote', 'Finding', 'check_file', 'check']
+           'folder_bytes', 'promote', 'Finding', 'check_file', 'check', 'declare']
 
 # %% ../nbs/60_records.ipynb #63dde215
 import dataclasses
@@ -48,7 +48,8 @@ def plain(
 ) -> Any:  # the same in JSON's types
     "What JSON can hold of a value; a TypeError names the part that it cannot."
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        every = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        value = {f.name: every[f.name] for f in dataclasses.fields(value) if "before" not in f.metadata or f.metadata["before"] != every[f.name]}
     if isinstance(value, dict): return {str(k): plain(v, f"{where}.{k}", finite) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [plain(v, f"{where}[{i}]", finite) for i, v in enumerate(value)]
     if hasattr(value, "tolist"): return plain(value.tolist(), where, finite)
@@ -690,3 +691,20 @@ def check(folder: str | Path) -> list[Finding]:  # empty: all is well
     for file in sorted(folder.glob("artefacts/*/*")):
         if (file.parent.name, file.name) not in named: findings.append(Finding(False, f"{file}: no record names this artefact"))
     return findings
+
+# %% ../nbs/60_records.ipynb #37f9f76e
+def declare(
+    experiment: str,  # whose stale records
+    because: str,  # why the change makes no difference: shown with the records
+    folder: str | Path,  # of records; the note goes to its attested.jsonl
+) -> list[list[str]]:  # pairs of addresses, then and today
+    "Say by hand that today's code gives what the records' code gave."
+    if not because.strip(): raise RecordError("a declaration needs a reason")
+    records = [r for r in Store(folder).records(experiment) if r.address and stale(r)]
+    pairs = {(r.address, today) for r in records for today in addresses_today(r.function, r.cell)}
+    pairs |= {(then, today) for r in records if r.commit and not r.dirty and (root := repository())
+              if (then := address_of(r.function, {}, package_at(r.commit, root))) for today in addresses_today(r.function, {}) if then != today}
+    same = [list(pair) for pair in sorted(pairs)]
+    note = dict(experiment=experiment, same=same, canaries=0, because=because, time=now(), commit=git_state(repository())[0])
+    if same: append_line(Path(folder) / "attested.jsonl", (json.dumps(note, separators=(",", ":")) + "\n").encode())
+    return same
