@@ -6,8 +6,8 @@
 __all__ = ['app', 'out', 'Profile', 'Records', 'Workers', 'Stale', 'DataDir', 'records_app', 'data_app', 'MENDABLE', 'about',
            'shown_path', 'quoted_experiments', 'executed_profile', 'list_notebooks', 'summary', 'reproduce_notebooks',
            'run_cells_of', 'records_default', 'list_records', 'promote_records', 'check_records', 'verify_records',
-           'show_claims', 'chosen_conditions', 'baseline_of', 'evaluate_model', 'pages_from_records', 'build_site',
-           'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_data', 'main']
+           'attest_records', 'show_claims', 'chosen_conditions', 'baseline_of', 'evaluate_model', 'pages_from_records',
+           'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_data', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import hashlib
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .experiments import EXPERIMENTS, CellsFailed, ChoiceError, check_choice, environment, run_experiment, usable_cores
-from .records import PROFILES, RecordError, Store, best_profile, check, open_store, promote, repository, state, verify
+from .records import PROFILES, RecordError, Store, best_profile, check, declare, open_store, promote, repository, state, verify
 from .reproduce import Notebook, NotebookError, Outcome, notebooks, parse_setting, render, reproduce
 
 # %% ../nbs/66_cli.ipynb #aeaa090b
@@ -190,6 +190,18 @@ def verify_records() -> None:
     for key in found["differs"]: out.print(f"differs: {key}")
     out.print(", ".join(f"{len(keys)} {word}" for word, keys in found.items()))
     if found["differs"]: raise typer.Exit(1)
+
+# %% ../nbs/66_cli.ipynb #2de097b0
+@records_app.command("attest")
+def attest_records(
+    experiment: Annotated[str, typer.Argument(help="whose stale records are spoken for")],
+    because: Annotated[str, typer.Option(help="Why the change makes no difference; shown as declared by hand")],
+) -> None:
+    "Declare, with a reason, that today's code gives what the code of stale records gave."
+    folder = (repository() or Path.cwd()) / "results"
+    check_choice(experiment, tuple(Store(folder).experiments()), "experiment")
+    same = declare(experiment, because, folder)
+    out.print(f"{len(same)} pairs of addresses declared equal" if same else f"no record of {experiment} is stale")
 
 # %% ../nbs/66_cli.ipynb #b7024954
 @app.command("claims")
