@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .experiments import EXPERIMENTS, CellsFailed, ChoiceError, check_choice, environment, run_experiment, usable_cores
-from .records import PROFILES, RecordError, Store, best_profile, check, declare, open_store, promote, repository, state, verify
-from .reproduce import Notebook, NotebookError, Outcome, notebooks, parse_setting, render, reproduce
+from .records import PROFILES, RecordError, Store, check, declare, open_store, promote, repository, state, verify
+from .reproduce import RENDERED, Notebook, NotebookError, Outcome, fullest, notebooks, parse_setting, render, reproduce
 
 # %% ../nbs/66_cli.ipynb #aeaa090b
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,20 +55,20 @@ def quoted_experiments(notebook: Notebook, known: list[str]) -> list[str]:
 
 
 def executed_profile(notebook: Notebook, runs: Path) -> str | None:
-    "The best profile in which a notebook was executed."
-    return next((p for p in reversed(PROFILES) if (runs / p / notebook.page).is_file()), None)
+    "The best profile in which a notebook was executed, or that it was made from records."
+    return next((p for p in (*reversed(PROFILES), RENDERED) if (runs / p / notebook.page).is_file()), None)
 
 
 @app.command("list")
 def list_notebooks(records: Records = None) -> None:
-    "Show the result notebooks, and the best profile that each has records in."
+    "Show the result notebooks, and the profile whose records the page of each shows."
     found = notebooks()
     runs, store = repository() / ".robustnb/runs", open_store(records and records.resolve(), reuse=True)
-    best = {name: best_profile(store.records(name)) for name in store.experiments()}
+    known = store.experiments()
     table = Table("name", "title", "executed", "records", "parameters", box=None, padding=(0, 2, 0, 0))
     for n in found:
-        profiles = [best[name] for name in quoted_experiments(n, list(best))] if not n.error else []
-        table.add_row(n.name, n.title, *([executed_profile(n, runs) or "-", max(profiles, key=PROFILES.index, default="-"),
+        shown = fullest(n, store) if not n.error and any(store.records(name) for name in quoted_experiments(n, known)) else "-"
+        table.add_row(n.name, n.title, *([executed_profile(n, runs) or "-", shown,
                                           ", ".join(f"{k}={v!r}" for k, v in n.parameters.items() if k not in ("profile", "records", "workers"))]
                                          if not n.error else ["[red]broken[/]", "", n.error.partition(": ")[2].replace("[", r"\[")]))
     out.print(table)

@@ -7,7 +7,7 @@ __all__ = ['EXPERIMENTS', 'ONE_THREAD', 'EXECUTORS', 'describe', 'check_cells', 
            'Plan', 'finished', 'attempt', 'outcome', 'die_with_parent', 'environment', 'work', 'Worker', 'hire',
            'listen', 'dismiss', 'in_pool', 'in_process', 'on_ray', 'Tracker', 'fingerprint', 'usable', 'missing',
            'CellsFailed', 'check_importable', 'usable_cores', 'ChoiceError', 'check_choice', 'default_cache', 'runner',
-           'leave_out', 'run_cells', 'find_experiment', 'run_experiment']
+           'computing', 'leave_out', 'run_cells', 'find_experiment', 'run_experiment']
 
 # %% ../nbs/61_experiments.ipynb #80d8124e
 import contextlib
@@ -439,6 +439,11 @@ def runner(jobs: list[Job], plan: Plan, executor: str) -> Iterator[tuple[Job, st
     return in_pool(jobs, plan, plan.workers)
 
 # %% ../nbs/61_experiments.ipynb #c0ffee02
+def computing() -> bool:
+    "May cells be run, or is this a page that is made from records?"
+    return os.environ.get("ROBUSTNB_COMPUTE") != "0"
+
+
 def leave_out(
     jobs: list[Job],  # what would have to run
     plan: Plan,
@@ -474,7 +479,7 @@ def run_cells(
     store, cells = store if isinstance(store, Store) else Store(store), check_cells(cells)
     plan = Plan(experiment, function, store, profile, fingerprint(data), workers, cache or default_cache())
     jobs = missing(cells, plan, cost, resume, os.environ.get("ROBUSTNB_STALE") == "1" if stale is None else stale)
-    if os.environ.get("ROBUSTNB_COMPUTE") == "0": jobs = leave_out(jobs, plan, len(cells))
+    if not computing(): jobs = leave_out(jobs, plan, len(cells))
     tracker, failures = Tracker(plan, jobs, len(cells), progress), []
     with contextlib.closing(tracker.bar), contextlib.closing(runner(jobs, plan, executor)) as results:
         for job, error in results:
