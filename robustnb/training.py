@@ -7,7 +7,7 @@ __all__ = ['CHOICES', 'Loss', 'Objective', 'CrossEntropy', 'check_recipe', 'Reci
            'parameter_groups', 'derive_seed', 'private_randomness', 'to_unit', 'crop_flip', 'Diverged', 'Meter',
            'History', 'converged', 'Run', 'make_accelerator', 'batch_norm_told', 'backward', 'sum_gradients', 'update',
            'check', 'train_epoch', 'content_name', 'identity', 'save_checkpoint', 'read_checkpoint', 'restore',
-           'predict', 'accuracy', 'prepare', 'repeatable', 'average_buffers', 'train', 'fit']
+           'predict', 'accuracy', 'prepare', 'repeatable', 'average_buffers', 'train', 'takes_channels_last', 'fit']
 
 # %% ../nbs/30_training.ipynb #85cc9945
 import hashlib
@@ -19,7 +19,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -543,6 +543,12 @@ def train(run: Run, validation: ImageSet | None, path: Path | None, show: bool):
         if path and run.accelerator.is_main_process: save_checkpoint(run, path)
     for _ in bar: break  # lets the bar go when training stopped early
 
+# %% ../nbs/30_training.ipynb #eb3636b9
+def takes_channels_last(model: nn.Module, device: torch.device) -> bool:
+    "Is the layout safe for this network on this device?"
+    if device.type != "cpu": return True
+    return not any(isinstance(m, nn.Conv2d) and max(m.kernel_size) == 1 and max(m.stride) > 1 and m.in_channels % 8 for m in model.modules())
+
 # %% ../nbs/30_training.ipynb #36c10075
 def fit(
     model: nn.Module,  # trained in place; left on the device, in evaluation mode
@@ -559,6 +565,7 @@ def fit(
     objective, recipe, path = objective or CrossEntropy(), recipe or Recipe(), Path(checkpoint) if checkpoint else None
     accelerator = make_accelerator(recipe.precision, device)
     place = torch.device(device) if device is not None and accelerator.num_processes == 1 else accelerator.device
+    if not takes_channels_last(model, place): recipe = replace(recipe, channels_last=False)
     model.to(place, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
     run = Run(model, objective, recipe, data, seed, accelerator, place, data.x.to(place), data.y.to(place), torch.Generator(place))
     with private_randomness(place), repeatable(recipe.deterministic):
