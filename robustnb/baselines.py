@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'NETS', 'baseline', 'BaselineCell', 'baseline_cells', 'images_of', 'recipe_of', 'trained', 'packed',
-           'unpacked', 'run_baseline_cell', 'Baseline']
+           'unpacked', 'run_baseline_cell', 'Baseline', 'canaries']
 
 # %% ../nbs/57_baselines.ipynb #3fa2a52e
 from collections.abc import Callable
@@ -137,3 +137,8 @@ class Baseline:
 
 
 baseline = Baseline()
+
+# %% ../nbs/57_baselines.ipynb #ca57c002
+def canaries() -> list[BaselineCell]:
+    "A tiny cell that meets every corruption."
+    return [BaselineCell(data="sample", epochs=1, batch=100, images=20, severities=(3,))]

@@ -6,8 +6,9 @@
 __all__ = ['app', 'out', 'Profile', 'Records', 'Workers', 'Stale', 'DataDir', 'records_app', 'data_app', 'MENDABLE', 'about',
            'shown_path', 'quoted_experiments', 'executed_profile', 'list_notebooks', 'summary', 'reproduce_notebooks',
            'run_cells_of', 'records_default', 'list_records', 'promote_records', 'check_records', 'verify_records',
-           'attest_records', 'show_claims', 'chosen_conditions', 'baseline_of', 'evaluate_model', 'pages_from_records',
-           'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_data', 'main']
+           'tell', 'attest_records', 'replay_records', 'show_claims', 'chosen_conditions', 'baseline_of',
+           'evaluate_model', 'pages_from_records', 'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data',
+           'check_data', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import hashlib
@@ -192,16 +193,57 @@ def verify_records() -> None:
     if found["differs"]: raise typer.Exit(1)
 
 # %% ../nbs/66_cli.ipynb #2de097b0
+def tell(verdict) -> None:
+    "A verdict of canaries in words."
+    name = f"{verdict.experiment} ({verdict.function.partition(':')[2]}, {verdict.commit[:8]})"
+    if verdict.equal: return out.print(f"{name}: attested, {verdict.note['canaries']} canaries equal to the bit, {len(verdict.note['changed'])} changed functions among the {verdict.note['ran']} that ran", markup=False)
+    out.print(f"{name}: not attested", markup=False)
+    for text in verdict.differs[:10]: out.print(f"  differs: {text}", markup=False)
+    if len(verdict.differs) > 10: out.print(f"  and {len(verdict.differs) - 10} more")
+    for text in verdict.unseen: out.print(f"  changed, but no canary ran it: {text}", markup=False)
+
+
 @records_app.command("attest")
 def attest_records(
-    experiment: Annotated[str, typer.Argument(help="whose stale records are spoken for")],
-    because: Annotated[str, typer.Option(help="Why the change makes no difference; shown as declared by hand")],
+    experiment: Annotated[str | None, typer.Argument(help="Whose stale records are asked about [default: all]", show_default=False)] = None,
+    because: Annotated[str | None, typer.Option(help="Declare by hand, with this reason, and run nothing", show_default=False)] = None,
 ) -> None:
-    "Declare, with a reason, that today's code gives what the code of stale records gave."
+    "Run a few tiny cells under the code of stale records and under today's; equal bits carry the records over."
+    from robustnb.canaries import CanaryError, attest
+
     folder = (repository() or Path.cwd()) / "results"
-    check_choice(experiment, tuple(Store(folder).experiments()), "experiment")
-    same = declare(experiment, because, folder)
-    out.print(f"{len(same)} pairs of addresses declared equal" if same else f"no record of {experiment} is stale")
+    known = tuple(Store(folder).experiments())
+    if experiment: check_choice(experiment, known, "experiment")
+    if because is not None:
+        if not experiment: raise ChoiceError("a declaration speaks for one experiment; name it")
+        same = declare(experiment, because, folder)
+        return out.print(f"{len(same)} pairs of addresses declared equal" if same else f"no record of {experiment} is stale")
+    refused = 0
+    for name in [experiment] if experiment else [n for n in known if not n.startswith("benchmark-")]:  # timings are never attested
+        try: verdicts = attest(name, folder, show=True)
+        except (CanaryError, LookupError) as error:
+            out.print(f"{name}: not attested: {error}", markup=False)
+            refused += 1
+            continue
+        if not verdicts: out.print(f"no record of {name} is stale")
+        for verdict in verdicts: tell(verdict)
+        refused += sum(not v.equal for v in verdicts)
+    if refused: raise typer.Exit(1)
+
+
+@records_app.command("replay")
+def replay_records(
+    experiment: Annotated[str, typer.Argument(help="Whose records are run again")],
+    cells: Annotated[int, typer.Option(help="How many, the cheapest first", min=1)] = 3,
+    into: Annotated[Path, typer.Option("--out", help="Where the new records go")] = Path(".robustnb/replayed"),
+) -> None:
+    "Run real cells under today's code and hold them against the committed records."
+    from robustnb.canaries import replay
+
+    root = repository() or Path.cwd()
+    check_choice(experiment, tuple(Store(root / "results").experiments()), "experiment")
+    for note in replay(experiment, cells, root / "results", root / into, show=True):
+        out.print(f"{experiment}: {note['cells']} of {note['of']} cells equal, largest difference {note['largest']:.3g}, at most {note['answers']:.2%} of kept answers differ")
 
 # %% ../nbs/66_cli.ipynb #b7024954
 @app.command("claims")

@@ -6,7 +6,7 @@
 __all__ = ['DEFAULTS', 'HEC', 'STANDARD', 'METHODS', 'WATCHED', 'TUNING', 'PROTOCOLS', 'SEEDS', 'PARTS', 'BENCHMARK', 'BATCH',
            'FITTED', 'PASSES', 'whole', 'ablation', 'cifar100', 'DemHecCell', 'objective_of', 'recipe_of', 'plain',
            'ablations', 'setting_of', 'dem_hec_cells', 'tuned', 'pictures', 'questioned', 'views', 'entropies',
-           'scores', 'run_dem_hec_cell', 'passes', 'cost', 'DemHecRuns']
+           'scores', 'run_dem_hec_cell', 'passes', 'cost', 'DemHecRuns', 'canaries']
 
 # %% ../nbs/59_dem_hec_runs.ipynb #1ffb31d1
 from collections.abc import Callable
@@ -301,3 +301,10 @@ class DemHecRuns:
 
 
 whole, ablation, cifar100 = DemHecRuns(), DemHecRuns("ablation"), DemHecRuns(images_from="cifar100")
+
+# %% ../nbs/59_dem_hec_runs.ipynb #ca59c001
+def canaries() -> list[DemHecCell]:
+    "Tiny cells that use each method and corruption of the records."
+    base = PretrainCell(data="sample", train_images=20, epochs=1, batch=10)
+    tiny = DemHecCell(base, train_images=20, epochs=1, batch=10, warmup=0.5, images=10, severities=(3,), entropies=4)
+    return [plain(replace(tiny, method=method)) for method in METHODS] + [replace(tiny, precision="bf16", corruptions=("fog",))]

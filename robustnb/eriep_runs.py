@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NETS', 'PROTOCOLS', 'PLANS', 'LOOKS', 'PERTURBED', 'COSTS', 'SHARES', 'whole', 'Enlarged', 'convnext', 'thin4',
            'EriepCell', 'plain', 'eriep_cells', 'SearchCell', 'images_of', 'searched', 'fresh', 'objective_of',
-           'trained', 'conditions', 'packed', 'unpacked', 'run_eriep_cell', 'cost', 'Eriep']
+           'trained', 'conditions', 'packed', 'unpacked', 'run_eriep_cell', 'cost', 'Eriep', 'canaries']
 
 # %% ../nbs/58_eriep_runs.ipynb #3067bb0a
 from collections.abc import Callable
@@ -253,3 +253,10 @@ class Eriep:
 
 
 whole = Eriep()
+
+# %% ../nbs/58_eriep_runs.ipynb #ca58c001
+def canaries() -> list[EriepCell]:
+    "Tiny cells that use each reading, precision and kind of net of the records."
+    tiny = dict(data="sample", train_images=20, epochs=1, batch=10, search_images=20, search_epochs=1, images=20, sigmas=(0.2,))
+    readings = [c for p in ("fp32", "bf16") for c in eriep_cells("smoke", nets=("thin4",), precision=p, **tiny)]
+    return readings + [c for c in eriep_cells("smoke", nets=("cnn4", "resnet18"), precision="fp32", **tiny) if c.reading in ("standard", "literal")]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NETS', 'PROTOCOLS', 'PLANS', 'COSTS', 'whole', 'thin_resnet', 'PretrainCell', 'pretrain_cells', 'images_of', 'fresh',
-           'recipe_of', 'pretrained', 'run_pretrain_cell', 'cost', 'Pretraining']
+           'recipe_of', 'pretrained', 'run_pretrain_cell', 'cost', 'Pretraining', 'canaries']
 
 # %% ../nbs/57a_pretraining.ipynb #d086335c
 from collections.abc import Callable
@@ -138,3 +138,9 @@ class Pretraining:
 
 
 whole = Pretraining()
+
+# %% ../nbs/57a_pretraining.ipynb #ca57c001
+def canaries() -> list[PretrainCell]:
+    "Tiny cells that use each precision of the records."
+    tiny = dict(data="sample", train_images=20, epochs=1, batch=10)
+    return [PretrainCell("resnet20", precision=p, **tiny) for p in ("fp32", "bf16")]

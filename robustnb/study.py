@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'GRIDS', 'FOUR_LEVELS', 'QUESTIONS', 'PURPOSES', 'TEST_SEED', 'rq1', 'rq2', 'rq3', 'rq4', 'rq5', 'rq6',
            'whole', 'StudyCell', 'clean_cell', 'four_factor_levels', 'study_cells', 'draw_for', 'images_of',
-           'training_set', 'recipe_of', 'fresh', 'trained', 'measure', 'run_study_cell', 'Question']
+           'training_set', 'recipe_of', 'fresh', 'trained', 'measure', 'run_study_cell', 'Question', 'canaries']
 
 # %% ../nbs/55_study.ipynb #3a6cea7d
 from collections.abc import Callable
@@ -217,3 +217,11 @@ class Question:
 
 
 rq1, rq2, rq3, rq4, rq5, rq6, whole = (Question(name) for name in (*QUESTIONS, "all"))
+
+# %% ../nbs/55_study.ipynb #ca55c001
+def canaries() -> list[StudyCell]:
+    "Tiny cells that use each factor, net and mode of the records."
+    tiny = StudyCell(data="sample", per_class=4, epochs=1, min_epochs=1, batch=500, eval_levels=(2.0, 6.0))
+    levels = dict(clean=0.0, control=0.0, gaussian=4.0, fgsm=4.0, imbalance=0.4, label=0.25, dual=(4.0, 4.0), four=(2.0, 2.0, 0.25, 0.1))
+    by_factor = [replace(tiny, factor=f, level=v, per_class=0 if f in ("clean", "imbalance", "label") else 4) for f, v in levels.items()]
+    return by_factor + [replace(tiny, factor="gaussian", level=2.0, mode="replace"), *(replace(tiny, net=net, per_class=0) for net in SMALL_NETS if net != tiny.net)]

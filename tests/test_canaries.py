@@ -1,0 +1,171 @@
+"""Attestations on a toy package: what is compared, what is refused, what is written."""
+import json
+import math
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from robustnb import canaries, records
+from robustnb.canaries import Canary, CanaryError, both, changed, compare, run_under, unseen
+from robustnb.provenance import Package, closure, sources_in
+from robustnb.records import Record, RecordError, Store, chain
+
+RECORDS = """
+    import dataclasses
+    class Store:
+        def __init__(self, path): pass
+    def record_key(experiment, cell): return "k"
+    def decode(name, content): return content
+"""
+EXPERIMENTS = """
+    import dataclasses, types
+    @dataclasses.dataclass
+    class Job: cell: object; key: str
+    @dataclasses.dataclass
+    class Plan: experiment: str; function: object; store: object; profile: str; data: str; workers: int; cache: object
+    def attempt(job, plan, write):
+        context = types.SimpleNamespace(artefacts={}, cache=plan.cache)
+        return types.SimpleNamespace(metrics=plan.function(job.cell, context)), context.artefacts
+"""
+TOY = """
+    import dataclasses
+    @dataclasses.dataclass(frozen=True)
+    class Cell:
+        x: float = 1.0
+        raised: bool = False
+        kept: bool = False
+    def rise(x): return x * 3
+    def mix(x): return x + 0.1
+    def bake(cell: Cell, context):
+        "Bread."
+        context.artefacts["crumb.png"] = b"brown"
+        folder = context.cache / "checkpoints/toy/k-code"
+        folder.mkdir(parents=True, exist_ok=True)
+        if cell.kept:
+            import torch
+            torch.save({"w": torch.full((2,), cell.x), "seconds": id(folder)}, folder / "model.pt")
+        return dict(size=rise(mix(cell.x)) if cell.raised else mix(cell.x), seconds=id(context))
+"""
+FLAT, RISEN = (Canary("toy", "robustnb.toy:bake", {"x": 2.0, "raised": raised}) for raised in (False, True))
+
+
+@pytest.fixture
+def bakery(tmp_path):
+    "Makes a folder with a toy package; edits are pairs of text."
+    def make(name, *edits):
+        folder = tmp_path / name / "robustnb"
+        folder.mkdir(parents=True)
+        toy = textwrap.dedent(TOY)
+        for then, after in edits:
+            assert then in toy
+            toy = toy.replace(then, after)
+        for module, text in dict(__init__="", records=textwrap.dedent(RECORDS), experiments=textwrap.dedent(EXPERIMENTS), toy=toy).items(): (folder / f"{module}.py").write_text(text)
+        return folder.parent
+    return make
+
+
+def pieces_changed(old, new):
+    packages = [Package(sources_in(folder / "robustnb")) for folder in (old, new)]
+    return changed(*packages, *(closure(p, "robustnb.toy:bake").definitions for p in packages))
+
+
+def test_equal_code_gives_equal_bits_and_the_trace_names_what_ran(bakery):
+    differs, added, ran, digests = both(bakery("old"), bakery("new", ('"Bread."', '"Other words."')), [FLAT])
+    assert not differs and not added and len(digests) == 2
+    assert {(m, n) for m, n, _ in ran} >= {("toy", "bake"), ("toy", "mix")} and ("toy", "rise") not in {(m, n) for m, n, _ in ran}
+
+
+def test_another_number_is_named(bakery):
+    differs, *_ = both(bakery("old"), bakery("new", ("x + 0.1", "x + 0.1 + 1e-15"), ('b"brown"', 'b"white"'), ("torch.full((2,), cell.x)", "torch.full((2,), -cell.x)")), [FLAT._replace(cell={"x": 2.0, "kept": True})])
+    assert [text.split(":")[1].strip() for text in differs] == ["size", "crumb.png", "toy/k/model.pt.w"]
+
+
+def test_an_additional_number_is_told_and_a_missing_one_refused(bakery):
+    old, more = bakery("old"), bakery("more", ("return dict(", "return dict(new=1, "))
+    assert both(old, more, [FLAT])[:2] == ([], ["canary 1: new"])
+    assert "nothing now" in both(more, old, [FLAT])[0][0]
+
+
+def test_a_changed_definition_that_did_not_run_is_refused(bakery):
+    old, new = bakery("old"), bakery("new", ("x * 3", "3 * x"))
+    wanted = pieces_changed(old, new)
+    assert [p.name for p in wanted] == ["rise"]
+    assert [p.name for p in unseen(wanted, both(old, new, [FLAT])[2])] == ["rise"]
+    assert not unseen(wanted, both(old, new, [FLAT, RISEN])[2])
+
+
+def test_a_moved_function_has_not_changed_and_a_method_counts_by_itself(bakery):
+    old, new = bakery("old"), bakery("new", ("def rise(x): return x * 3", "from .flour import rise"))
+    (new / "robustnb/flour.py").write_text("def rise(x): return x * 3\n")
+    assert pieces_changed(old, new) == []
+    lines = "class Oven:\n    def heat(self): return 1\n    def cool(self): return 0\ndef rise(x): return x * 3 * Oven().heat()"
+    then, after = bakery("then", ("def rise(x): return x * 3", lines)), bakery("after", ("def rise(x): return x * 3", lines.replace("return 0", "return -1")))
+    assert [p.name for p in pieces_changed(then, after)] == ["Oven.cool"]
+
+
+def test_a_lambda_in_a_constant_must_run(bakery):
+    lines = "RISE = {1: lambda x: x * 3}\ndef rise(x): return RISE.get(x, abs)(x)"
+    then, after = bakery("then", ("def rise(x): return x * 3", lines)), bakery("after", ("def rise(x): return x * 3", lines.replace("x * 3", "3 * x")))
+    wanted = pieces_changed(then, after)
+    assert [p.name for p in wanted] == ["RISE.<lambda>"] and unseen(wanted, both(then, after, [RISEN])[2]) == wanted
+
+
+def test_a_failing_canary_says_where_and_why(bakery):
+    with pytest.raises(CanaryError, match="salt"): run_under(bakery("old"), [Canary("toy", "robustnb.toy:bake", {"salt": 1})])
+
+
+def question_about(bakery, monkeypatch, edit, cells):
+    old, new = bakery("old"), bakery("new", edit)
+    packages = [Package(sources_in(folder / "robustnb")) for folder in (old, new)]
+    addresses = [closure(p, "robustnb.toy:bake").address for p in packages]
+    for name, value in dict(package_at=lambda *_: packages[0], package_today=lambda: packages[1], unpack=lambda *_: old, today_of=lambda f: f, pairs_of=lambda *_: [addresses],
+                            tries=lambda *_: [cells], robustnb=SimpleNamespace(__file__=str(new / "robustnb/__init__.py"))).items(): monkeypatch.setattr(canaries, name, value)
+    record = Record("toy", {"x": 1.0}, {"size": 1.1}, "quick", commit="c" * 40, function="robustnb.toy:bake", address=addresses[0])
+    return canaries.question("toy", record.function, [record], Path.cwd()), addresses
+
+
+def test_the_note_is_one_that_a_chain_reads(bakery, monkeypatch):
+    verdict, (then, today) = question_about(bakery, monkeypatch, ("x * 3", "3 * x"), [FLAT, RISEN])
+    assert verdict.equal and verdict.note["changed"] == ["toy.rise"] and verdict.note["canaries"] == 2
+    note = json.loads(json.dumps(verdict.note))
+    assert chain(then, {today}, [note]) == [note] and note["because"] == "" and note["commits"][0] == "c" * 40
+
+
+def test_no_note_where_a_number_differs_or_a_definition_was_not_met(bakery, monkeypatch, tmp_path):
+    unmet, _ = question_about(bakery, monkeypatch, ("x * 3", "3 * x"), [FLAT])
+    assert not unmet.equal and unmet.unseen == ["toy.rise"] and not unmet.differs
+    monkeypatch.setattr(canaries, "groups", lambda *_: {("f", "c"): []})
+    monkeypatch.setattr(canaries, "git_state", lambda _: ("c", False))
+    monkeypatch.setattr(canaries, "question", lambda *_: unmet)
+    assert canaries.attest("toy", tmp_path) == [unmet] and not (tmp_path / "attested.jsonl").exists()
+    monkeypatch.setattr(canaries, "question", lambda *_: unmet._replace(unseen=[]))
+    canaries.attest("toy", tmp_path)
+    assert records.notes("attested", tmp_path)[0]["experiment"] == "toy"
+
+
+def test_uncommitted_code_is_not_attested(monkeypatch, tmp_path):
+    monkeypatch.setattr(canaries, "git_state", lambda _: ("c", True))
+    with pytest.raises(RecordError, match="uncommitted"): canaries.attest("toy", tmp_path)
+
+
+def test_bits_count_and_so_do_types():
+    assert compare({"a": 0.1}, {"a": 0.1 + 2 ** -58}).differs == [] and compare({"a": 1.0}, {"a": 1.0 + 2 ** -52}).differs
+    assert compare({"a": None}, {"a": 1.0}).largest == math.inf
+
+
+def test_replay_counts_equal_cells_and_the_largest_difference(monkeypatch, tmp_path):
+    from robustnb.baselines import BaselineCell, run_baseline_cell
+
+    made = [Record("baseline", replace(BaselineCell(), seed=s), {"test": 0.5 + s / 100}, "quick", function="robustnb.baselines:run_baseline_cell", seconds=s + 1) for s in range(3)]
+    store = Store(tmp_path / "results")
+    for r in made: store.append(r)
+    def again(job, plan, write):
+        assert plan.function is run_baseline_cell and isinstance(job.cell, BaselineCell)
+        return Record("baseline", job.cell, {"test": 0.5}, plan.profile, key=job.key, address="a", commit="c"), {}
+    monkeypatch.setattr(canaries, "attempt", again)
+    note, = canaries.replay("baseline", 2, store.path, tmp_path / "new", cache=tmp_path)
+    assert (note["cells"], note["of"]) == (1, 2) and note["largest"] == pytest.approx(0.01) and note["address"] == "a"
+    assert records.notes("replayed", store.path) == [note] and len(Store(tmp_path / "new").records("baseline")) == 2
