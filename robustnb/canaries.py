@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import robustnb
 
 from .data import progress
-from .experiments import EXPERIMENTS, ONE_THREAD, Job, Plan, attempt, default_cache, find_experiment
+from .experiments import EXPERIMENTS, ONE_THREAD, Job, Plan, attempt, find_experiment
 from .provenance import Package, Where, address_of, choices_of, closure, digest, normal, package_at, package_today
 from .records import PROFILES, Record, RecordError, Store, addresses_today, append_line, git_state, machine, now, plain, repository, stale, versions
 
@@ -361,7 +361,7 @@ def flips(record: Record, store: Store, other: Record, others: Store) -> float: 
         a, b = store.artefact(record, name), others.artefact(other, name) if name in other.artefacts else {}
         for k, v in a.items():
             if k not in b or b[k].shape != v.shape: return 1.0
-            bits = [np.unpackbits(x) if x.dtype == "uint8" else x for x in (v, b[k])]
+            bits = [np.unpackbits(x) if k == "correct" else x for x in (v, b[k])]  # answers are kept as bits
             if v.size: found.append(float((bits[0] != bits[1]).mean()))
     return max(found)
 
@@ -371,7 +371,7 @@ def replay(
     cells: int,  # how many, the cheapest first
     folder: str | Path,  # of records; notes go to its replayed.jsonl
     into: str | Path,  # where the new records go
-    cache: Path | None = None,  # checkpoints; None: the usual
+    cache: str | Path | None = None,  # checkpoints; None: a folder beside the new records, never that of the runs
     show: bool = False,  # a progress bar
 ) -> list[dict]:  # the notes, one for each of today's addresses
     "Run real cells again and compare them with their records."
@@ -383,7 +383,7 @@ def replay(
         module, _, name = today_of(r.function).partition(":")
         function = getattr(importlib.import_module(module), name)
         job = Job(rebuild(cell_class(function), r.cell), r.key)
-        made = new.append(*attempt(job, Plan(experiment, function, new, r.profile, r.data, 1, cache or default_cache()), write=False))
+        made = new.append(*attempt(job, Plan(experiment, function, new, r.profile, r.data, 1, Path(cache or new.path / "cache")), write=False))
         result, turned = compare(result_of(r, store), result_of(made, new)), flips(r, store, made, new)
         numbers = compare(leaves(r.metrics), leaves(made.metrics))
         note = notes.setdefault(made.address, dict(experiment=experiment, address=made.address, cells=0, of=0, largest=0.0, answers=0.0, keys=[], time=now(), commit=made.commit))
