@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attacks import ascend, borrowed, fgsm, label_loss, pgd, random_offset
-from .data import ImageSet, nearest
-from .data import progress as progress_bar
+from .basics import nearest
+from .images import ImageSet
+from .basics import progress as progress_bar
 from .dem_hec import distillation, snapshot
 from .layers import Classifier, Normalize
 from .training import History, Loss, Objective, Recipe, Run, derive_seed, fit, to_unit

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import nearest
+from .basics import nearest
 from .perturbations import at_distance, check_images
 
 # %% ../nbs/16_attacks.ipynb #faf68c1d

@@ -6,9 +6,9 @@
 __all__ = ['GOLDEN', 'FIRST', 'SECOND', 'AUGMIX', 'shift_right', 'numbers', 'uniform', 'normal', 'draw_keys', 'Augmentation',
            'Chain', 'PadCrop', 'Flip', 'Rotate', 'by_torchvision', 'TrivialAugment', 'AutoAugment', 'PartNoise',
            'mixing_weights', 'mix', 'by_choice', 'Mixture', 'augmix_magnitude', 'AugMix', 'filtered', 'recolored',
-           'warped', 'Prime', 'jensen_shannon', 'Augmented', 'BatchAugment', 'JSD', 'adapt_batchnorm']
+           'warped', 'Prime', 'jensen_shannon', 'Augmented', 'BatchAugment', 'JSD', 'adapt_batchnorm', 'resized_crop']
 
-# %% ../nbs/47_augment.ipynb #eff208e2
+# %% ../nbs/47_augment.ipynb #be7bbb4c
 import copy
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import nearest
+from .basics import nearest
 from .layers import mode
 from .operations import OPERATIONS, SHIFT
 from .perturbations import check_images, rotate, shift
@@ -408,3 +408,23 @@ def adapt_batchnorm(
     with mode(adapted, training=False): adapted(to_unit(x).to(norms[0].running_mean.device))
     for hook in hooks: hook.remove()
     return adapted
+
+# %% ../nbs/47_augment.ipynb #324cd01d
+def resized_crop(
+    x: Tensor,  # [B,C,H,W]
+    generator: torch.Generator | None = None,  # on the device of x; None: torch's default
+    size: int = 224,  # side of the result, pixels
+    area: tuple[float, float] = (0.08, 1.0),  # share of the image that is kept
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),  # width over height of the rectangle
+    flip: bool = True,  # mirror half of the images
+) -> Tensor:  # [B,C,size,size]
+    "A random rectangle of each image, stretched to a square (Szegedy et al. 2015)."
+    u = torch.rand(5, len(x), generator=generator, device=x.device)
+    share = area[0] + (area[1] - area[0]) * u[0]
+    ratio = (math.log(aspect[0]) + math.log(aspect[1] / aspect[0]) * u[1]).exp()
+    wide, high = (share * ratio).sqrt().clamp(max=1), (share / ratio).sqrt().clamp(max=1)
+    side = torch.where(u[4] < 0.5, -1.0, 1.0) if flip else torch.ones_like(wide)
+    zero = torch.zeros_like(wide)
+    theta = torch.stack([torch.stack([side * wide, zero, (1 - wide) * (2 * u[2] - 1)], 1), torch.stack([zero, high, (1 - high) * (2 * u[3] - 1)], 1)], 1)
+    grid = F.affine_grid(theta, (len(x), x.shape[1], size, size), align_corners=False)
+    return F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode="border", align_corners=False)

@@ -15,8 +15,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .data import progress
-from .metrics import BINS, brier, check_probabilities, ece, interval, nll, reliability, resample_weights
+from .basics import progress
+from .metrics import BINS, brier, check_probabilities, ece, nll, reliability
+from .resampling import interval, resample_weights
 from .uncertainty import accuracy_at, risk_coverage
 
 # %% ../nbs/50b_calibration.ipynb #91db4d10

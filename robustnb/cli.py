@@ -24,9 +24,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .experiments import EXPERIMENTS, CellsFailed, ChoiceError, check_choice, environment, run_experiment, usable_cores
-from .records import PROFILES, RecordError, Store, check, declare, open_store, promote, repository, state, verify
-from .reproduce import RENDERED, Notebook, NotebookError, Outcome, fullest, notebooks, parse_setting, render, reproduce
+from .lab.experiments import CellsFailed, environment, run_experiment, usable_cores
+from .lab.registry import ChoiceError, check_choice
+from .lab.records import (PROFILES, RecordError, Store, check, declare, open_store, promote, repository,
+                                  state, verify)
+from .lab.reproduce import (RENDERED, Notebook, NotebookError, Outcome, fullest, notebooks, parse_setting,
+                                    render, reproduce)
+from .lab.registry import experiments, papers
 
 # %% ../nbs/66_cli.ipynb #aeaa090b
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -120,11 +124,11 @@ def run_cells_of(
 ) -> None:
     "Run the cells of an experiment that have no record yet, without notebooks."
     if experiment is None:
-        out.print("experiments: " + ", ".join(EXPERIMENTS))
+        out.print("experiments: " + ", ".join(experiments()))
         return
     if data_dir: os.environ["ROBUSTNB_DATA"] = str(data_dir.resolve())
     store = open_store(records and records.resolve(), reuse)
-    try: table = run_experiment(experiment, store, profile, EXPERIMENTS, workers=workers or usable_cores(), executor=executor, stale=stale)
+    try: table = run_experiment(experiment, store, profile, experiments(), workers=workers or usable_cores(), executor=executor, stale=stale)
     except KeyboardInterrupt:
         out.print("\ninterrupted: finished cells are recorded; the same command goes on from there")
         raise typer.Exit(130) from None
@@ -209,7 +213,7 @@ def attest_records(
     because: Annotated[str | None, typer.Option(help="Declare by hand, with this reason, and run nothing", show_default=False)] = None,
 ) -> None:
     "Run a few tiny cells under the code of stale records and under today's; equal bits carry the records over."
-    from robustnb.canaries import CanaryError, attest
+    from robustnb.lab.canaries import CanaryError, attest
 
     folder = (repository() or Path.cwd()) / "results"
     known = tuple(Store(folder).experiments())
@@ -238,7 +242,7 @@ def replay_records(
     into: Annotated[Path, typer.Option("--out", help="Where the new records go")] = Path(".robustnb/replayed"),
 ) -> None:
     "Run real cells under today's code and hold them against the committed records."
-    from robustnb.canaries import replay
+    from robustnb.lab.canaries import replay
 
     root = repository() or Path.cwd()
     check_choice(experiment, tuple(Store(root / "results").experiments()), "experiment")
@@ -248,11 +252,11 @@ def replay_records(
 # %% ../nbs/66_cli.ipynb #b7024954
 @app.command("claims")
 def show_claims(
-    paper: Annotated[str | None, typer.Argument(help="ERIEP, Dem-HEC or study [default: a count for all]", show_default=False)] = None,
+    paper: Annotated[str | None, typer.Argument(help=f"{', '.join(p.name for p in papers().values())} [default: a count for all]", show_default=False)] = None,
     records: Records = None,
 ) -> None:
     "Show the verdicts: ours against the papers' claims."
-    from robustnb.claims import verdicts
+    from robustnb.lab.verdicts import verdicts
 
     try: table = verdicts(paper, store=open_store(records and records.resolve(), reuse=True))
     except ValueError as error: raise ChoiceError(str(error)) from None
@@ -363,7 +367,7 @@ def build_site(
     folder: Annotated[Path, typer.Option("--out", help="Where the site goes")] = Path("_docs"),
 ) -> None:
     "Make every result page from the records that are there, and build the site; no cell is run."
-    from robustnb import site
+    from robustnb.lab import site
 
     root = repository()
     if root is None: raise NotebookError("no checkout of robustnb here (settings.ini and nbs/); go there, or set ROBUSTNB_ROOT")
@@ -389,7 +393,8 @@ def rerun_here(
     pages: Annotated[bool, typer.Option(help="Make the pages and the site too")] = True,
 ) -> None:
     "Run a few small cells of each paper here, hold them against the committed records, and build the site."
-    from robustnb import rerun, site
+    from robustnb import rerun
+    from robustnb.lab import site
     from robustnb.data import prepare
 
     root, start = repository(), time.monotonic()
@@ -432,7 +437,10 @@ def image_set(name: str, split: str, data_dir: Path | None = None):  # -> ImageS
 @data_app.command("fetch")
 def fetch_data(names: Annotated[list[str], typer.Argument(help="mnist, cifar10 ...")], data_dir: DataDir = None) -> None:
     "Bring data sets into the cache, or find them in a folder, and check them; what cannot be had is told at the end."
-    from robustnb.data import READERS, SPLITS, DataError, nearest, shortage, why
+    from robustnb.basics import nearest
+    from robustnb.data import shortage, why
+    from robustnb.formats import READERS, DataError
+    from robustnb.images import SPLITS
 
     for name in names:
         if name not in READERS: raise ChoiceError(nearest(name, READERS, "data set"))
@@ -451,7 +459,7 @@ def fetch_data(names: Annotated[list[str], typer.Argument(help="mnist, cifar10 .
 @data_app.command("where")
 def where_data() -> None:
     "Tell where data sets are looked for, and what the cache holds."
-    from robustnb.data import cache_dir
+    from robustnb.basics import cache_dir
 
     folder = cache_dir() / "data"
     out.print(f"first in --data-dir or ROBUSTNB_DATA: {os.environ.get('ROBUSTNB_DATA') or '(not set)'}\nthen in the cache: {folder}  (ROBUSTNB_CACHE moves it)\nthen fetched", markup=False)
@@ -461,7 +469,8 @@ def where_data() -> None:
 @data_app.command("check")
 def check_data(data_dir: DataDir = None) -> None:
     "Read the sets that are there and compare them with the published content; nothing is fetched."
-    from robustnb.data import READERS, DataError, verify
+    from robustnb.data import verify
+    from robustnb.formats import READERS, DataError
 
     bad = 0
     with environment(ROBUSTNB_OFFLINE="1"):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import ImageSet
+from .images import ImageSet
 from .layers import Classifier, freeze, mode
 from .training import History, Loss, Objective, Recipe, Run, content_name, crop_flip, fit, to_unit
 

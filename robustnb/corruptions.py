@@ -18,7 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from .blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
-from .data import eight_bits, flat, nearest, own_stream
+from .basics import nearest
+from .data import own_stream
+from .formats import eight_bits, flat
 from .digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
 from .noise import check_images, gaussian_noise, impulse_noise, shot_noise, speckle_noise
 from .weather import brightness, fog, frost, snow, spatter

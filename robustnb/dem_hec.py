@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .attacks import MODES, borrowed, raise_entropy, softmax_entropy
 from .contrastive import info_nce
-from .data import nearest
+from .basics import nearest
 from .layers import Classifier, freeze
 from .training import Loss, Objective, Recipe, Run, content_name, crop_flip
 

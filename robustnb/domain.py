@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from .contrastive import embedding_width
 from .corruptions import corrupt
-from .data import SPLITS, ImageSet, load, nearest
-from .data import progress as progress_bar
+from .basics import nearest
+from .data import load
+from .images import SPLITS, ImageSet
+from .basics import progress as progress_bar
 from .layers import mode, reverse_gradient
 from .training import Loss, Objective, Recipe, Run, derive_seed, fit, to_unit
 

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attacks import borrowed, softmax_entropy
-from .data import ImageSet, nearest, progress
+from .basics import nearest, progress
+from .images import ImageSet
 from .layers import Classifier
-from .metrics import interval, resample_weights
+from .resampling import interval, resample_weights
 from .robustness import SEVEN, benchmark_for, conditions, corrupted
 from .training import to_unit
 

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import ImageSet, atomic_write, nearest
-from .data import progress as progress_bar
+from .basics import atomic_write, nearest
+from .images import ImageSet
+from .basics import progress as progress_bar
 from .layers import seeded
 from .operations import MATRICES, OPERATIONS, amount, operation, pair, partners, straight_through, warp
 from .perturbations import check_images, per_image, uniforms

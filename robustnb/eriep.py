@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import ImageSet, atomic_write, nearest
+from .basics import atomic_write, nearest
+from .images import ImageSet
 from .epm import Critic, Policy, Search, SearchRecipe, discretise, search
 from .layers import reverse_gradient
 from .training import History, Loss, Objective, Recipe, Run, content_name, fit

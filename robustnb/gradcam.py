@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .attacks import borrowed
 from .blur import gaussian_blur
-from .data import nearest, progress
+from .basics import nearest, progress
 from .layers import Classifier
 from .perturbations import check_images
 from .training import to_unit

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .data import nearest
+from .basics import nearest
 
 # %% ../nbs/20_layers.ipynb #7612c706
 class Normalize(nn.Module):

@@ -15,7 +15,8 @@ from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 
 from .attacks import borrowed, loss_sign
-from .data import ImageSet, progress
+from .basics import progress
+from .images import ImageSet
 from .metrics import check_logits
 from .perturbations import at_distance, normal_direction, reach
 

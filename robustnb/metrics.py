@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['BINS', 'PUBLISHED_ORDER', 'PUBLISHED', 'guesses', 'check_logits', 'confusion', 'calibration_error', 'reliability',
-           'check_probabilities', 'nll', 'brier', 'ece', 'published_errors', 'corruption_errors', 'resample_counts',
-           'resample_weights', 'interval']
+           'check_probabilities', 'nll', 'brier', 'ece', 'published_errors', 'corruption_errors']
 
-# %% ../nbs/50_metrics.ipynb #bf2e9c2d
+# %% ../nbs/50_metrics.ipynb #bbf9ea40
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from .data import nearest
+from .basics import nearest
 
 # %% ../nbs/50_metrics.ipynb #5fd9eeb5
 def guesses(
@@ -162,31 +161,3 @@ def corruption_errors(
     taken = 0.0 if clean is None else clean
     taken_base = 0.0 if baseline_clean is None else baseline_clean
     return {name: (error - taken) / (baseline[name] - taken_base) for name, error in errors.items()}
-
-# %% ../nbs/50_metrics.ipynb #e83d3234
-def resample_counts(
-    n: int,  # items to draw from, and number drawn
-    resamples: int = 1000,  # rows
-    generator: torch.Generator | None = None,  # source of the draws; None: torch's default
-) -> Tensor:  # [resamples,n] float32 whole numbers, rows sum to n
-    "Bootstrap draws: how often each item was taken in n draws with replacement."
-    if n < 1 or resamples < 1: raise ValueError(f"n={n}, resamples={resamples}; both must be at least 1")
-    draws = (torch.randint(n, (n,), generator=generator) for _ in range(resamples))
-    return torch.stack([torch.bincount(taken, minlength=n).float() for taken in draws])
-
-
-def resample_weights(
-    n: int,  # items to draw from, and number drawn
-    resamples: int = 1000,  # rows
-    generator: torch.Generator | None = None,  # source of the draws; None: torch's default
-) -> Tensor:  # [resamples,n] float32, rows sum to 1
-    "Bootstrap draws as weights: how often each item was taken, over n. In float32, a sum of weights is 1 to seven digits; sums of counts are exact."
-    return resample_counts(n, resamples, generator) / n
-
-# %% ../nbs/50_metrics.ipynb #e5a4ddc9
-def interval(
-    values: np.ndarray,  # [1+resamples]: the value, then its resamples
-    level: float = 0.95,  # coverage, between 0 and 1
-) -> tuple[float, float, float]:  # value, low, high
-    "A value with its percentile interval."
-    return (float(values[0]), *map(float, np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2])))

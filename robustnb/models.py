@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .cifar_resnet import resnet18_small, resnet20, resnet56
-from .data import nearest
+from .basics import nearest
 from .layers import Classifier, normalize_for, seeded
 from .plain_nets import cnn4, cnn8, cnn12, cnn16, vgg16_small
 from .repvgg import repvgg_a0, repvgg_a2

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data import nearest
+from .basics import nearest
 from .perturbations import check_images, uniforms
 
 # %% ../nbs/18_operations.ipynb #0a188119

@@ -24,9 +24,11 @@ from torch import Tensor, nn
 
 from .attacks import borrowed
 from .corruptions import BENCHMARKS, CORRUPTIONS, FAMILIES, REGISTRY, check_range, corrupt, parameters
-from .data import ImageSet, atomic_write, nearest, progress
+from .basics import atomic_write, nearest, progress
+from .images import ImageSet
 from .levels import LEVELS, correct_at_levels, curve, fgsm_levels, gaussian_levels
-from .metrics import BINS, check_logits, corruption_errors, guesses, interval, published_errors, resample_counts
+from .metrics import BINS, check_logits, corruption_errors, guesses, published_errors
+from .resampling import interval, resample_counts
 
 # %% ../nbs/51_robustness.ipynb #950efeab
 SIZES = {32: "cifar10-c", 64: "tiny-imagenet-c", 224: "imagenet-c"}

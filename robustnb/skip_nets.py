@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cifar_resnet import conv_norm
-from .data import nearest
+from .basics import nearest
 from .layers import Classifier, normalize_for
 
 # %% ../nbs/22a_skip_nets.ipynb #0cd3a153

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import nearest
+from .basics import nearest
 from .layers import Classifier, Dropout
 
 # %% ../nbs/21_small_nets.ipynb #8b2d1390

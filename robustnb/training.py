@@ -28,8 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import ImageSet, atomic_write, nearest
-from .data import progress as progress_bar
+from .basics import atomic_write, nearest
+from .images import ImageSet
+from .basics import progress as progress_bar
 from .layers import mode
 
 with warnings.catch_warnings():  # Accelerate looks for a notebook's progress bar and complains when there is none

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .attacks import fgsm_at_distance
-from .data import ImageSet, nearest
+from .basics import nearest
+from .images import ImageSet
 from .perturbations import gaussian_at_distance
 
 # %% ../nbs/17_training_sets.ipynb #20aa5b72

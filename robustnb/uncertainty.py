@@ -24,7 +24,8 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from .data import ImageSet, nearest, progress
+from .basics import nearest, progress
+from .images import ImageSet
 from .layers import mode, sampling_dropout
 from .training import Loss, Objective, Run, predict, to_unit
 

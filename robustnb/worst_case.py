@@ -17,8 +17,9 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from .attacks import NORMS, ascend, borrowed, check_ascent, check_gradient, label_loss, pgd, project, random_offset, unit
-from .data import ImageSet, nearest
-from .data import progress as progress_bar
+from .basics import nearest
+from .images import ImageSet
+from .basics import progress as progress_bar
 
 # %% ../nbs/16a_worst_case.ipynb #ec9e5cb5
 def margin(

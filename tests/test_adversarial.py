@@ -10,7 +10,7 @@ from torch import nn
 
 from robustnb.adversarial import (AdversarialTraining, Adversarial, Connected, Distillation, Divided, EnsembleAdversarial, FreeAdversarialTraining,
                                   Trades, distill, gradient_alignment, loss_surface, masking_checks)
-from robustnb.data import ImageSet
+from robustnb.images import ImageSet
 from robustnb.layers import seeded
 from robustnb.training import Objective, Recipe, fit
 from robustnb.worst_case import apgd, autoattack, margin, parts_for, robust_accuracy, square, standing

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from robustnb import canaries, records
-from robustnb.canaries import Canary, CanaryError, both, changed, compare, run_under, unseen
-from robustnb.provenance import Package, closure, sources_in
-from robustnb.records import Record, RecordError, Store, chain
+from robustnb.lab import canaries, records
+from robustnb.lab.canaries import Canary, CanaryError, both, changed, compare, run_under, unseen
+from robustnb.lab.provenance import Package, closure, sources_in
+from robustnb.lab.records import Record, RecordError, Store, chain
 
 RECORDS = """
     import dataclasses
@@ -157,9 +157,9 @@ def test_bits_count_and_so_do_types():
 
 
 def test_replay_counts_equal_cells_and_the_largest_difference(monkeypatch, tmp_path):
-    from robustnb.baselines import BaselineCell, run_baseline_cell
+    from robustnb.papers.dem_hec.baseline import BaselineCell, run_baseline_cell
 
-    made = [Record("baseline", replace(BaselineCell(), seed=s), {"test": 0.5 + s / 100}, "quick", function="robustnb.baselines:run_baseline_cell", seconds=s + 1) for s in range(3)]
+    made = [Record("baseline", replace(BaselineCell(), seed=s), {"test": 0.5 + s / 100}, "quick", function="robustnb.papers.dem_hec.baseline:run_baseline_cell", seconds=s + 1) for s in range(3)]
     store = Store(tmp_path / "results")
     for r in made: store.append(r)
     def again(job, plan, write):

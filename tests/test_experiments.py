@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from robustnb import experiments
-from robustnb.experiments import CellsFailed, run_cells
-from robustnb.records import Record, Store
+from robustnb.lab import experiments
+from robustnb.lab.experiments import CellsFailed, run_cells
+from robustnb.lab.records import Record, Store
 
 CELLS = """
 import os, signal, time
@@ -61,7 +61,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from made_cells import Cell, work
-from robustnb.experiments import run_cells
+from robustnb.lab.experiments import run_cells
 if __name__ == "__main__":
     here = Path(sys.argv[1])
     cells = [Cell(0), Cell(1), Cell(2), Cell(3, sys.argv[2]), Cell(4), Cell(5)]
@@ -200,14 +200,14 @@ def test_the_bar_counts_cells(tmp_path, made, monkeypatch, capsys):
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks processes up in /proc")
 @pytest.mark.parametrize("platform", ["linux", "elsewhere"])
 def test_die_with_parent(tmp_path, platform):
-    child = f"import sys, time; from robustnb.experiments import die_with_parent; sys.platform = {platform!r}; die_with_parent(int(sys.argv[1])); print('bound', flush=True); time.sleep(120)"
+    child = f"import sys, time; from robustnb.lab.experiments import die_with_parent; sys.platform = {platform!r}; die_with_parent(int(sys.argv[1])); print('bound', flush=True); time.sleep(120)"
     parent = f"import os, signal, subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())], stdout=subprocess.PIPE); p.stdout.readline(); print(p.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     ended = subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, timeout=60)
     assert ended.returncode == -9 and gone([int(ended.stdout)]) == []
 
 
 def test_experiments_do_not_load_torch():
-    code = "import sys, robustnb.experiments; print({'torch', 'pandas', 'ray'} & set(sys.modules))"
+    code = "import sys, robustnb.lab.experiments; print({'torch', 'pandas', 'ray'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 

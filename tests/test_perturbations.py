@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from robustnb.data import sample
+from robustnb.images import sample
 from robustnb.perturbations import at_distance, gaussian_at_distance, move, normal_direction, perturb, scale_to
 
 @settings(max_examples=60, deadline=None)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 import robustnb
-from robustnb.provenance import Package, address_of, closure, sources_in
-from robustnb.records import Store
+from robustnb.lab.provenance import Package, address_of, closure, sources_in
+from robustnb.lab.records import Store
 
 FOLDER = Path(robustnb.__file__).parent
 TODAY = sources_in(FOLDER)
-FUNCTIONS = ("robustnb.study:run_study_cell", "robustnb.eriep_runs:run_eriep_cell", "robustnb.dem_hec_runs:run_dem_hec_cell", "robustnb.benchmarks:time_corruption")
+FUNCTIONS = ("robustnb.papers.study.protocol:run_study_cell", "robustnb.papers.eriep.protocol:run_eriep_cell", "robustnb.papers.dem_hec.protocol:run_dem_hec_cell", "robustnb.benchmarks.corruptions:time_corruption")
 
 
 def edited(**changes):  # module -> function from text to text
@@ -62,12 +62,18 @@ def test_a_new_function_that_nobody_calls_makes_no_record_stale():
     assert addresses(edited(**more)) == addresses()
 
 
+def today(record):
+    "The function of a record, where it is now."
+    name = record.function.partition(":")[2]
+    return f"robustnb.{home(name)}:{name}"
+
+
 def met(changed, records, name):
     "Does a change reach exactly the records whose cells name a corruption, or leave the choice open?"
     before = Package(TODAY)
     for record in records:
         named = [record.cell.get("corruption"), *(record.cell.get("corruptions") or ())]
-        reached = address_of(record.function, record.cell, before) != address_of(record.function, record.cell, changed)
+        reached = address_of(today(record), record.cell, before) != address_of(today(record), record.cell, changed)
         assert reached == (name in named), f"{record.experiment} {record.key}: {named}"
 
 
@@ -87,6 +93,6 @@ def test_a_changed_constant_of_one_corruption_reaches_exactly_the_records_that_m
 
 def test_string_imports_and_assets_are_followed():
     package = Package(TODAY)
-    found = closure(package, "robustnb.benchmarks:time_corruption")
+    found = closure(package, "robustnb.benchmarks.corruptions:time_corruption")
     assert "severities.csv" in found.assets and not any("papers" in path for path in found.assets)
     assert {w.name for w in found.definitions} >= {"corrupt", "REGISTRY", "fog", "severity_table", "sample"} and "load" not in {w.name for w in found.definitions}

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from robustnb import records
-from robustnb.records import Record, Store, append_line, from_line, locked, read_lines, record_key, to_line
+from robustnb.lab import records
+from robustnb.lab.records import Record, Store, append_line, from_line, locked, read_lines, record_key, to_line
 
 
 def record(seed=0, **fields):
@@ -29,8 +29,8 @@ def python(code, *arguments):
 
 DIE_IN = """
     import os, signal, sys
-    from robustnb import records
-    from robustnb.records import Record, Store
+    from robustnb.lab import records
+    from robustnb.lab.records import Record, Store
     def die(*a): os.kill(os.getpid(), signal.SIGKILL)
     store, where = Store(sys.argv[1]), sys.argv[2]
     store.append(Record("demo", {"seed": 0}, {"accuracy": 0.0}, "smoke"))
@@ -71,7 +71,7 @@ def test_a_tail_longer_than_a_block_is_found(tmp_path):
 def test_many_processes_append_at_once(tmp_path):
     code = """
         import sys
-        from robustnb.records import Record, Store
+        from robustnb.lab.records import Record, Store
         for i in range(25): Store(sys.argv[1]).append(Record("demo", {"seed": i, "writer": int(sys.argv[2])}, {}, "smoke"))
     """
     crowd = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(tmp_path), str(n)]) for n in range(4)]
@@ -118,7 +118,7 @@ def test_a_failing_artefact_write_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_records_do_not_load_torch_or_pandas(tmp_path):
-    code = "import sys; from robustnb.records import Store, check; Store(sys.argv[1]).records(); check(sys.argv[1]); print({'torch', 'pandas'} & set(sys.modules))"
+    code = "import sys; from robustnb.lab.records import Store, check; Store(sys.argv[1]).records(); check(sys.argv[1]); print({'torch', 'pandas'} & set(sys.modules))"
     assert python(code, tmp_path).stdout == "set()\n"
 
 
@@ -180,10 +180,11 @@ def test_promotion_stops_at_20_MB(tmp_path, monkeypatch):
 
 
 def test_committed_records_stand_in_the_profile_that_their_cells_are_of():
-    from robustnb.experiments import EXPERIMENTS, find_experiment
+    from robustnb.lab.registry import experiments
+    from robustnb.lab.registry import find_experiment
 
     cells = {}  # (experiment, profile) -> keys
-    for described in map(find_experiment, ("eriep", "eriep-depths", "eriep-attention", "pretraining", *(n for n in EXPERIMENTS if n.startswith("dem-hec") and n not in ("dem-hec-large", "dem-hec-invariants")))):
+    for described in map(find_experiment, ("eriep", "eriep-depths", "eriep-attention", "pretraining", *(n for n in experiments() if n.startswith("dem-hec") and n not in ("dem-hec-large", "dem-hec-invariants")))):
         for profile in ("quick", "reduced"):
             cells.setdefault((described.experiment, profile), set()).update(record_key(described.experiment, cell) for cell in described.cells(profile))
     assert not any(cells[name, "quick"] & cells[name, "reduced"] for name, _ in cells)

@@ -15,7 +15,7 @@ from torch import nn
 import robustnb
 from robustnb import attacks
 from robustnb.corruptions import REGISTRY, corrupt
-from robustnb.data import sample
+from robustnb.images import sample
 from robustnb.models import MODELS, create
 from robustnb.operations import OPERATIONS
 from robustnb.training import Objective, Recipe, fit

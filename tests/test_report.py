@@ -9,11 +9,14 @@ import pytest
 
 matplotlib.use("Agg")
 
-from robustnb import report
-from robustnb.claims import StudyFacts, paper_table, study_tables, verdicts
-from robustnb.records import Record, Store, encode
+from robustnb import resampling
+from robustnb.lab import report as lab_report
+from robustnb.papers.study import report
+from robustnb.lab.verdicts import paper_table, verdicts
+from robustnb.papers.study.claims import StudyFacts, study_tables
+from robustnb.lab.records import Record, Store, encode
 from robustnb.statistics import coefficients, holm, spearman
-from robustnb.study import GRIDS, study_cells
+from robustnb.papers.study.protocol import GRIDS, study_cells
 
 
 class Parsed(html.parser.HTMLParser):
@@ -124,9 +127,9 @@ def test_a_difference_in_words_never_passes_noise_for_an_effect(tmp_path):
         cell = dict(net="lenet5", factor="gaussian" if level else "clean", level=level, seed=0, mode="add")
         store.append(Record("study", cell, dict(train=0.99), "quick"), {"counts.npz": encode("counts.npz", {k: v.astype(np.uint8) for k, v in counts.items()})})
     world = worlds_of(store)["fixed"]
-    assert "no difference that we can tell" in report.told(report.change(world, "lenet", "gaussian", "test", 2.0))
+    assert "no difference that we can tell" in lab_report.told(report.change(world, "lenet", "gaussian", "test", 2.0))
     found = report.change(world, "lenet", "gaussian", "c", 12.0)
-    assert found.value == pytest.approx(0.48) and report.told(found).startswith("gains 0.480")
+    assert found.value == pytest.approx(0.48) and lab_report.told(found).startswith("gains 0.480")
     assert report.best_level(world, "lenet", "gaussian", "c") == (12.0, [12.0]) and len(report.best_level(world, "lenet", "gaussian", "test")[1]) > 3
     back = report.change(world, "lenet", "gaussian", "c", 0.0, 12.0)
     assert back.value == -found.value and back.low == pytest.approx(-found.high)
@@ -135,12 +138,12 @@ def test_a_difference_in_words_never_passes_noise_for_an_effect(tmp_path):
 def test_nothing_measured_says_so(tmp_path):
     worlds = worlds_of(store_of(tmp_path))
     for empty in (report.correlation_table(worlds, "fgsm"), report.multiple_table(worlds, "four")): assert "Not run" in empty.data
-    assert "Not run" in report.banner([], "full").data and "No records" in report.provenance_line([]).data
+    assert "Not run" in lab_report.banner([], "full").data and "No records" in lab_report.provenance_line([]).data
 
 
 def test_a_reduced_run_says_so_in_words():
     made = [Record("study", dict(seed=seed), {}, "quick", seconds=30, time=f"2026-02-0{seed + 1}T00:00:00.000Z", device=dict(cpu="some <processor>")) for seed in range(3)]
-    texts = {profile: report.banner(made, profile).data for profile in ("smoke", "quick", "full")}
+    texts = {profile: lab_report.banner(made, profile).data for profile in ("smoke", "quick", "full")}
     assert "Quick" in texts["quick"] and "Smoke" in texts["smoke"] and "Reduced" not in texts["full"]
     assert "3 models" in texts["quick"] and "3 seeds" in texts["quick"] and "2026-02-01 to 2026-02-03" in texts["quick"]
     for text in texts.values(): Parsed(text)
@@ -148,20 +151,20 @@ def test_a_reduced_run_says_so_in_words():
 
 def test_verdicts_are_words_and_claims_are_escaped(tmp_path):
     found = verdicts("study", store_of(tmp_path), finding="F1", resamples=20)
-    parsed = Parsed(report.verdict_table(found).data)
+    parsed = Parsed(lab_report.verdict_table(found).data)
     assert len(parsed.rows) - 1 == found.id.nunique() and set(map(len, parsed.rows)) == {5}
-    words = {word for cell in parsed.column("ours") for word in report.COLOURS if cell.startswith(word)}
+    words = {word for cell in parsed.column("ours") for word in lab_report.COLOURS if cell.startswith(word)}
     assert "not run" in words and len(words) > 1
     row = dict(id="X", claim="<script>alert(1)</script>", in_print="", reading="fixed", verdict="holds", share=1.0, n_seeds=3, provisional=False)
-    assert "<script>" not in report.verdict_table(pd.DataFrame([row])).data
+    assert "<script>" not in lab_report.verdict_table(pd.DataFrame([row])).data
 
 
 def test_beside_keeps_what_was_not_run_and_refuses_what_the_paper_has_not():
-    frame = report.beside({"a": "80.0", "b": "70.00"}, {"a": report.Estimate(81.5, 81.0, 82.0, 3)})
+    frame = lab_report.beside({"a": "80.0", "b": "70.00"}, {"a": resampling.Estimate(81.5, 81.0, 82.0, 3)})
     assert frame.difference.tolist()[0] == 1.5 and frame.verdict.tolist() == ["", "not run"]
-    parsed = Parsed(report.beside_table(frame, "In percent").data)
+    parsed = Parsed(lab_report.beside_table(frame, "In percent").data)
     assert parsed.column("paper") == ["80.0", "70.00"] and parsed.column("difference") == ["+1.500", ""] and parsed.column("ours")[1] == ""
-    with pytest.raises(ValueError, match="known: a, b"): report.beside({"a": 1, "b": 2}, {"zzz": report.Estimate(1, 1, 1, 1)})
+    with pytest.raises(ValueError, match="known: a, b"): lab_report.beside({"a": 1, "b": 2}, {"zzz": resampling.Estimate(1, 1, 1, 1)})
 
 
 def test_the_figure_shows_ours_and_the_papers_mean(tmp_path):

@@ -11,10 +11,11 @@ from torch import nn
 from robustnb import scorecard
 from robustnb.attacks import fgsm
 from robustnb.corruptions import CORRUPTIONS, EXTRA, Corrupt, corrupt
-from robustnb.data import ImageSet, sample
+from robustnb.images import ImageSet, sample
 from robustnb.metrics import calibration_error
 from robustnb.models import create
-from robustnb.robustness import Answers, benchmark_for, difference, evaluate, fgsm_levels, summarise
+from robustnb.levels import fgsm_levels
+from robustnb.robustness import Answers, benchmark_for, difference, evaluate, summarise
 from robustnb.scorecard import ModelError, open_images, open_model, report_folder
 from robustnb.statistics import bootstrap_ci
 from robustnb.training import Recipe, accuracy, fit, predict

@@ -10,8 +10,8 @@ import pytest
 from filelock import FileLock
 
 import robustnb
-from robustnb.records import SOURCES, Store
-from robustnb.reproduce import Kernel, NotebookError, Outcome, failed_copy, reproduce
+from robustnb.lab.records import SOURCES, Store
+from robustnb.lab.reproduce import Kernel, NotebookError, Outcome, failed_copy, reproduce
 from test_experiments import gone, lines
 
 MODULE = """
@@ -37,8 +37,8 @@ GRID = """
 import os
 from pathlib import Path
 from made_grid import Cell, note, work
-from robustnb.experiments import run_cells
-from robustnb.records import open_store
+from robustnb.lab.experiments import run_cells
+from robustnb.lab.records import open_store
 note("pids", os.getpid())
 pid = os.getppid()  # the runner is among our ancestors: between us and it stands the process that forks kernels
 while b"--profile" not in Path(f"/proc/{pid}/cmdline").read_bytes(): pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -54,7 +54,10 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / "settings.ini").touch()
     (tmp_path / "made_grid.py").write_text(MODULE)
     (tmp_path / "robustnb").mkdir()  # kernels import this copy: whoever edits the package meanwhile changes no hash here
-    for name, source in SOURCES.items(): (tmp_path / f"robustnb/{name}.py").write_text(source)
+    for name, source in SOURCES.items():
+        file = tmp_path / f"robustnb/{name.replace('.', '/')}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source)
     (tmp_path / "robustnb/assets").symlink_to(Path(robustnb.__file__).parent / "assets")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ROBUSTNB_ROOT", str(tmp_path))
@@ -92,7 +95,7 @@ def test_a_stopped_runner_leaves_nothing_behind_and_goes_on(checkout, sent, stat
     assert again.returncode == 0 and "demo/grid: done" in again.stdout, again.stdout + again.stderr
     assert set(map(int, lines(root / "started"))) == set(range(6)) - kept  # only the cells that were missing
     made = nbformat.read(root / ".robustnb/runs/smoke/papers/demo/grid.ipynb", as_version=4)
-    assert made.cells[-1].outputs[-1].data["text/plain"] == "[0, 2, 4, 6, 8, 10]" and made.metadata.robustnb.experiments == ["grid"]
+    assert made.cells[-1].outputs[-1].data["text/plain"] == "[0, 2, 4, 6, 8, 10]" and made.metadata.robustnb.lab.experiments == ["grid"]
     (record, *_) = Store(root / ".robustnb/records").records("grid")
     assert record.notebook == "nbs/papers/demo/grid.ipynb" and record.notebook_hash == made.metadata.robustnb.source
     assert sorted(p.name for p in (root / ".robustnb/runs/smoke/papers/demo").iterdir()) == ["grid.ipynb"]
@@ -144,7 +147,7 @@ def test_stopping_before_the_kernel_is_there():
 
 
 def test_lines_and_bars(monkeypatch, capsys):
-    from robustnb.reproduce import Display
+    from robustnb.lab.reproduce import Display
 
     outcome = Outcome("a/b", "failed", 3.0, Path("x.failed.ipynb"), "In [2]: ValueError: [bold]no[/bold]")
     state = dict(experiment="grid", done=3, total=7, failed=1, eta=200.0)

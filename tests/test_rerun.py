@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import pytest
 
 from robustnb import rerun
-from robustnb.records import Record, Store
+from robustnb.lab.records import Record, Store
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from robustnb import site
+from robustnb.lab import site
 
 ROOT = Path(__file__).resolve().parent.parent
 

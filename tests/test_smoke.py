@@ -5,7 +5,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from robustnb.reproduce import notebooks, reproduce
+from robustnb.lab.reproduce import notebooks, reproduce
 
 
 def group(names, folder):

@@ -11,10 +11,9 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from robustnb.statistics import (
-    attainable, bootstrap_ci, expected_R, hedges_g, holm, multiple_correlation, p_of_R, p_of_r, pearson, permutation_p,
-    resample_weights, spearman, strength, theil_sen,
-)
+from robustnb.resampling import resample_weights
+from robustnb.statistics import (attainable, bootstrap_ci, expected_R, hedges_g, holm, multiple_correlation, p_of_R,
+                                 p_of_r, pearson, permutation_p, spearman, strength, theil_sen)
 
 series = arrays(np.float64, st.integers(4, 12), elements=st.integers(0, 20).map(float))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from robustnb.data import ImageSet, sample
+from robustnb.images import ImageSet, sample
 from robustnb.layers import Classifier, Dropout, freeze, mode
 from robustnb.models import create
 from robustnb.training import (CrossEntropy, Diverged, Loss, Objective, Recipe, accuracy, crop_flip, derive_seed, fit,

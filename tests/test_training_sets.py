@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustnb.data import ImageSet, sample
+from robustnb.images import ImageSet, sample
 from robustnb.training_sets import add_both, add_perturbed, choose, four_factor, imbalance, mislabel, orthogonal_array
 
 COUNTS = torch.tensor([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949])  # study, section 2.1

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustnb import uncertainty as u
-from robustnb.data import sample
+from robustnb.images import sample
 from robustnb.layers import Classifier, Dropout, seeded
 from robustnb.robustness import evaluate
 from robustnb.training import predict

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from robustnb.data import sample
+from robustnb.images import sample
 
 EPS, STEP, STEPS, EPS_L2, STEP_L2 = 0.1, 0.03, 7, 2.0, 0.5
 
