@@ -54,7 +54,7 @@ test: setup  ## export in sync, notebooks clean, nbdev_test, pytest, layers, pap
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/check.py
 
 lock: $(filter .tools/%,$(UV))  ## pin the dependencies of pyproject.toml anew, with hashes
-	$(UV_ENV) $(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	$(UV_ENV) $(UV) pip compile pyproject.toml --extra lab --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
 
 clean:  ## remove what can be made again: environment, tools, site, runs (records in .robustnb/records stay)

@@ -19,6 +19,7 @@ from .basics import progress
 from .metrics import BINS, brier, check_probabilities, ece, nll, reliability
 from .resampling import interval, resample_weights
 from .uncertainty import accuracy_at, risk_coverage
+from .resampling import proportion_interval
 
 # %% ../nbs/50b_calibration.ipynb #91db4d10
 def in_bins(
@@ -72,13 +73,12 @@ def reliability_picture(
 ):  # the axes
     "Accuracy of each bin with its interval, over mean confidence; bars: share of answers."
     import matplotlib.pyplot as plt
-    from statsmodels.stats.proportion import proportion_confint
 
     ax = ax or plt.subplots(figsize=(3.4, 3.2), layout="constrained")[1]
     probs, y = check_probabilities(probs, y)
     sure, guess = probs.max(1)
     table = reliability(sure.clamp(max=1), guess == y, bins)
-    low, high = proportion_confint((table.accuracy * table.n).round(), table.n, method="beta")
+    low, high = proportion_interval(table.accuracy * table.n, table.n, method="exact")
     ax.bar(table.low, table.n / table.n.sum(), 1 / bins, align="edge", color="0.85", label="share of answers")
     ax.plot([0, 1], [0, 1], color="0.5", linewidth=1)
     off = np.clip([table.accuracy - low, high - table.accuracy], 0, None)
@@ -115,11 +115,9 @@ def set_coverage(
     level: float = 0.95,  # coverage of the interval
 ) -> dict[str, float]:  # coverage, low, high, size (mean), empty (share), n
     "How often the label is in its set, and how large the sets are."
-    from statsmodels.stats.proportion import proportion_confint
-
     y = torch.as_tensor(y)
     hit = sets.gather(1, y[:, None])[:, 0]
-    low, high = proportion_confint(int(hit.sum()), len(y), 1 - level, method="beta")
+    (low,), (high,) = proportion_interval(int(hit.sum()), len(y), level, "exact")
     sizes = sets.sum(1).double()
     return dict(coverage=hit.double().mean().item(), low=float(low), high=float(high), size=sizes.mean().item(),
                 empty=(sizes == 0).double().mean().item(), n=len(y))

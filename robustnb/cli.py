@@ -20,9 +20,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from rich.console import Console
-from rich.table import Table
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ModuleNotFoundError as error: raise SystemExit(f"the command line needs {error.name}: pip install 'robustnb[lab]'") from None
 
 from .lab.experiments import CellsFailed, environment, run_experiment, usable_cores
 from .lab.registry import ChoiceError, check_choice

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import pandas as pd
 import torch
-from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 
 from .attacks import borrowed, loss_sign
@@ -19,6 +18,7 @@ from .basics import progress
 from .images import ImageSet
 from .metrics import check_logits
 from .perturbations import at_distance, normal_direction, reach
+from .resampling import proportion_interval
 
 # %% ../nbs/50a_levels.ipynb #c0cd341f
 LEVELS = tuple(0.5 * i for i in range(1, 25))
@@ -61,7 +61,7 @@ def curve(
 ) -> pd.DataFrame:  # columns level, accuracy, low, high, n
     "Accuracy at each level with its Wilson interval over images."
     right, n = correct.sum(1).numpy(), correct.shape[1]
-    low, high = proportion_confint(right, n, alpha=1 - confidence, method="wilson")
+    low, high = proportion_interval(right, n, confidence)
     return pd.DataFrame(dict(level=levels, accuracy=right / n, low=low, high=high, n=n))
 
 # %% ../nbs/50a_levels.ipynb #c22cee27
