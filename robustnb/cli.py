@@ -74,7 +74,8 @@ def list_notebooks(records: Records = None) -> None:
     known = store.experiments()
     table = Table("name", "title", "executed", "records", "parameters", box=None, padding=(0, 2, 0, 0))
     for n in found:
-        shown = fullest(n, store) if not n.error and any(store.records(name) for name in quoted_experiments(n, known)) else "-"
+        profiles = {r.profile for name in quoted_experiments(n, known) for r in store.records(name)} if not n.error else set()
+        shown = fullest(n, store) if profiles - {PROFILES[0]} else PROFILES[0] if profiles else "-"
         table.add_row(n.name, n.title, *([executed_profile(n, runs) or "-", shown,
                                           ", ".join(f"{k}={v!r}" for k, v in n.parameters.items() if k not in ("profile", "records", "workers"))]
                                          if not n.error else ["[red]broken[/]", "", n.error.partition(": ")[2].replace("[", r"\[")]))
