@@ -97,20 +97,18 @@ def compare(
     return Compared(said, sorted(now.keys() - then.keys()), max(sizes, default=0.0))
 
 # %% ../../nbs/lab/02_canaries.ipynb #1abeebbb
-def in_lab(name: str) -> Any:
-    "A module of the lab; packages older than the lab have it beside the others."
-    try: return importlib.import_module(f"robustnb.lab.{name}")
-    except ModuleNotFoundError: return importlib.import_module(f"robustnb.{name}")
+def in_lab(name: str, top: str) -> Any:  # top: the package's folder, with "/" at the end
+    "A module of the lab; packages older than the lab have it beside the others. An installed package may offer what this one lacks."
+    return importlib.import_module(f"robustnb.lab.{name}" if Path(f"{top}lab/{name}.py").is_file() else f"robustnb.{name}")
 
 
 def cell_function(name: str, top: str) -> Callable:  # name: module:name; top: the package's folder, with "/" at the end
     "A function by its name, or by where the one function of its name stands in this package."
     module, _, function = name.partition(":")
-    try: return getattr(importlib.import_module(module), function)
-    except (ModuleNotFoundError, AttributeError):
-        places = [p for p in Path(top).rglob("*.py") if f"\ndef {function}(" in p.read_text(encoding="utf-8")]
-        if len(places) != 1: raise
-        return getattr(importlib.import_module(".".join(("robustnb", *places[0].relative_to(top).with_suffix("").parts))), function)
+    named = Path(top, *module.split(".")[1:]).with_suffix(".py")
+    places = [named] if named.is_file() else [p for p in Path(top).rglob("*.py") if f"\ndef {function}(" in p.read_text(encoding="utf-8")]
+    if len(places) != 1: raise ImportError(f"{name} is not in {top}, and {len(places)} functions there have its name")
+    return getattr(importlib.import_module(".".join(("robustnb", *places[0].relative_to(top).with_suffix("").parts))), function)
 
 
 def serve(asked: dict) -> dict:  # cells: leaves of each; kept: leaves of the files of weights; ran: module, name and line
@@ -121,7 +119,7 @@ def serve(asked: dict) -> dict:  # cells: leaves of each; kept: leaves of the fi
     if asked["trace"]:
         threading.setprofile(watch)
         sys.setprofile(watch)
-    lib, records, cache, cells = in_lab("experiments"), in_lab("records"), Path(asked["cache"]), []
+    lib, records, cache, cells = in_lab("experiments", top), in_lab("records", top), Path(asked["cache"]), []
     if not lib.__file__.startswith(top): raise ImportError(f"{lib.__file__} was imported, not the package in {top}")
     for experiment, name, settings in asked["canaries"]:
         function = cell_function(name, top)
