@@ -32,8 +32,8 @@ from .study import StudyCell, run_study_cell
 # %% ../nbs/63f_rerun.ipynb #5e5e0005
 SEEDS = (0, 1, 2)  # of the committed records; the first is rerun
 STUDY = StudyCell(data="mnist/5000", per_class=160, epochs=4, min_epochs=4, batch=64, eval_levels=(4.0, 8.0))
-ERIEP = EriepCell("thin4", train_images=5_000, epochs=4, batch=64, search_images=500, search_epochs=2, images=1_000, sigmas=(0.2, 0.4))
-CLEAN = PretrainCell("thin_resnet", train_images=5_000, epochs=5, batch=64, warmup=0.5)
+ERIEP = EriepCell("thin4", train_images=2_000, epochs=3, batch=64, search_images=400, search_epochs=1, images=500, sigmas=(0.2,))
+CLEAN = PretrainCell("resnet20", train_images=5_000, epochs=3, batch=64, warmup=0.5)
 DEM_HEC = DemHecCell(CLEAN, train_images=2_000, epochs=1, batch=64, lr=0.01, warmup=0.2, images=500, corruptions=SEVEN, severities=(1, 3, 5), entropies=0)
 
 
