@@ -41,7 +41,7 @@ from robustnb.lab.experiments import run_cells
 from robustnb.lab.records import open_store
 note("pids", os.getpid())
 pid = os.getppid()  # the runner is among our ancestors: between us and it stands the process that forks kernels
-while b"--profile" not in Path(f"/proc/{pid}/cmdline").read_bytes(): pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+while pid > 1 and b"--profile" not in Path(f"/proc/{pid}/cmdline").read_bytes(): pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 Path("runner").write_text(str(pid))
 table = run_cells("grid", [Cell(seed) for seed in range(6)], work, open_store(records), profile, workers=workers, cache=Path("cache"))
 list(table.twice)
@@ -95,7 +95,7 @@ def test_a_stopped_runner_leaves_nothing_behind_and_goes_on(checkout, sent, stat
     assert again.returncode == 0 and "demo/grid: done" in again.stdout, again.stdout + again.stderr
     assert set(map(int, lines(root / "started"))) == set(range(6)) - kept  # only the cells that were missing
     made = nbformat.read(root / ".robustnb/runs/smoke/papers/demo/grid.ipynb", as_version=4)
-    assert made.cells[-1].outputs[-1].data["text/plain"] == "[0, 2, 4, 6, 8, 10]" and made.metadata.robustnb.lab.experiments == ["grid"]
+    assert made.cells[-1].outputs[-1].data["text/plain"] == "[0, 2, 4, 6, 8, 10]" and made.metadata.robustnb.experiments == ["grid"]
     (record, *_) = Store(root / ".robustnb/records").records("grid")
     assert record.notebook == "nbs/papers/demo/grid.ipynb" and record.notebook_hash == made.metadata.robustnb.source
     assert sorted(p.name for p in (root / ".robustnb/runs/smoke/papers/demo").iterdir()) == ["grid.ipynb"]
