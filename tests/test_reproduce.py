@@ -58,7 +58,13 @@ def checkout(tmp_path, monkeypatch):
         file = tmp_path / f"robustnb/{name.replace('.', '/')}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(source)
-    (tmp_path / "robustnb/assets").symlink_to(Path(robustnb.__file__).parent / "assets")
+    package = Path(robustnb.__file__).parent
+    (tmp_path / "robustnb/assets").mkdir()
+    for asset in (package / "assets").iterdir(): (tmp_path / "robustnb/assets" / asset.name).symlink_to(asset)
+    for table in package.glob("papers/**/*.csv"):
+        file = tmp_path / "robustnb" / table.relative_to(package)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(table.read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ROBUSTNB_ROOT", str(tmp_path))
     def page(name, code, parameters='profile = "smoke"\nrecords = ""\nworkers = 1'):
