@@ -6,8 +6,7 @@
 __all__ = ['ONE_THREAD', 'EXECUTORS', 'describe', 'check_cells', 'checkpoint_code', 'Place', 'Context', 'Job', 'Plan', 'finished',
            'attempt', 'outcome', 'die_with_parent', 'environment', 'work', 'Worker', 'hire', 'listen', 'dismiss',
            'in_pool', 'in_process', 'on_ray', 'Tracker', 'fingerprint', 'usable', 'missing', 'CellsFailed',
-           'check_importable', 'usable_cores', 'default_cache', 'runner', 'computing', 'leave_out', 'run_cells',
-           'run_experiment']
+           'check_importable', 'default_cache', 'runner', 'computing', 'leave_out', 'run_cells', 'run_experiment']
 
 # %% ../../nbs/lab/10_experiments.ipynb #de5836ce
 import contextlib
@@ -32,6 +31,7 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
+from ..basics import usable_cores
 from .provenance import address_of
 from .records import (PROFILES, Record, RecordError, Store, artefact_bytes, chain, code_hash, encode,
                                   frame, notes, provenance, record_key, stale as made_by_other_code, write_whole)
@@ -389,14 +389,6 @@ def check_importable(function: Callable, cells: list) -> None:
         main = sys.modules["__main__"] if thing.__module__ == "__main__" else None
         if "<" in thing.__qualname__ or main and not getattr(main, "__file__", None):
             raise ValueError(f"{thing.__qualname__} is defined in a notebook or inside a function; {hint}")
-
-# %% ../../nbs/lab/10_experiments.ipynb #22ee4edb
-def usable_cores() -> int:  # at least 1
-    "Cores that this process may use: affinity, and a container's quota of processor time."
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try: quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError): return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 # %% ../../nbs/lab/10_experiments.ipynb #e09ac95f
 EXECUTORS = ("local", "ray")

@@ -34,7 +34,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .experiments import usable_cores
+from ..basics import usable_cores
 from .registry import check_choice
 from ..basics import machine
 from .provenance import digest
