@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'SEVEN', 'FAMILY', 'benchmark_for', 'corrupted', 'answer', 'Answers', 'Folder', 'conditions', 'ask',
-           'image_counts', 'means', 'Resamples', 'tabulate', 'evaluate', 'mean_errors', 'check_baseline',
+           'measure', 'image_counts', 'means', 'Resamples', 'tabulate', 'evaluate', 'mean_errors', 'check_baseline',
            'baseline_errors', 'relative', 'summarise', 'difference', 'heatmap', 'family_curves']
 
 # %% ../nbs/51_robustness.ipynb #fecdff19
@@ -28,6 +28,8 @@ from .basics import atomic_write, nearest, progress
 from .images import ImageSet
 from .levels import LEVELS, correct_at_levels, curve, fgsm_levels, gaussian_levels
 from .metrics import BINS, check_logits, corruption_errors, guesses, published_errors
+from .sources import as_source
+from .streaming import Journal, Settings, answer_blocks
 from .resampling import interval, resample_counts
 
 # %% ../nbs/51_robustness.ipynb #950efeab
@@ -163,6 +165,32 @@ def ask(
     table = torch.stack(tables)
     return Answers(rows, table[:, 0] > 0.5, table[:, 1].half(), benchmark)
 
+# %% ../nbs/51_robustness.ipynb #f309da33
+def measure(
+    model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
+    images,  # ImageSet, Dataset, DataLoader, folder, tar files ...: what `as_source` takes
+    corruptions: Sequence[str] = CORRUPTIONS,  # names
+    severities: Sequence[int] = (1, 2, 3, 4, 5),
+    benchmark: str | None = None,  # whose constants; None: by the size of the images
+    cache: MutableMapping[str, Tensor] | str | Path | None = None,  # a folder, or condition -> answers, to go on from; of this model and these images alone
+    positions: Sequence[int] | None = None,  # of some images in the source; None: all
+    **options,  # of `Settings`: seed, batch, dtype, device, workers, shard, corrupt_on, channels_last, show
+) -> Answers:
+    "Put a model through every corruption at every severity, block by block."
+    source = as_source(images)
+    if not len(source): raise ValueError(f"{source.name} holds no images")
+    settings = Settings(benchmark_for(source.head(1), benchmark), **options)
+    rows, kept, shard = conditions(corruptions, severities, settings.benchmark), cache if isinstance(cache, MutableMapping) else {}, settings.shard
+    journal = Journal(cache, shard) if isinstance(cache, (str, Path)) else None
+    n = len(source if positions is None else set(positions)) if shard == (0, 1) else -1  # mappings hold whole conditions
+    keys = {row: f"{settings.key(row)}-blocks" for row in rows}
+    todo = [row for row in rows if (t := kept.get(keys[row])) is None or t.shape != (2, n)]
+    found = dict(zip(todo, answer_blocks(model, source, todo, settings, positions, journal))) if todo else {}
+    if n >= 0: kept.update({keys[row]: answers.float() for row, answers in found.items()})
+    if n >= 0 and journal: journal.settle()
+    table = torch.stack([found[row] if row in found else kept[keys[row]].half() for row in rows])
+    return Answers(rows, table[:, 0] > 0.5, table[:, 1], settings.benchmark)
+
 # %% ../nbs/51_robustness.ipynb #fd77e036
 def image_counts(
     n: int,  # images
@@ -222,16 +250,16 @@ def tabulate(
 
 def evaluate(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
-    images: ImageSet,  # N images and their labels
+    images,  # an ImageSet, or what `as_source` takes: a Dataset, a DataLoader, a folder, tar files
     corruptions: Sequence[str] = CORRUPTIONS,  # names; the 15 of the benchmarks
     severities: Sequence[int] = (1, 2, 3, 4, 5),
     benchmark: str | None = None,  # cifar10-c | tiny-imagenet-c | imagenet-c; None: by the size of the images
     level: float = 0.95,  # coverage of the intervals
     resamples: int = 1000,
-    **options,  # of `ask`: seed, batch, dtype, device, cache, show
+    **options,  # of `measure`: cache, positions, seed, batch, dtype, device, workers, shard, corrupt_on, channels_last, show
 ) -> pd.DataFrame:  # columns corruption, severity, accuracy, low, high, n; benchmark, family, ece, ece_low, ece_high, confidence
     "Accuracy and calibration of a model under every corruption at every severity, and on the clean images."
-    return tabulate(ask(model, images, corruptions, severities, benchmark, **options), level, resamples)
+    return tabulate(measure(model, images, corruptions, severities, benchmark, **options), level, resamples)
 
 # %% ../nbs/51_robustness.ipynb #1fb8bcea
 def mean_errors(

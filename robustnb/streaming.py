@@ -239,9 +239,9 @@ class Settings:
         if self.corrupt_on not in ("cpu", "device"): raise ValueError(f"corrupt_on must be cpu or device, got {self.corrupt_on!r}")
         if self.batch < 1: raise ValueError(f"batch must be at least 1, got {self.batch}")
 
-    def key(self, row: tuple[str, int], device: torch.device) -> str:
+    def key(self, row: tuple[str, int]) -> str:
         "The name of a condition's answers."
-        return f"{self.benchmark}-{row[0]}-{row[1]}-{self.seed}" + (f"-{device.type}" if self.corrupt_on == "device" and row[0] != "clean" else "")
+        return f"{self.benchmark}-{row[0]}-{row[1]}-{self.seed}" + ("-device" if self.corrupt_on == "device" and row[0] != "clean" else "")
 
 
 def plan(
@@ -305,7 +305,7 @@ def answer_blocks(
     device = torch.device(settings.device or ("cpu" if weights is None else weights.device))
     blocks, found = plan(len(source), positions, settings.shard), kept.read() if kept else {}
     if not blocks: raise ValueError(f"{source.name} holds no images" + (f" for shard {settings.shard[0]} of {settings.shard[1]}" if len(source) else ""))
-    keys = {row: settings.key(row, device) for row in rows}
+    keys = {row: settings.key(row) for row in rows}
     there = lambda b, row: (t := found.get(b, {}).get(keys[row])) is not None and t.shape == (2, len(blocks[b]))
     jobs = [Job(b, places, todo) for b, places in blocks.items() if (todo := tuple(row for row in rows if not there(b, row)))]
     todo, total = sum(len(j.positions) * len(j.rows) for j in jobs), sum(map(len, blocks.values())) * len(rows)
