@@ -29,7 +29,7 @@ except ModuleNotFoundError as error: raise SystemExit(f"the command line needs {
 from .lab.experiments import CellsFailed, environment, run_experiment, usable_cores
 from .lab.registry import ChoiceError, check_choice
 from .lab.records import (PROFILES, RecordError, Store, check, declare, open_store, promote, repository,
-                                  state, verify)
+                                  replayed, state, verify)
 from .lab.reproduce import (RENDERED, Notebook, NotebookError, Outcome, fullest, notebooks, parse_setting,
                                     render, reproduce)
 from .lab.registry import experiments, papers
@@ -192,12 +192,22 @@ def check_records(
 
 # %% ../nbs/66_cli.ipynb #38252636
 @records_app.command("verify")
-def verify_records() -> None:
-    "Compute the address of every committed record again, from git, and compare."
-    found = verify((repository() or Path.cwd()) / "results")
-    for key in found["differs"]: out.print(f"differs: {key}")
-    out.print(", ".join(f"{len(keys)} {word}" for word, keys in found.items()))
-    if found["differs"]: raise typer.Exit(1)
+def verify_records(
+    since: Annotated[str | None, typer.Option(
+        help="Of attested.jsonl, look only at lines that this revision lacks [default: all]", show_default=False)] = None,
+    run: Annotated[bool, typer.Option("--run", help="Run the canaries of these lines again")] = False,
+) -> None:
+    "Compute the addresses of committed records and of attestations again, from git, and compare."
+    from robustnb.lab.canaries import added_notes, faults
+
+    root = repository() or Path.cwd()
+    found, lines, wrong = verify(root / "results"), added_notes(root, since), []
+    for note in lines:
+        try: wrong += [f"{note['experiment']}, {note['time']}: {text}" for text in faults(note, root / "results", root, run)]
+        except LookupError as error: wrong.append(f"{note['experiment']}, {note['time']}: {error}")
+    for text in [*(f"differs: {key}" for key in found["differs"]), *wrong]: out.print(text, markup=False)
+    out.print(", ".join(f"{len(keys)} {word}" for word, keys in found.items()) + f"; {len(lines)} attestations, {len(wrong)} faults")
+    if found["differs"] or wrong: raise typer.Exit(1)
 
 # %% ../nbs/66_cli.ipynb #2de097b0
 def tell(verdict) -> None:
@@ -250,7 +260,7 @@ def replay_records(
     root = repository() or Path.cwd()
     check_choice(experiment, tuple(Store(root / "results").experiments()), "experiment")
     for note in replay(experiment, cells, root / "results", root / into, show=True):
-        out.print(f"{experiment}: {note['cells']} of {note['of']} cells equal, largest difference {note['largest']:.3g}, at most {note['answers']:.2%} of kept answers differ")
+        out.print(f"{experiment}: {replayed(note)}, largest difference {note['largest']:.3g}, at most {note['answers']:.2%} of kept answers differ")
 
 # %% ../nbs/66_cli.ipynb #b7024954
 @app.command("claims")

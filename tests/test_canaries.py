@@ -1,6 +1,7 @@
 """Attestations on a toy package: what is compared, what is refused, what is written."""
 import json
 import math
+import subprocess
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -167,5 +168,83 @@ def test_replay_counts_equal_cells_and_the_largest_difference(monkeypatch, tmp_p
         return Record("baseline", job.cell, {"test": 0.5}, plan.profile, key=job.key, address="a", commit="c"), {}
     monkeypatch.setattr(canaries, "attempt", again)
     note, = canaries.replay("baseline", 2, store.path, tmp_path / "new", cache=tmp_path)
-    assert (note["cells"], note["of"]) == (1, 2) and note["largest"] == pytest.approx(0.01) and note["address"] == "a"
+    assert (note["cells"], note["within"], note["of"]) == (1, 1, 2) and note["largest"] == pytest.approx(0.01) and note["address"] == "a"
     assert records.notes("replayed", store.path) == [note] and len(Store(tmp_path / "new").records("baseline")) == 2
+
+
+@pytest.mark.parametrize("second, word, text", [
+    (0.50, "replayed", "2 of 2 cells equal"),
+    (0.52, "replayed", "1 of 2 cells equal, 1 within the sampling error, largest difference 0.02"),
+    (0.60, "replayed: differs", "1 of 2 cells equal, largest difference 0.1")])
+def test_a_replay_vouches_only_within_the_sampling_error(monkeypatch, tmp_path, second, word, text):
+    # 400 images at 0.5: a standard error of 0.025
+    from robustnb.papers.dem_hec.baseline import BaselineCell, run_baseline_cell
+
+    function = f"{run_baseline_cell.__module__}:{run_baseline_cell.__name__}"
+    made = [Record("baseline", replace(BaselineCell(), seed=s), {"test": 0.5, "n_test": 400}, "quick", function=function,
+                   seconds=s + 1, address="then") for s in range(2)]
+    store = Store(tmp_path / "results")
+    for r in made: store.append(r)
+    def again(job, plan, write):
+        test = second if job.cell.seed else 0.5
+        return Record("baseline", job.cell, {"test": test, "n_test": 400}, plan.profile, key=job.key, address="now", commit="c"), {}
+    monkeypatch.setattr(canaries, "attempt", again)
+    note, = canaries.replay("baseline", 2, store.path, tmp_path / "new", cache=tmp_path)
+    monkeypatch.setattr(records, "notes", lambda kind: [note] if kind == "replayed" else [])
+    monkeypatch.setattr(records, "addresses_today", lambda *_: {"now"})
+    found = records.state(made[0])
+    assert found == (word, text) and records.stale(made[0]) == (word != "replayed")
+
+
+def test_a_refused_attestation_says_why_records_stay_stale(bakery, monkeypatch, tmp_path):
+    unmet, (then, today) = question_about(bakery, monkeypatch, ("x * 3", "3 * x"), [FLAT])
+    monkeypatch.setattr(canaries, "groups", lambda *_: {("f", "c"): []})
+    monkeypatch.setattr(canaries, "git_state", lambda _: ("c", False))
+    monkeypatch.setattr(canaries, "question", lambda *_: unmet)
+    canaries.attest("toy", tmp_path)
+    note, = records.notes("refused", tmp_path)
+    assert note["addresses"] == [then] and note["why"] == "no canary ran toy.rise"
+    monkeypatch.setattr(records, "notes", lambda kind: [note] if kind == "refused" else [])
+    record = Record("toy", {"x": 1.0}, {"size": 1.1}, "quick", function="robustnb.toy:bake", address=then)
+    assert str(records.state(record)) == "stale (no canary ran toy.rise)"
+
+
+@pytest.fixture(scope="module")
+def line():
+    notes = records.notes("attested")
+    return min((n for n in notes if not n["because"]), key=lambda n: n["canaries"])
+
+
+def test_an_attestation_is_checked_against_git(line):
+    root = records.repository()
+    try: assert canaries.faults(line, root / "results", root) == []
+    except LookupError as error: pytest.skip(f"not in this clone: {error}")
+    (then, now), *rest = line["same"]
+    moved = line | dict(same=[["0" * 16, now], *rest])
+    assert "no address" in canaries.faults(moved, root / "results", root)[0]
+    silent = line | dict(changed=line["changed"][1:])
+    assert canaries.faults(silent, root / "results", root) == [f"{line['changed'][0]} has changed and is not named"]
+    salted = line | dict(cells=[line["cells"][0] | dict(cell=line["cells"][0]["cell"] | dict(salt=1)), *line["cells"][1:]])
+    assert "salt" in canaries.faults(salted, root / "results", root)[0]
+    assert "canaries are named" in canaries.faults(line | dict(canaries=9), root / "results", root)[0]
+
+
+def test_lines_that_this_branch_adds_are_checked():
+    """The merge base is that with origin's main or with main; where this is main itself, every line is looked at."""
+    root = records.repository()
+    git = lambda *words: subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
+    bases = (git("merge-base", "HEAD", name) for name in ("origin/main", "main"))
+    base = next((b for b in bases if b and b != git("rev-parse", "HEAD")), None)
+    for note in canaries.added_notes(root, base):
+        try: assert canaries.faults(note, root / "results", root) == []
+        except LookupError as error: pytest.skip(f"not in this clone: {error}")
+
+
+def test_only_lines_that_a_revision_lacks_are_new(tmp_path):
+    git = lambda *words: subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True)
+    file = tmp_path / "results/attested.jsonl"
+    file.parent.mkdir()
+    file.write_text('{"n":1}\n')
+    git("init"), git("add", "."), git("commit", "-m", "first")
+    file.write_text('{"n":1}\n{"n":2}\n')
+    assert canaries.added_notes(tmp_path, "HEAD") == [{"n": 2}] and len(canaries.added_notes(tmp_path)) == 2

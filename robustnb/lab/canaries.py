@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['rebuild', 'cell_class', 'leaves', 'Compared', 'compare', 'in_lab', 'cell_function', 'serve', 'program', 'Canary',
            'CanaryError', 'run_under', 'unpack', 'Piece', 'pieces', 'repeated', 'changed', 'unseen', 'offered',
-           'canaries', 'Verdict', 'groups', 'scope', 'both', 'today_of', 'pairs_of', 'question', 'tries', 'attest',
-           'result_of', 'flips', 'replay']
+           'canaries', 'Verdict', 'groups', 'scope', 'both', 'today_of', 'pairs_of', 'question', 'tries', 'append_note',
+           'refusal', 'attest', 'sampling_error', 'within_error', 'result_of', 'flips', 'replay', 'added_notes',
+           'package_of_note', 'faults', 'unnamed', 'unsound_canaries']
 
 # %% ../../nbs/lab/02_canaries.ipynb #5d8a7582
 import ast
@@ -37,7 +38,7 @@ from .registry import experiments, find_experiment
 from .provenance import (Package, Where, address_of, choices_of, closure, digest, normal, package_at,
                                      package_today)
 from ..basics import machine, now, versions
-from .records import (PROFILES, Record, RecordError, Store, addresses_today, append_line, git_state,
+from .records import (PROFILES, Record, RecordError, Store, addresses_today, append_line, canonical, git_state,
                                   plain, repository, stale)
 
 # %% ../../nbs/lab/02_canaries.ipynb #6111c51d
@@ -346,6 +347,20 @@ def tries(function: str, left: Callable[[], list[Piece]], package: Package) -> I
         if any(Where(p.module, p.name.partition(".")[0]) in reach[other] for p in left()): yield offered(other)
 
 # %% ../../nbs/lab/02_canaries.ipynb #095c4b93
+def append_note(path: Path, note: dict) -> None:
+    "Append a line about records to a file beside them."
+    append_line(path, (json.dumps(note, separators=(",", ":")) + "\n").encode())
+
+
+def refusal(verdict: Verdict) -> dict:
+    "The line of refused.jsonl: pages tell with it why records stay stale."
+    why = [f"{len(verdict.differs)} numbers of canaries differ"] if verdict.differs else []
+    if not why: why = ["no canary ran " + ", ".join(verdict.unseen[:3]) + (" ..." if len(verdict.unseen) > 3 else "")]
+    return dict(experiment=verdict.experiment, function=verdict.function, why=why[0], differs=verdict.differs[:5],
+                unseen=verdict.unseen, addresses=sorted({then for then, _ in verdict.note["same"]}),
+                commits=verdict.note["commits"], time=verdict.note["time"])
+
+
 def attest(
     experiment: str,
     folder: str | Path,  # of records; new lines go to its attested.jsonl
@@ -360,10 +375,32 @@ def attest(
     verdicts = []
     for (function, _), records in progress(asked, f"attest {experiment}", len(asked)) if show else asked:
         verdicts.append(question(experiment, function, records, root))
-        if verdicts[-1].equal: append_line(Path(folder) / "attested.jsonl", (json.dumps(verdicts[-1].note, separators=(",", ":")) + "\n").encode())
+        kind, note = ("attested", verdicts[-1].note) if verdicts[-1].equal else ("refused", refusal(verdicts[-1]))
+        append_note(Path(folder) / f"{kind}.jsonl", note)
     return verdicts
 
 # %% ../../nbs/lab/02_canaries.ipynb #9bd19b89
+def sampling_error(
+    value: float,  # a share in [0,1], or another mean
+    n: int,  # images that were measured, >= 1
+) -> float:
+    "Standard error of a mean over images."
+    share = (n * value + 1) / (n + 2)
+    return math.sqrt(share * (1 - share) / n) if 0 <= value <= 1 else abs(value) / math.sqrt(n)
+
+
+def within_error(
+    then: dict[str, Any],  # leaves of a record's metrics
+    now: dict[str, Any],  # and of the same cell's, made again
+) -> bool:
+    "Is each number of a record what it was, or nearer than its sampling error?"
+    pairs = [(value, now.get(name)) for name, value in then.items() if value != now.get(name)]
+    if not pairs: return True
+    n = then.get("n_test")
+    both_floats = all(isinstance(v, float) for pair in pairs for v in pair)
+    return bool(n) and both_floats and all(abs(a - b) <= sampling_error(a, n) for a, b in pairs)
+
+
 def result_of(record: Record, store: Store) -> dict[str, Any]:
     "Leaves of a record: its metrics and, element by element, its artefacts' numbers."
     arrays = {name: store.artefact(record, name) for name in record.artefacts if name.endswith(".npz")}
@@ -404,8 +441,78 @@ def replay(
         made = new.append(*attempt(job, Plan(experiment, function, new, r.profile, r.data, 1, Path(cache or new.path / "cache")), write=False))
         result, turned = compare(result_of(r, store), result_of(made, new)), flips(r, store, made, new)
         numbers = compare(leaves(r.metrics), leaves(made.metrics))
-        note = notes.setdefault(made.address, dict(experiment=experiment, address=made.address, cells=0, of=0, largest=0.0, answers=0.0, keys=[], time=now(), commit=made.commit))
+        note = notes.setdefault(made.address, dict(experiment=experiment, address=made.address, cells=0, within=0, of=0, largest=0.0, answers=0.0, keys=[], time=now(), commit=made.commit))
         note.update(cells=note["cells"] + (not result.differs), of=note["of"] + 1, answers=max(note["answers"], turned), keys=[*note["keys"], r.key],
+                    within=note["within"] + within_error(leaves(r.metrics), leaves(made.metrics)),
                     largest=max(note["largest"], numbers.largest if math.isfinite(numbers.largest) else 1.0))
-    for note in notes.values(): append_line(Path(folder) / "replayed.jsonl", (json.dumps(note, separators=(",", ":")) + "\n").encode())
+    for note in notes.values(): append_note(Path(folder) / "replayed.jsonl", note)
     return list(notes.values())
+
+# %% ../../nbs/lab/02_canaries.ipynb #c5b83d57
+def added_notes(
+    root: Path,  # of the checkout
+    since: str | None = None,  # a revision; None: all lines
+) -> list[dict]:
+    "Lines of results/attested.jsonl that a revision does not have."
+    path = "results/attested.jsonl"
+    if not (root / path).is_file(): return []
+    there = subprocess.run(["git", "-C", str(root), "show", f"{since}:{path}"], capture_output=True) if since else None
+    known = set(there.stdout.splitlines()) if there and not there.returncode else set()
+    return [json.loads(line) for line in (root / path).read_bytes().splitlines() if line not in known]
+
+
+def package_of_note(note: dict, root: Path) -> Package:
+    "The code that a line calls today's: LookupError where git has neither its commit nor the one that added the line."
+    try: return package_at(note["commits"][1], root)
+    except LookupError: pass
+    words = ["log", "--reverse", "--format=%H", "-S", f'"time":"{note["time"]}"', "--", "results/attested.jsonl"]
+    found = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.split()
+    return package_at(found[0], root) if found else package_today()
+
+
+def faults(
+    note: dict,  # a line of attested.jsonl
+    folder: str | Path,  # of records
+    root: Path,  # of the checkout
+    run: bool = False,  # run the canaries again, too
+) -> list[str]:  # empty: nothing is wrong
+    "What is wrong with a line, as far as git can tell; LookupError where git lacks the records' commit."
+    if note["because"]: return []  # declared by hand, and shown as such
+    function, (old, new) = note["function"], (package_at(note["commits"][0], root), package_of_note(note, root))
+    records = [r for r in Store(folder).records(note["experiment"]) if r.function == function]
+    settings = {canonical(s): s for s in ({}, *(r.cell for r in records))}.values()
+    then = {address_of(function, s, old) for s in settings}
+    here = {a for s in settings for a in addresses_today(function, s, new)}
+    wrong = [f"{a} is no address of {function} in {note['commits'][0][:8]}" for a, _ in note["same"] if a not in then]
+    wrong += [f"{b} is no address of {function} in the code that attested" for _, b in note["same"] if b not in here]
+    return wrong + unnamed(note, records, old, new) + unsound_canaries(note, root, run)
+
+
+# %% ../../nbs/lab/02_canaries.ipynb #59677a7f
+def unnamed(note: dict, records: list[Record], old: Package, new: Package) -> list[str]:
+    "Changed functions that a line does not name."
+    function, name = note["function"], note["function"].partition(":")[2]
+    places = [function, *(f"robustnb.{m}:{name}" for m, text in new.sources.modules.items() if f"def {name}(" in text)]
+    here = next((f for f in places if address_of(f, {}, new)), function)
+    mine = [r for r in records if any(r.address in pair for pair in note["same"])]
+    if not mine or not address_of(here, {}, new): return []
+    (before, _), (after, _) = scope(old, function, mine), scope(new, here, mine)
+    found = [f"{p.module}.{p.name}" for p in changed(old, new, before, after)]
+    return [f"{label} has changed and is not named" for label in found if label not in note["changed"]]
+
+
+def unsound_canaries(note: dict, root: Path, run: bool) -> list[str]:
+    "What is wrong with a line's canaries."
+    if len(note["cells"]) != note["canaries"] or not note["cells"]: return [f"{note['canaries']} canaries are named, {len(note['cells'])} are there"]
+    wrong, cells = [], [Canary(**c) for c in note["cells"]]
+    for c in cells:
+        module, _, name = today_of(c.function).partition(":")
+        kind = cell_class(getattr(importlib.import_module(module), name))
+        try: again = plain(rebuild(kind, c.cell), finite=True)
+        except TypeError as error: again = str(error)
+        if again != c.cell: wrong.append(f"a canary of {c.function} is no cell of it: {again}")
+    if wrong or not run: return wrong
+    with tempfile.TemporaryDirectory() as folder:
+        differs, *_ = both(unpack(note["commits"][0], root, Path(folder)), Path(robustnb.__file__).parents[1], cells)
+    return differs
+

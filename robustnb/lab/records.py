@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'FORMAT', 'NOTES', 'COLUMNS', 'NAME', 'LINE_BYTES', 'SOURCES', 'IMPORT', 'ARTEFACT_BYTES', 'TOTAL_BYTES',
-           'ARTEFACT_NAME', 'plain', 'canonical', 'record_key', 'RecordError', 'check_names', 'Record', 'to_line',
-           'from_line', 'locked', 'whole_lines', 'append_line', 'sync_folder', 'write_whole', 'Line', 'read_lines',
-           'repository', 'git_state', 'read_sources', 'imports_in', 'modules_used', 'code_hash', 'notebook_hash',
-           'provenance', 'encode', 'decode', 'newest', 'note_use', 'Store', 'artefact_bytes', 'flat',
+           'ARTEFACT_NAME', 'DIFFERS', 'plain', 'canonical', 'record_key', 'RecordError', 'check_names', 'Record',
+           'to_line', 'from_line', 'locked', 'whole_lines', 'append_line', 'sync_folder', 'write_whole', 'Line',
+           'read_lines', 'repository', 'git_state', 'read_sources', 'imports_in', 'modules_used', 'code_hash',
+           'notebook_hash', 'provenance', 'encode', 'decode', 'newest', 'note_use', 'Store', 'artefact_bytes', 'flat',
            'describe_machine', 'frame', 'open_store', 'best_profile', 'at_least', 'notes', 'read_notes', 'chain',
-           'addresses_today', 'State', 'state', 'stale', 'address_then', 'migrate', 'verify', 'refusals',
-           'folder_bytes', 'promote', 'Finding', 'check_file', 'check', 'declare']
+           'addresses_today', 'State', 'state', 'replayed', 'why_stale', 'stale', 'address_then', 'migrate', 'verify',
+           'refusals', 'folder_bytes', 'promote', 'Finding', 'check_file', 'check', 'declare']
 
 # %% ../../nbs/lab/01_records.ipynb #800dba4c
 import dataclasses
@@ -35,7 +35,7 @@ import numpy as np
 
 import robustnb
 from ..basics import machine, now, versions
-from .provenance import address_of, digest, package_at, package_today
+from .provenance import Package, address_of, digest, package_at, package_today
 
 # %% ../../nbs/lab/01_records.ipynb #1a33ef1d
 def plain(
@@ -77,7 +77,7 @@ def record_key(
 # %% ../../nbs/lab/01_records.ipynb #b8a57138
 PROFILES = ("smoke", "quick", "reduced", "full")  # from the roughest to the paper's own scale
 FORMAT = 2  # of a record's line; lines of format 1, which had no address, are read too
-NOTES = ("attested", "replayed")  # files beside the records that say something about them
+NOTES = ("attested", "refused", "replayed")  # files beside the records that say something about them
 COLUMNS = ("experiment", "profile", "key", "seconds", "time", "commit", "dirty", "code", "notebook", "device", "fingerprint")
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # of an experiment: it becomes a file name
 
@@ -494,7 +494,7 @@ def notes(
     kind: str,  # one of NOTES
     folder: str | Path | None = None,  # of records; None: results/ of the checkout
 ) -> list[dict]:
-    "What was attested or replayed."
+    "What was attested, refused or replayed."
     if folder is None and (root := repository()) is None: return []
     path = Path(folder or root / "results") / f"{kind}.jsonl"
     return list(read_notes(path, path.stat().st_mtime_ns)) if path.is_file() else []
@@ -526,17 +526,22 @@ def chain(
 def addresses_today(
     function: str,  # robustnb.module:name
     cell: dict,
+    package: Package | None = None,  # None: today's
 ) -> set[str]:  # empty: there is no such function any more
     "Today's addresses of a record's function: where it was, else where a cell function of its name is now."
-    if (here := address_of(function, cell)): return {here}
-    package, name = package_today(), function.partition(":")[2]
-    moved = [f"robustnb.{module}:{name}" for module, text in package.sources.modules.items() if f"def {name}(" in text]
-    return {address_of(f, cell) for f in moved} - {""}
+    package = package or package_today()
+    if (here := address_of(function, cell, package)): return {here}
+    name = function.partition(":")[2]
+    moved = [f"robustnb.{m}:{name}" for m, text in package.sources.modules.items() if f"def {name}(" in text]
+    return {address_of(f, cell, package) for f in moved} - {""}
+
+
+DIFFERS = "replayed: differs"
 
 
 class State(NamedTuple):
     "How a record stands to today's code."
-    word: str  # current | attested | declared | replayed | stale
+    word: str  # current | attested | declared | replayed | replayed: differs | stale
     detail: str = ""  # in a few words
 
     def __str__(self) -> str: return f"{self.word} ({self.detail})" if self.detail else self.word
@@ -554,15 +559,33 @@ def state(record: Record) -> State:
     for word, believed in (("attested", [n for n in said if not n["because"]]), ("declared", said)):
         way = chain(record.address, today, believed)
         if way == []: return State("current")
-        if way is not None: return State(word, f"{min(n['canaries'] for n in way)} canaries" if word == "attested" else "; ".join(n["because"] for n in way if n["because"]))
+        if way is None: continue
+        reasons = [n["because"] for n in way if n["because"]]
+        return State(word, f"{min(n['canaries'] for n in way)} canaries" if word == "attested" else "; ".join(reasons))
     again = [n for n in notes("replayed") if n["experiment"] == record.experiment and n["address"] in today]
-    if again: return State("replayed", f"{again[-1]['cells']} of {again[-1]['of']} cells, largest difference {again[-1]['largest']:.3g}")
-    return State("stale")
+    return replayed(again[-1]) if again else State("stale", why_stale(record))
+
+
+def replayed(
+    note: dict,  # of `robustnb records replay`
+) -> State:
+    "What a replay says: it vouches only if every cell was equal, or within the sampling error."
+    cells = f"{note['cells']} of {note['of']} cells equal"
+    if note["within"] > note["cells"]: cells += f", {note['within'] - note['cells']} within the sampling error"
+    detail = cells if note["cells"] == note["of"] else f"{cells}, largest difference {note['largest']:.3g}"
+    return State("replayed" if note["within"] == note["of"] else DIFFERS, detail)
+
+
+def why_stale(record: Record) -> str:  # "": nobody asked
+    "Why the last attestation of a record's code was refused."
+    if record.experiment.startswith("benchmark-"): return "timings are never attested"
+    refused = [n["why"] for n in notes("refused") if record.address in n["addresses"]]
+    return refused[-1] if refused else ""
 
 
 def stale(record: Record) -> bool:
     "Was the record made by code that may give another number than today's?"
-    return state(record).word == "stale"
+    return state(record).word in ("stale", DIFFERS)
 
 # %% ../../nbs/lab/01_records.ipynb #240aea2f
 def address_then(record: Record, root: Path) -> str:  # LookupError where git does not have the commit

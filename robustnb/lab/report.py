@@ -20,7 +20,7 @@ import seaborn as sns
 from IPython.display import HTML
 
 from ..basics import nearest
-from .records import Record, state
+from .records import Record, stale, state
 from .registry import main_readings, papers
 from ..resampling import Estimate
 
@@ -132,7 +132,7 @@ def banner(
     if not records: return HTML("<div class='callout callout-warning' style='border-left:.3em solid #b35900;padding:.6em 1em'><strong>Not run.</strong> There are no records yet.</div>")
     seeds, days = sorted({r.cell["seed"] for r in records}), sorted({r.time[:10] for r in records})
     machines = sorted({html.escape(r.device.get("gpu") or r.device.get("cpu") or "unknown machine") for r in records})
-    old = sum(state(r).word == "stale" for r in records)
+    old = sum(map(stale, records))
     parts = [f"{len(records)} {what}{'s' * (len(records) != 1)}", f"{len(seeds)} seed{'s' * (len(seeds) != 1)}", " and ".join(machines), days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
              f"{sum(r.seconds for r in records) / 60:.0f} minutes of computing", standing(records)]
     title, _, text = (note if note and profile != "smoke" else NOTES[profile]).partition(".")

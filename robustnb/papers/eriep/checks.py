@@ -19,7 +19,6 @@ from ...images import ImageSet, sample
 from ...epm import FixedPolicy, Policy, discretise
 from ...eriep import ERIEP, final_loss, reference_of, synchronise
 from .protocol import EriepCell, eriep_cells, images_of, thin4, trained
-from ...lab.records import code_hash
 from ...gradcam import attention_drift, drift, fig4_blur, grad_cam
 from ...layers import seeded
 from ...operations import OPERATIONS
@@ -74,7 +73,7 @@ def run_attention_cell(
 ) -> dict:  # rank, overlap, cosine: means over images with a map; same_guess, right_clean, right_perturbed, empty: shares; other: of two different images; n_test
     "Grad-CAM of one network on clean and blurred images."
     wanted = network_of(cell)
-    model, _ = trained(wanted, replace(context, experiment="eriep", code=code_hash("robustnb.papers.eriep.protocol")))
+    model, _ = trained(wanted, context.of("eriep", "robustnb.papers.eriep.protocol"))
     test = images_of(wanted.data, "test", cell.images)
     x = test.float()
     table = attention_drift(model, x, fig4_blur(x, cell.radius), test.y, cell.target)
