@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'CAPTIONS', 'kind_of_file', 'from_factory', 'from_file', 'from_name', 'pretrained', 'normalises', 'after',
-           'open_model', 'check_model', 'image_folder', 'open_images', 'identity', 'report_folder',
-           'calibration_figure', 'Scorecard', 'html_table', 'with_bounds', 'page', 'write_report', 'run_facts']
+           'open_model', 'check_model', 'image_folder', 'open_images', 'identity', 'report_folder', 'Evaluation',
+           'merged', 'calibration_figure', 'Scorecard', 'html_table', 'with_bounds', 'page', 'write_report',
+           'run_facts', 'lasting_facts', 'passing_facts']
 
 # %% ../nbs/55_scorecard.ipynb #963e41c1
 import base64
@@ -36,9 +37,10 @@ from .layers import normalize_for
 from .metrics import reliability
 from .models import MODELS, WrongShapes, create, load_weights, model_names
 from .basics import machine, now, versions
-from .sources import (FORMATS, MARK, PARTS, ModelError, ambiguous, class_folders, class_listing, class_places, first_line, is_report,
-                      natural_size, pictures_of)
+from .sources import (FORMATS, MARK, PARTS, ModelError, Source, ambiguous, as_source, class_folders, class_listing, class_places, first_line,
+                      is_report, natural_size, pictures_of)
 from .robustness import Answers, family_curves, heatmap, summarise, tabulate
+from .streaming import Journal, join_blocks
 
 # %% ../nbs/55_scorecard.ipynb #66b3fd83
 def kind_of_file(path: Path) -> str:  # torchscript | export | weights
@@ -202,17 +204,18 @@ def open_images(
 def identity(
     spec: str,  # how the model was named
     model: Callable[[Tensor], Tensor],
-    data: ImageSet,
+    data: ImageSet | Source,
     settings: str = "",  # whatever else changes answers, such as the precision
 ) -> str:  # 16 hexadecimal digits
     "A hash of the model and the images."
-    total = hashlib.sha256(f"{spec} {settings} {data.fingerprint}".encode())
+    source = as_source(data)
+    total = hashlib.sha256(f"{spec} {settings} {source.fingerprint}".encode())
     if isinstance(model, nn.Module):
         for name, value in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
             total.update(name.encode())
             total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data if value.numel() else b"")
     else:  # a function hides its weights; what it answers shows them
-        with torch.inference_mode(): total.update((model(data.take(slice(0, 8)).float()).double() * 1e4).round().cpu().numpy().tobytes())
+        with torch.inference_mode(): total.update((model(source.head().float()).double() * 1e4).round().cpu().numpy().tobytes())
     if Path(spec).is_file(): total.update(Path(spec).read_bytes())
     elif ":" in spec: total.update(inspect.getsource(sys.modules[spec.partition(":")[0]]).encode())
     return total.hexdigest()[:16]
@@ -232,6 +235,55 @@ def report_folder(
     try: atomic_write(mark, evaluation.encode())
     except OSError as error: raise ModelError(f"the report cannot go to {folder}: {first_line(error)}") from None
     return folder
+
+# %% ../nbs/55_scorecard.ipynb #ceda0a7b
+@dataclass
+class Evaluation:
+    "What a report says besides the answers."
+    name: str  # hash of everything it depends on
+    answering: str  # hash of model and images
+    title: str
+    facts: dict[str, str]
+    benchmark: str
+    rows: list[tuple[str, int]]  # conditions, clean first
+    keys: list[str]  # of their answers
+    blocks: dict[int, int]  # block -> images wanted of it
+    baseline: str | None = None  # a published one's name, or a table as CSV
+
+    def folder(self, out: Path) -> Path: return out / "answers" / self.answering
+
+    def write(self, out: Path) -> None:
+        "Beside the answers, for `merged`."
+        atomic_write(self.folder(out) / f"evaluation-{self.name}.json", json.dumps(vars(self), indent=1).encode())
+
+    @classmethod
+    def read(cls, file: Path) -> "Evaluation":
+        found = cls(**json.loads(file.read_text()))
+        found.rows, found.blocks = [tuple(row) for row in found.rows], {int(b): n for b, n in found.blocks.items()}
+        return found
+
+    def against(self) -> str | pd.DataFrame | None:
+        "The baseline as `summarise` takes it."
+        return pd.read_csv(io.StringIO(self.baseline)) if self.baseline and "\n" in self.baseline else self.baseline
+
+
+def merged(
+    folders: list[Path],  # that shards were told as --out
+    out: Path,  # gets the answers
+) -> tuple[Evaluation, Answers]:
+    "The answers of shards put together. ModelError where they are not of one evaluation, or some are missing."
+    found = [{f.name: f for f in Path(folder).glob("answers/*/evaluation-*.json")} for folder in folders]
+    if empty := [folder for folder, files in zip(folders, found) if not files]: raise ModelError(f"{empty[0]} holds no answers of an evaluation; give the folders that shards were told as --out")
+    if len(common := set.intersection(*map(set, found))) != 1:
+        raise ModelError(f"{', '.join(map(str, folders))} hold {len(common) or 'no'} evaluations in common; give the folders of one evaluation's shards (the same model, images and conditions), and of no other")
+    asked, kept = Evaluation.read(found[0][name := common.pop()]), {}
+    for files in found:
+        for block, answers in Journal(files[name].parent).read().items(): kept.setdefault(block, {}).update({k: a for k, a in answers.items() if k in asked.keys})
+    try: table = join_blocks(kept, asked.keys, asked.blocks)
+    except ValueError as error: raise ModelError(str(error)) from None
+    asked.write(out)
+    Journal(asked.folder(out)).settle(kept)
+    return asked, Answers(asked.rows, table[:, 0] > 0.5, table[:, 1], asked.benchmark)
 
 # %% ../nbs/55_scorecard.ipynb #10a1958b
 def calibration_figure(answers: Answers) -> plt.Figure:
@@ -319,12 +371,31 @@ def write_report(
 
 def run_facts(
     spec: str,  # how the model was named
-    data: ImageSet,
+    data: ImageSet | Source,
     answers: Answers,
     command: str = "",  # that made the report
 ) -> dict[str, str]:
     "What a reader needs to know to trust and repeat a report."
+    return lasting_facts(spec, data, len(answers), answers.benchmark, len(answers.rows)) | passing_facts(command)
+
+
+def lasting_facts(
+    spec: str,  # how the model was named
+    data: ImageSet | Source,
+    images: int,  # so many of them
+    benchmark: str,  # whose constants
+    conditions: int,  # with the clean images
+    draws: str = "cpu",  # where images were corrupted
+) -> dict[str, str]:
+    "What an evaluation is, whoever runs it and when."
+    source = as_source(data)
+    classes = len(source.classes if source.labels is None else source.labels.unique())
+    return {"model": spec, "images": f"{source.name}: {images:,}" + (f" of {len(source):,}" if images < len(source) else "") + f" of {source.shape[1]} x {source.shape[2]} pixels, {classes} classes, fingerprint {source.fingerprint}",
+            "constants": f"{benchmark}; {conditions - 1} conditions and the clean images" + ("" if draws == "cpu" else f"; draws of {draws}, which are other ones than the CPU's")}
+
+
+def passing_facts(command: str) -> dict[str, str]:
+    "When, where and with what a report was made."
     place = machine()
-    return {"model": spec, "images": f"{data.name}: {len(data):,} of {data.x.shape[-2]} x {data.x.shape[-1]} pixels, {len(data.y.unique())} classes, fingerprint {data.fingerprint}",
-            "constants": f"{answers.benchmark}; {len(answers.rows) - 1} conditions and the clean images", "command": command, "made": f"{now()[:16].replace('T', ' ')} UTC",
+    return {"command": command, "made": f"{now()[:16].replace('T', ' ')} UTC",
             "machine": place["gpu"] or place["cpu"], "versions": ", ".join(f"{k} {v}" for k, v in versions().items())}

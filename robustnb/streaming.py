@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROOM', 'unit_of', 'stream_seed', 'one_thread', 'corrupt_unit', 'Job', 'Piece', 'whole_units', 'pieces', 'Work',
            'as_it_is', 'loader', 'default_workers', 'packed', 'unpacked', 'Journal', 'Settings', 'plan', 'Bar',
-           'ask_piece', 'answer_blocks']
+           'ask_piece', 'join_blocks', 'answer_blocks']
 
 # %% ../nbs/50c_streaming.ipynb #0b469ee0
 import base64
@@ -212,9 +212,11 @@ class Journal:
         try: os.write(handle, b"\n" + self.line(block, answers) + b"\n")
         finally: os.close(handle)
 
-    def settle(self) -> None:
-        "One file in the order of the blocks, in place of all others."
-        if (found := self.read()):
+    def settle(self, more: dict[int, dict[str, Tensor]] | None = None) -> None:
+        "One file in the order of the blocks, in place of all others; with more answers, if there are."
+        found = self.read()
+        for block, answers in (more or {}).items(): found.setdefault(block, {}).update(answers)
+        if found:
             atomic_write(self.folder / "answers.jsonl", b"".join(self.line(b, found[b]) + b"\n" for b in sorted(found)))
             for path in self.folder.glob("blocks-*.jsonl"): path.unlink()
 
@@ -292,6 +294,17 @@ def ask_piece(
     return torch.stack([right.half(), confidence.cpu().half().view(len(piece.rows), -1)], 1)
 
 # %% ../nbs/50c_streaming.ipynb #b5218273
+def join_blocks(
+    found: dict[int, dict[str, Tensor]],  # block -> condition -> [2,n]
+    keys: Sequence[str],  # R conditions
+    blocks: dict[int, int],  # block -> images wanted of it
+) -> Tensor:  # [R,2,N] float16
+    "Answers in the order of the source. ValueError that names the blocks without an answer."
+    lacking = [b for b, n in blocks.items() if any(k not in found.get(b, {}) or found[b][k].shape != (2, n) for k in keys)]
+    if lacking: raise ValueError(f"{len(lacking)} of {len(blocks)} blocks {'is' if len(lacking) == 1 else 'are'} not answered: {', '.join(map(str, lacking[:5]))}" + (" ..." if len(lacking) > 5 else ""))
+    return torch.stack([torch.cat([found[b][k] for b in sorted(blocks)], 1) for k in keys])
+
+
 def answer_blocks(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     source: Source,
@@ -326,4 +339,4 @@ def answer_blocks(
                 done = {keys[row]: answers.clone() for row, answers in zip(job.rows, open_jobs.pop(job.block))}
                 found.setdefault(job.block, {}).update(done)
                 if kept: kept.add(job.block, done)
-    return torch.stack([torch.cat([found[b][keys[row]] for b in blocks], 1) for row in rows])
+    return join_blocks(found, [keys[row] for row in rows], {b: len(places) for b, places in blocks.items()})
