@@ -7,8 +7,8 @@ __all__ = ['app', 'out', 'Profile', 'Records', 'Workers', 'Stale', 'DataDir', 'r
            'shown_path', 'quoted_experiments', 'executed_profile', 'list_notebooks', 'summary', 'reproduce_notebooks',
            'run_cells_of', 'records_default', 'list_records', 'promote_records', 'check_records', 'verify_records',
            'tell', 'attest_records', 'replay_records', 'show_claims', 'chosen_conditions', 'baseline_of', 'shard_of',
-           'write_card', 'evaluate_model', 'merge_shards', 'pages_from_records', 'build_site', 'rerun_here',
-           'image_set', 'fetch_data', 'where_data', 'check_data', 'main']
+           'write_card', 'evaluate_model', 'merge_shards', 'corrupt_set', 'pages_from_records', 'build_site',
+           'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_data', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import hashlib
@@ -417,6 +417,42 @@ def merge_shards(
     asked.facts |= scorecard.passing_facts(" ".join(["robustnb", *sys.argv[1:]]))
     write_card(asked, answers, target)
     out.print(f"{len(answers):,} images, {len(answers.rows)} conditions; report: {shown_path(target / 'report.html')}", markup=False)
+
+# %% ../nbs/66_cli.ipynb #e6a4db14
+@app.command("corrupt")
+def corrupt_set(
+    data: Annotated[str, typer.Argument(help="mnist, cifar10 ..., a folder with a subfolder of pictures for each class, or tar files such as 'shards/*.tar'")],
+    folder: Annotated[Path, typer.Option("--out", help="A new folder, or one in which this command was interrupted")],
+    corruptions: Annotated[str, typer.Option(help="Names, with commas between", show_default=False)] = "",
+    severities: Annotated[str, typer.Option(help="Numbers from 1 to 5, with commas between", show_default=False)] = "",
+    subset: Annotated[str, typer.Option(help="15x5, 7x3 or 19x5: corruptions by severities")] = "15x5",
+    benchmark: Annotated[str | None, typer.Option(help="Whose constants: cifar10-c, tiny-imagenet-c, imagenet-c [default: by the size of the images]", show_default=False)] = None,
+    form: Annotated[str, typer.Option("--format", help="Of pictures: jpeg, of quality 85 as in ImageNet-C, or png, which loses nothing")] = "jpeg",
+    size: Annotated[int | None, typer.Option(help="Side in pixels, for pictures [default: each its own; of data sets: as published]", min=8, show_default=False)] = None,
+    images: Annotated[int | None, typer.Option(help="So many images, equally many of each class [default: all]", min=1, show_default=False)] = None,
+    split: Annotated[str, typer.Option(help="train or test, of a data set")] = "test",
+    class_index: Annotated[Path | None, typer.Option(help="JSON: which label each subfolder is", exists=True, dir_okay=False, show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Of the corruptions' draws")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes; 0: none [default: as many as there are cores]", min=0, show_default=False)] = None,
+    data_dir: DataDir = None,
+) -> None:
+    "Write a corrupted set in the published layout: an array for each corruption, or corruption/severity/class/picture."
+    from robustnb.corrupted_sets import write_set
+    from robustnb.formats import READERS
+    from robustnb.scorecard import first_line
+    from robustnb.sources import PictureFiles, TarFiles, balanced_positions, open_source
+
+    names, levels = chosen_conditions(corruptions, severities, subset)
+    start = time.monotonic()
+    try:
+        source = open_source(data, split, size, class_index, data_dir)
+        own = size is None and data not in READERS and isinstance(source, (PictureFiles, TarFiles)) and source.size == 224
+        manifest = write_set(source, folder, names, levels, benchmark, seed, form, own, balanced_positions(source, images), workers)
+    except (ValueError, RuntimeError, OSError) as error: raise ChoiceError(first_line(error)) from None
+    except KeyboardInterrupt:
+        out.print("\ninterrupted: finished blocks are kept; the same command goes on from there")
+        raise typer.Exit(130) from None
+    out.print(f"{manifest['images']:,} images, {len(names) * len(levels)} conditions ({manifest['layout']}), {time.monotonic() - start:.0f} s; {shown_path(folder / 'manifest.json')}", markup=False)
 
 # %% ../nbs/66_cli.ipynb #308ffa44
 def pages_from_records(root: Path) -> list[Outcome]:  # those that failed

@@ -204,7 +204,9 @@ class PictureFiles(Source):
         name: str,
         size: int,  # side in pixels
         root: Path,  # above all paths
+        folders: tuple[str, ...] | None = None,  # of the classes, where they are called otherwise
     ):
+        self.folders = tuple(folders or classes)
         self.paths, self.classes, self.name, self.size, self.root = [Path(p) for _, p in chosen], tuple(classes), name, size, Path(root)
         self.labels = torch.tensor([label for label, _ in chosen])
 
@@ -465,7 +467,7 @@ def open_source(
         roots = [root for above in places(spec, data_dir, None)[0].values() for r in ROOTS[spec] if (root := above / r).joinpath("train").is_dir() and (root / "val").is_dir()]
         if roots:
             found = listed(roots[0], spec, split)
-            return PictureFiles([(i, p) for i, paths in enumerate(found.values()) for p in paths], class_names(roots[0], found), spec, size or SIZES[spec], roots[0])
+            return PictureFiles([(i, p) for i, paths in enumerate(found.values()) for p in paths], class_names(roots[0], found), spec, size or SIZES[spec], roots[0], tuple(found))
     if spec in READERS:
         try: return Held(load(spec, split, data_dir=data_dir, **(dict(size=size) if size else {})))
         except (ValueError, TypeError) as error: raise ModelError(str(error)) from None
