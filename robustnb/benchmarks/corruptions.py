@@ -88,14 +88,18 @@ def time_corruption(
 # %% ../../nbs/benchmarks/01_corruptions.ipynb #4100554d
 REASONS = {
     "pixelate": "Pillow's box filter is C code on bytes, which ours calls too for large images",
-    "defocus_blur": "the peer is one OpenCV correlation per channel by fast Fourier transform; ours adds the 13 rows of runs that make the disk (radius 6), and softens them in six more passes",
-    "glass_blur": "the peer's loop is compiled by numba; ours follows chains of copies through index arrays, without a compiler",
+    "defocus_blur": (
+        "the peer is one OpenCV correlation per channel by fast Fourier transform; ours adds the 13 rows of runs that"
+        " make the disk (radius 6), and softens them in six more passes"
+    ),
+    "glass_blur": (
+        "the peer's loop is compiled by numba; ours follows chains of copies through index arrays, without a compiler"
+    ),
     "jpeg_compression": "both sides call libjpeg-turbo; only what lies around it can be saved",
     "fog": "the map of 256 x 256 has as many draws as points; the peer's map is made by the same steps in numpy",
     "spatter": "edges and distances are exact copies of OpenCV's C code, in array operations",
     "impulse_noise": "most of the time is spent drawing, though four samples share a 64-bit draw",
-    "gaussian_noise": "most of the time is spent drawing",
-    "shot_noise": "most of the time is spent drawing",
+    "gaussian_noise": "most of the time is spent drawing", "shot_noise": "most of the time is spent drawing",
     "motion_blur": "31 shifted additions a pixel; the peer does the same in numpy",
     "elastic_transform": "two interpolations of the whole image, and two fields of noise to draw and smooth",
     "gaussian_blur": "two passes over memory bound by the caches; the peer's is scipy's compiled convolution",

@@ -48,9 +48,17 @@ def dem_hec_timing_cells(
     profile: str,  # smoke | quick | full; full is quick
 ) -> list[DemHECTiming]:
     "List what is timed."
-    if profile == "smoke": return [DemHECTiming(part, batch=8, steps=steps, rounds=2, net="thin_resnet") for part, steps in (("step", 1), ("pretraining", 2))]
-    return [DemHECTiming("step", rounds=12), DemHECTiming("step", "bf16", rounds=16), DemHECTiming("pretraining", batch=256, steps=2, rounds=14),
-            DemHECTiming("pretraining", "bf16", steps=6, rounds=14), DemHECTiming("pretraining", batch=8, steps=8, rounds=20, net="thin_resnet")]
+    if profile == "smoke":
+        return [
+            DemHECTiming(part, batch=8, steps=steps, rounds=2, net="thin_resnet")
+            for part, steps in (("step", 1), ("pretraining", 2))
+        ]
+    return [
+        DemHECTiming("step", rounds=12), DemHECTiming("step", "bf16", rounds=16),
+        DemHECTiming("pretraining", batch=256, steps=2, rounds=14),
+        DemHECTiming("pretraining", "bf16", steps=6, rounds=14),
+        DemHECTiming("pretraining", batch=8, steps=8, rounds=20, net="thin_resnet"),
+    ]
 
 
 def repeated(count: int) -> ImageSet:
@@ -71,7 +79,11 @@ def unused(cell: DemHECTiming) -> Classifier:
     return net.to(memory_format=layout_of(net))
 
 # %% ../../nbs/benchmarks/04_dem_hec.ipynb #e30ba8d1
-def same_draws(count: int, batch: int, seed: int) -> tuple[tuple[Tensor, ...], torch.Generator]:  # indices of each batch; source of the draws
+def same_draws(
+    count: int,
+    batch: int,
+    seed: int,
+) -> tuple[tuple[Tensor, ...], torch.Generator]:  # indices of each batch; source of the draws
     "What `fit` draws in its first epoch."
     order = torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(seed, 0, "order")))
     return order.split(batch), torch.Generator().manual_seed(derive_seed(seed, 0, "draws", 0))
@@ -84,12 +96,22 @@ def plain_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     "SGD over what is free, and its learning rates."
     free = [p for p in net.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(free, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov, fused=True)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+    optimizer = torch.optim.SGD(
+        free, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov, fused=True
+    )
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
+    )
 
 # %% ../../nbs/benchmarks/04_dem_hec.ipynb #8f2acd53
-PASSES = {"ascent": "ascent: 5 × forward, back to the images", "student": "student: 2 × forward", "teacher": "teacher: forward", "backward": "student: backward"}
-SEGMENTS = {"augment": "batch, crop and flip", **PASSES, "moves": "start and moves of the images", "terms": "loss terms", "update": "SGD update"}
+PASSES = {
+    "ascent": "ascent: 5 × forward, back to the images", "student": "student: 2 × forward",
+    "teacher": "teacher: forward", "backward": "student: backward",
+}
+SEGMENTS = {
+    "augment": "batch, crop and flip", **PASSES, "moves": "start and moves of the images",
+    "terms": "loss terms", "update": "SGD update",
+}
 
 
 class Stopwatch:
@@ -151,13 +173,20 @@ class PlainDemHEC:
     def step(self, number: int) -> tuple[dict[str, float], float]:  # CPU seconds of each of SEGMENTS; the loss
         "One step, timed piece by piece."
         watch, index = Stopwatch(), self.order[number]
-        x, y = crop_flip(self.data.x[index].float().div(255), self.generator).contiguous(memory_format=layout_of(self.net)), self.data.y[index]
+        x, y = (
+            crop_flip(self.data.x[index].float().div(255), self.generator).contiguous(
+                memory_format=layout_of(self.net)
+            ),
+            self.data.y[index],
+        )
         watch("augment")
         with self.autocast():
             harder = plain_ascent(self.net, x, self.generator, watch)
             self.net.train()  # the frozen stages stay as they are
             watch("moves")
-            (z, e), (z_hard, e_hard) = ((self.net.head(e), e) for e in (self.net.embed(images) for images in (x, harder)))
+            (z, e), (z_hard, e_hard) = (
+                (self.net.head(e), e) for e in (self.net.embed(images) for images in (x, harder))
+            )
             watch("student")
             with torch.no_grad(): target = self.teacher(x)
             watch("teacher")
@@ -199,7 +228,9 @@ def one_thread() -> Iterator[None]:
     finally: torch.set_num_threads(threads)
 
 # %% ../../nbs/benchmarks/04_dem_hec.ipynb #658cc529
-def time_step(cell: DemHECTiming) -> dict:  # CPU seconds: step, plain, passes, SEGMENTS; ratio, overhead; difference, loss_difference
+def time_step(
+    cell: DemHECTiming,
+) -> dict:  # CPU seconds: step, plain, passes, SEGMENTS; ratio, overhead; difference, loss_difference
     "A step of `fit` with DemHEC beside the sum of its passes, and beside the whole plain step."
     data = repeated(cell.batch * (cell.rounds + 1))
     recipe = replace(RECIPE, epochs=1, batch=cell.batch, warmup=0, precision=cell.precision)
@@ -208,9 +239,19 @@ def time_step(cell: DemHECTiming) -> dict:  # CPU seconds: step, plain, passes, 
     with one_thread(): history = fit(model, data, clocked, recipe, seed=cell.seed, device="cpu", progress=False)
     rows, losses = zip(*clocked.found)
     times = {name: [row[name] for row in rows[1:]] for name in SEGMENTS} | {"step": clocked.seconds[1:]}
-    times |= {"passes": np.sum([times[name] for name in PASSES], axis=0).tolist(), "plain": np.sum([times[name] for name in SEGMENTS], axis=0).tolist()}
-    return summary(times) | gain(times["step"], times["passes"], "ratio") | gain(times["step"], times["plain"], "overhead") | dict(
-        difference=gap(model, plain.net), loss=history.rows[0]["loss"], loss_difference=abs(history.rows[0]["loss"] - float(np.mean(losses))))
+    times |= {
+        "passes": np.sum([times[name] for name in PASSES], axis=0).tolist(),
+        "plain": np.sum([times[name] for name in SEGMENTS], axis=0).tolist(),
+    }
+    return (
+        summary(times)
+        | gain(times["step"], times["passes"], "ratio")
+        | gain(times["step"], times["plain"], "overhead")
+        | dict(
+            difference=gap(model, plain.net), loss=history.rows[0]["loss"],
+            loss_difference=abs(history.rows[0]["loss"] - float(np.mean(losses))),
+        )
+    )
 
 # %% ../../nbs/benchmarks/04_dem_hec.ipynb #e4ce3d26
 def plain_training(
@@ -226,7 +267,8 @@ def plain_training(
     optimizer, schedule = plain_optimizer(net, recipe, len(order))
     for index in order:
         x = recipe.augment(data.x[index].float().div(255), generator).contiguous(memory_format=layout)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"): loss = F.cross_entropy(net(x), data.y[index])
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
+            loss = F.cross_entropy(net(x), data.y[index])
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -234,10 +276,20 @@ def plain_training(
     return net
 
 # %% ../../nbs/benchmarks/04_dem_hec.ipynb #56222647
-def time_pretraining(cell: DemHECTiming) -> dict:  # CPU seconds a turn: fit, plain, default; rates: images a second; ratio, default_ratio; extra: seconds a step; difference
+def time_pretraining(
+    cell: DemHECTiming,
+) -> (
+    dict
+    # CPU seconds a turn: fit, plain, default; rates: images a second; ratio, default_ratio; extra: seconds a step;
+    # difference
+):
     "Images per second of `fit` beside those of the plain loop."
     data, start, trained = repeated(cell.batch * cell.steps), unused(cell), {}
-    recipe = recipe_of(PretrainCell(cell.net, seed=cell.seed, train_images=len(data), epochs=1, batch=cell.batch, precision=cell.precision))
+    recipe = recipe_of(
+        PretrainCell(
+            cell.net, seed=cell.seed, train_images=len(data), epochs=1, batch=cell.batch, precision=cell.precision
+        )
+    )
 
     def ours():
         trained["fit"] = copy.deepcopy(start)
@@ -245,10 +297,23 @@ def time_pretraining(cell: DemHECTiming) -> dict:  # CPU seconds a turn: fit, pl
 
     def loop(name, layout): trained[name] = plain_training(copy.deepcopy(start), data, recipe, cell.seed, layout)
 
-    times = turns({"fit": ours, "plain": partial(loop, "plain", layout_of(start)), "default": partial(loop, "default", torch.contiguous_format)}, cell.rounds)
-    return summary(times) | gain(times["plain"], times["fit"], "ratio") | gain(times["default"], times["fit"], "default_ratio") | dict(
-        rates={name: len(data) / value for name, value in summary(times).items() if name != "turns"},
-        extra=float(np.median(np.subtract(times["fit"], times["plain"]))) / cell.steps, difference=gap(trained["fit"], trained["plain"]))
+    times = turns(
+        {
+            "fit": ours, "plain": partial(loop, "plain", layout_of(start)),
+            "default": partial(loop, "default", torch.contiguous_format),
+        },
+        cell.rounds,
+    )
+    return (
+        summary(times)
+        | gain(times["plain"], times["fit"], "ratio")
+        | gain(times["default"], times["fit"], "default_ratio")
+        | dict(
+            rates={name: len(data) / value for name, value in summary(times).items() if name != "turns"},
+            extra=float(np.median(np.subtract(times["fit"], times["plain"]))) / cell.steps,
+            difference=gap(trained["fit"], trained["plain"]),
+        )
+    )
 
 # %% ../../nbs/benchmarks/04_dem_hec.ipynb #ec8d625d
 MEASURES = {"step": time_step, "pretraining": time_pretraining}

@@ -54,7 +54,9 @@ def epm_timing_cells(
     if profile == "smoke":
         few = [EPMTiming(part, batch=8, rounds=2) for part in ("search", "parts", "inference")]
         return few + [EPMTiming("training", "cnn4", 8, 2)]
-    return [EPMTiming(part) for part in ("outputs", "search", "parts", "inference")] + [EPMTiming("training", net, rounds=8) for net in ("cnn4", "cnn8")]
+    return [EPMTiming(part) for part in ("outputs", "search", "parts", "inference")] + [
+        EPMTiming("training", net, rounds=8) for net in ("cnn4", "cnn8")
+    ]
 
 
 def pictures(cell: EPMTiming) -> ImageSet: return sample("cifar10").take(slice(cell.batch))
@@ -70,7 +72,11 @@ def find_peer() -> SimpleNamespace | None:  # operations, functional, policy; No
         if (error.name or "").partition(".")[0] in ("dda", "faster_autoaugment"): return None
         raise
     lost = [name for name in ("shear", "translate", "rotate") if not hasattr(kornia, name)]
-    if lost: raise RuntimeError(f"the peer calls kornia.{lost[0]}, which kornia {kornia.__version__} keeps elsewhere; the page benchmarks/epm says which lines the peer's copy needs")
+    if lost:
+        raise RuntimeError(
+            f"the peer calls kornia.{lost[0]}, which kornia {kornia.__version__} keeps elsewhere; the page"
+            " benchmarks/epm says which lines the peer's copy needs"
+        )
     return found
 
 # %% ../../nbs/benchmarks/03_policy.ipynb #41307cfc
@@ -87,12 +93,15 @@ class Counterpart:
 
 COUNTERPARTS = {
     "shear_x": Counterpart("ShearX", "shear_x", -SHEAR), "shear_y": Counterpart("ShearY", "shear_y", -SHEAR),
-    "translate_x": Counterpart("TranslateX", "translate_x", SHIFT), "translate_y": Counterpart("TranslateY", "translate_y", SHIFT),
+    "translate_x": Counterpart("TranslateX", "translate_x", SHIFT),
+    "translate_y": Counterpart("TranslateY", "translate_y", SHIFT),
     "rotate": Counterpart("Rotate", "rotate", ANGLE), "flip": Counterpart("HorizontalFlip", "hflip"),
-    "solarize": Counterpart("Solarize", "solarize", start=1.0), "posterize": Counterpart("Posterize", "posterize", start=1.0),
-    "invert": Counterpart("Invert", "invert"), "contrast": Counterpart("Contrast", "contrast"), "color": Counterpart("Saturate", "saturate"),
+    "solarize": Counterpart("Solarize", "solarize", start=1.0),
+    "posterize": Counterpart("Posterize", "posterize", start=1.0), "invert": Counterpart("Invert", "invert"),
+    "contrast": Counterpart("Contrast", "contrast"), "color": Counterpart("Saturate", "saturate"),
     "brightness": Counterpart("Brightness", "brightness"), "sharpness": Counterpart("Sharpness", "sharpness"),
-    "auto_contrast": Counterpart("AutoContrast", "auto_contrast"), "equalize": Counterpart("Equalize", "equalize"),
+    "auto_contrast": Counterpart("AutoContrast", "auto_contrast"),
+    "equalize": Counterpart("Equalize", "equalize"),
     "sample_pairing": Counterpart("SamplePairing", "sample_pairing", PAIR),
 }
 NAMES = tuple(COUNTERPARTS)
@@ -111,7 +120,12 @@ def ours_and_theirs(
 
     def ours(x):
         strength = torch.full((len(x),), magnitude)
-        with seeded(0): return pair(x, x[torch.randperm(len(x))], strength) if name == "sample_pairing" else OPERATIONS[name].function(x, strength)
+        with seeded(0):
+            return (
+                pair(x, x[torch.randperm(len(x))], strength)
+                if name == "sample_pairing"
+                else OPERATIONS[name].function(x, strength)
+            )
 
     def theirs(x):
         with seeded(0): return their(x.clone(), COUNTERPARTS[name].amount(torch.full((len(x),), magnitude)))
@@ -140,14 +154,18 @@ def remainder(
 ) -> float | None:  # largest difference; None: the reason cannot be taken away
     "What is left of a difference without its reason."
     if name in ("shear_x", "shear_y"): gap = (ours(x).roll(-2, -1 if name == "shear_x" else -2) - theirs(x))[INNER]
-    elif name in ("contrast", "color"): gap = ours(x * x.new_tensor([1, 1, 0])[:, None, None]) - theirs(x * x.new_tensor([1, 1, 0])[:, None, None])
+    elif name in ("contrast", "color"):
+        gap = ours(x * x.new_tensor([1, 1, 0])[:, None, None]) - theirs(x * x.new_tensor([1, 1, 0])[:, None, None])
     elif name == "sharpness": gap = (ours(x) - theirs(x))[INNER]
     elif name == "posterize": gap = x - theirs(x)
     else: return None
     return gap.abs().max().item()
 
 # %% ../../nbs/benchmarks/03_policy.ipynb #4b76889c
-PILLOW = {"posterize": partial(ImageOps.posterize, bits=5), "auto_contrast": ImageOps.autocontrast, "equalize": ImageOps.equalize}  # 5 bits stay at MAGNITUDE
+PILLOW = {
+    "posterize": partial(ImageOps.posterize, bits=5), "auto_contrast": ImageOps.autocontrast,
+    "equalize": ImageOps.equalize,
+}  # 5 bits stay at MAGNITUDE
 
 
 def by_pillow(x: Tensor, function: Callable) -> Tensor:  # [B,3,H,W] in [0,1], of bytes
@@ -165,8 +183,11 @@ def compare_outputs(
     for name in NAMES:
         ours, theirs = ours_and_theirs(peer, name)
         gap, judge = ours(x) - theirs(x), by_pillow(x, PILLOW[name]) if name in PILLOW else None
-        table[name] = dict(largest=largest(gap), mean=gap.abs().mean().item(), remainder=remainder(name, ours, theirs, x))
-        if judge is not None: table[name] |= dict(pillow_ours=largest(ours(x) - judge), pillow_peer=largest(theirs(x) - judge))
+        table[name] = dict(
+            largest=largest(gap), mean=gap.abs().mean().item(), remainder=remainder(name, ours, theirs, x)
+        )
+        if judge is not None:
+            table[name] |= dict(pillow_ours=largest(ours(x) - judge), pillow_peer=largest(theirs(x) - judge))
     return table
 
 # %% ../../nbs/benchmarks/03_policy.ipynb #94a182ee
@@ -179,21 +200,31 @@ def their_stage(peer: SimpleNamespace, weights: Tensor) -> nn.Module:
     for name, module in zip(EQUAL, modules):
         module.flip_magnitude = False
         module._probability.data.fill_(1.0)
-        if module._magnitude is not None: module._magnitude.data.fill_(1 - MAGNITUDE if name == "solarize" else MAGNITUDE)
+        if module._magnitude is not None:
+            module._magnitude.data.fill_(1 - MAGNITUDE if name == "solarize" else MAGNITUDE)
     stage = peer.policy.SubPolicyStage(nn.ModuleList(modules), 0.05)
     stage._weights.data.copy_(weights)
     return stage.train()
 
 
-def compare_stage(peer: SimpleNamespace, x: Tensor, gradient: Tensor) -> dict[str, float]:  # stage, stage_gradient: largest differences
+def compare_stage(
+    peer: SimpleNamespace,
+    x: Tensor,
+    gradient: Tensor,
+) -> dict[str, float]:  # stage, stage_gradient: largest differences
     "One soft stage on both sides; the gradient's difference as a share of its largest entry."
     weights = torch.linspace(0, 0.1, len(EQUAL)).requires_grad_()
     stage = their_stage(peer, weights.detach())
     strength = torch.full((len(x), len(EQUAL)), MAGNITUDE)
-    sign = torch.tensor([-1.0 if name == "brightness" else 1.0 for name in EQUAL]).expand_as(strength)  # the peer's number is positive
+    # the peer's number is positive
+    sign = torch.tensor([-1.0 if name == "brightness" else 1.0 for name in EQUAL]).expand_as(strength)
     ours, theirs = mixture(x, EQUAL, (weights / 0.05).softmax(0).expand_as(strength), strength, sign), stage(x)
-    (mine,), (other,) = torch.autograd.grad(ours, weights, gradient), torch.autograd.grad(theirs, stage._weights, gradient)
-    return dict(stage=(ours - theirs).abs().max().item(), stage_gradient=((mine - other).abs().max() / mine.abs().max()).item())
+    (mine,), (other,) = (
+        torch.autograd.grad(ours, weights, gradient), torch.autograd.grad(theirs, stage._weights, gradient),
+    )
+    return dict(
+        stage=(ours - theirs).abs().max().item(), stage_gradient=((mine - other).abs().max() / mine.abs().max()).item()
+    )
 
 
 def compare(cell: EPMTiming, peer: SimpleNamespace | None) -> dict:
@@ -224,17 +255,26 @@ def forward_backward(policy: nn.Module, x: Tensor, gradient: Tensor, *more) -> N
     policy(x, *more).backward(gradient)
 
 # %% ../../nbs/benchmarks/03_policy.ipynb #3d105e34
-def time_search(cell: EPMTiming, peer: SimpleNamespace | None) -> dict:  # CPU seconds a batch; gain_N, forward_gain_N: peer with N chunks over ours
+def time_search(
+    cell: EPMTiming,
+    peer: SimpleNamespace | None,
+) -> dict:  # CPU seconds a batch; gain_N, forward_gain_N: peer with N chunks over ours
     "The soft mixture, forward and backward, and forward alone."
     x, generator, ours = pictures(cell).float(), torch.Generator().manual_seed(cell.seed), our_policy(cell.seed)
     gradient, chunks = torch.randn(x.shape, generator=generator), CHUNKS["search"] if peer else ()
-    calls = {"ours": partial(forward_backward, ours, x, gradient, generator), "ours_forward": partial(ours, x, generator)}
+    calls = {
+        "ours": partial(forward_backward, ours, x, gradient, generator),
+        "ours_forward": partial(ours, x, generator),
+    }
     for n in chunks:
         theirs = their_policy(peer, n, cell.seed)
         calls |= {f"peer_{n}": partial(forward_backward, theirs, x, gradient), f"peer_{n}_forward": partial(theirs, x)}
     times = turns(calls, cell.rounds)
     found = summary(times)
-    for n in chunks: found |= gain(times[f"peer_{n}"], times["ours"], f"gain_{n}") | gain(times[f"peer_{n}_forward"], times["ours_forward"], f"forward_gain_{n}")
+    for n in chunks:
+        found |= gain(times[f"peer_{n}"], times["ours"], f"gain_{n}") | gain(
+            times[f"peer_{n}_forward"], times["ours_forward"], f"forward_gain_{n}"
+        )
     return found
 
 # %% ../../nbs/benchmarks/03_policy.ipynb #120879a6
@@ -249,7 +289,9 @@ def numbers(policy: Policy, x: Tensor, generator: torch.Generator) -> None:
     "Tables, draws and gates of a forward and backward pass, without the images."
     which = draw_subpolicies(x, len(policy.weights), generator)
     choice, probs, magnitude = (table[which] for table in (policy.choice, policy.probs, policy.magnitude))
-    gates = torch.stack([relaxed_bernoulli(probs[:, k], draw_gates(x, len(NAMES), generator)[0]) for k in range(choice.shape[1])], 1)
+    gates = torch.stack(
+        [relaxed_bernoulli(probs[:, k], draw_gates(x, len(NAMES), generator)[0]) for k in range(choice.shape[1])], 1
+    )
     policy.zero_grad(set_to_none=True)
     (choice * gates + magnitude).sum().backward()
 
@@ -274,26 +316,42 @@ def part_calls(cell: EPMTiming) -> dict[str, Callable[[], object]]:  # part of t
         if name in MATRICES: continue
         one = lambda images, function=OPERATIONS[name].function: function(images, magnitude, sign, generator)
         calls[name] = partial(both_stages, one, x, gradient)
-    return calls | {"weighted sum": lambda: [mix(x, gradient) for _ in range(2)], "draws, tables, gates": partial(numbers, policy, x, generator)}
+    return calls | {
+        "weighted sum": lambda: [mix(x, gradient) for _ in range(2)],
+        "draws, tables, gates": partial(numbers, policy, x, generator),
+    }
 
 
-def time_parts(cell: EPMTiming, peer: SimpleNamespace | None = None) -> dict:  # CPU seconds a batch; whole; ratio: the whole over the sum
+def time_parts(
+    cell: EPMTiming,
+    peer: SimpleNamespace | None = None,
+) -> dict:  # CPU seconds a batch; whole; ratio: the whole over the sum
     "Each part of our policy beside the whole; the peer has no part in it."
     x, policy, generator = pictures(cell).float(), our_policy(cell.seed), torch.Generator().manual_seed(cell.seed)
     calls = part_calls(cell)
     times = turns(calls | {"whole": partial(forward_backward, policy, x, torch.ones_like(x), generator)}, cell.rounds)
     together = [sum(times[name][i] for name in calls) for i in range(cell.rounds)]
-    return dict(parts={name: median(times[name]) for name in calls}, whole=median(times["whole"]), together=median(together)) | gain(times["whole"], together, "ratio")
+    return dict(
+        parts={name: median(times[name]) for name in calls}, whole=median(times["whole"]), together=median(together)
+    ) | gain(times["whole"], together, "ratio")
 
 # %% ../../nbs/benchmarks/03_policy.ipynb #6b5478d6
 BATCHES = 10  # in a turn
 
 
-def time_inference(cell: EPMTiming, peer: SimpleNamespace | None) -> dict:  # CPU seconds a turn; rates: images a second; gain_N: peer with N chunks over ours
+def time_inference(
+    cell: EPMTiming,
+    peer: SimpleNamespace | None,
+) -> dict:  # CPU seconds a turn; rates: images a second; gain_N: peer with N chunks over ours
     "Perturbing with fixed policies, without gradients."
     x, generator = pictures(cell).float(), torch.Generator().manual_seed(cell.seed)
-    fixed = itertools.cycle([discretise(our_policy(cell.seed), "sample", generator) for _ in range((cell.rounds + 1) * BATCHES)])
-    calls, chunks, copy = {"ours": lambda: [next(fixed)(x, generator) for _ in range(BATCHES)]}, CHUNKS["inference"] if peer else (), torch.empty_like(x)
+    fixed = itertools.cycle(
+        [discretise(our_policy(cell.seed), "sample", generator) for _ in range((cell.rounds + 1) * BATCHES)]
+    )
+    calls, chunks, copy = (
+        {"ours": lambda: [next(fixed)(x, generator) for _ in range(BATCHES)]}, CHUNKS["inference"] if peer else (),
+        torch.empty_like(x),
+    )
     for n in chunks:
         theirs = their_policy(peer, n, cell.seed).eval()
         calls[f"peer_{n}"] = lambda theirs=theirs: [theirs(copy.copy_(x)) for _ in range(BATCHES)]
@@ -327,7 +385,10 @@ def step_seconds(
     "Train for a few steps and time them."
     x, y = (t.repeat(steps + 1, *[1] * (t.dim() - 1)) for t in (pictures(cell).x, pictures(cell).y))
     clocked = Clocked(policy, reading="literal")
-    fit(model, ImageSet(x, y, pictures(cell).classes, "repeated"), clocked, Recipe(epochs=1, batch=cell.batch), seed=cell.seed, device="cpu", progress=False)
+    fit(
+        model, ImageSet(x, y, pictures(cell).classes, "repeated"), clocked, Recipe(epochs=1, batch=cell.batch),
+        seed=cell.seed, device="cpu", progress=False,
+    )
     return median(np.diff(clocked.ticks).tolist())
 
 # %% ../../nbs/benchmarks/03_policy.ipynb #eb256c18
@@ -352,12 +413,17 @@ def bare_parts(
     return dict(zip(("policy", "n", "r"), np.diff(clock)[1:].tolist()))
 
 # %% ../../nbs/benchmarks/03_policy.ipynb #c744790a
-def time_training(cell: EPMTiming, peer: SimpleNamespace | None = None) -> dict:  # CPU seconds a step: step, policy, n, r; ratio: step over the sum
+def time_training(
+    cell: EPMTiming,
+    peer: SimpleNamespace | None = None,
+) -> dict:  # CPU seconds a step: step, policy, n, r; ratio: step over the sum
     "A training step of stage two beside its bare parts; the peer has no part in it."
     if cell.net not in NETS: raise ValueError(nearest(cell.net, NETS, "net"))
     with seeded(cell.seed): model, trained = NETS[cell.net](), NETS[cell.net]()
     model.to(memory_format=torch.channels_last).train()
-    policy, generator, rows = Policy(generator=torch.Generator().manual_seed(cell.seed)), torch.Generator().manual_seed(cell.seed), []
+    policy, generator, rows = (
+        Policy(generator=torch.Generator().manual_seed(cell.seed)), torch.Generator().manual_seed(cell.seed), [],
+    )
     reference, data, threads = reference_of(model, generator=generator), pictures(cell), torch.get_num_threads()
     bare = partial(bare_parts, (data.float(), data.y), model, reference, policy, generator)
     torch.set_num_threads(1)
@@ -371,7 +437,10 @@ def time_training(cell: EPMTiming, peer: SimpleNamespace | None = None) -> dict:
     return summary(times) | gain(times["step"], np.sum([times[part] for part in ("policy", "n", "r")], axis=0), "ratio")
 
 # %% ../../nbs/benchmarks/03_policy.ipynb #010225ab
-PARTS = {"outputs": compare, "search": time_search, "parts": time_parts, "inference": time_inference, "training": time_training}
+PARTS = {
+    "outputs": compare, "search": time_search, "parts": time_parts, "inference": time_inference,
+    "training": time_training,
+}
 
 
 def time_epm(

@@ -72,10 +72,14 @@ class Textbook(nn.Module):
 
     def __init__(self, ours: LeNet5):
         super().__init__()
-        convolutions = [nn.Conv2d(m.in_channels, m.out_channels, m.kernel_size) for m in ours.modules() if isinstance(m, TanhMean)]
+        convolutions = [
+            nn.Conv2d(m.in_channels, m.out_channels, m.kernel_size) for m in ours.modules() if isinstance(m, TanhMean)
+        ]
         linear = [nn.Linear(m.in_features, m.out_features) for m in ours.modules() if isinstance(m, nn.Linear)]
-        self.layers = nn.Sequential(convolutions[0], nn.Tanh(), nn.AvgPool2d(2), convolutions[1], nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(),
-                                    linear[0], nn.Tanh(), linear[1], nn.Tanh(), linear[2])
+        self.layers = nn.Sequential(
+            convolutions[0], nn.Tanh(), nn.AvgPool2d(2), convolutions[1], nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(),
+            linear[0], nn.Tanh(), linear[1], nn.Tanh(), linear[2],
+        )
         for mine, theirs in zip(self.parameters(), ours.parameters(), strict=True): mine.data.copy_(theirs)
 
     def forward(self, x: Tensor) -> Tensor:  # [B,1,28,28] -> logits [B,10]
@@ -98,10 +102,23 @@ def time_training(cell: StudyTiming, batch: int = 128) -> dict[str, float]:  # f
 
     with_fit = lambda model: fit(model, data, recipe=recipe, seed=cell.seed, device="cpu", progress=False)
     with_loop = lambda model: bare_loop(model, data, batch, cell.seed)
-    times = turns({"fit": lambda: keep("fit", lenet(cell.seed), with_fit), "bare": lambda: keep("bare", lenet(cell.seed), with_loop),
-                   "textbook": lambda: keep("textbook", Textbook(lenet(cell.seed)), with_loop)}, cell.rounds)
-    return {name: median(t) for name, t in times.items()} | ratio(times["fit"], times["bare"]) | ratio(times["textbook"], times["bare"], "gain") | dict(
-        difference=gap(trained["fit"], trained["bare"]), textbook_difference=gap(trained["textbook"], trained["bare"]))
+    times = turns(
+        {
+            "fit": lambda: keep("fit", lenet(cell.seed), with_fit),
+            "bare": lambda: keep("bare", lenet(cell.seed), with_loop),
+            "textbook": lambda: keep("textbook", Textbook(lenet(cell.seed)), with_loop),
+        },
+        cell.rounds,
+    )
+    return (
+        {name: median(t) for name, t in times.items()}
+        | ratio(times["fit"], times["bare"])
+        | ratio(times["textbook"], times["bare"], "gain")
+        | dict(
+            difference=gap(trained["fit"], trained["bare"]),
+            textbook_difference=gap(trained["textbook"], trained["bare"]),
+        )
+    )
 
 # %% ../../nbs/benchmarks/02_study.ipynb #d91ba2d0
 TOLERANCE = 1e-4  # of a distance, l2
@@ -131,7 +148,9 @@ def bisected(
     raise ArithmeticError(f"{halvings} halvings did not reach a distance of {distance}")
 
 
-def time_builder(cell: StudyTiming) -> dict[str, float]:  # ours, bisection: CPU seconds for all images; error: largest, l2
+def time_builder(
+    cell: StudyTiming,
+) -> dict[str, float]:  # ours, bisection: CPU seconds for all images; error: largest, l2
     "All 24 distances of many images from one direction each."
     x = digits(cell, "test").float()
     direction = normal_direction(x, torch.Generator().manual_seed(cell.seed))
@@ -151,7 +170,10 @@ def time_builder(cell: StudyTiming) -> dict[str, float]:  # ours, bisection: CPU
         reached = (at_distance(x[part], direction[part], LEVELS).double() - x[part]).flatten(2).norm(dim=2)
         error = max(error, (reached - torch.tensor(LEVELS, dtype=torch.float64)[:, None]).abs().max().item())
     scaled = [t * len(x) / few for t in times["bisection"]]
-    return dict(ours=median(times["ours"]), ours_low=min(times["ours"]), ours_high=max(times["ours"]), bisection=median(scaled), error=error) | ratio(scaled, times["ours"], "gain")
+    return dict(
+        ours=median(times["ours"]), ours_low=min(times["ours"]), ours_high=max(times["ours"]),
+        bisection=median(scaled), error=error,
+    ) | ratio(scaled, times["ours"], "gain")
 
 # %% ../../nbs/benchmarks/02_study.ipynb #21890f54
 def time_evaluation(cell: StudyTiming, batch: int = 50) -> dict[str, float]:  # ours, bare: CPU seconds for all images
@@ -165,7 +187,11 @@ def time_evaluation(cell: StudyTiming, batch: int = 50) -> dict[str, float]:  # 
             for i in range(0, len(data), batch): model(ready[:len(LEVELS) * min(batch, len(data) - i)]).argmax(1)
 
     times = turns({"ours": lambda: correct_at_levels(model, data, direction, LEVELS, batch), "bare": bare}, cell.rounds)
-    return {name: median(t) for name, t in times.items()} | dict(forwards=len(data) * len(LEVELS)) | ratio(times["ours"], times["bare"])
+    return (
+        {name: median(t) for name, t in times.items()}
+        | dict(forwards=len(data) * len(LEVELS))
+        | ratio(times["ours"], times["bare"])
+    )
 
 
 PARTS = {"training": time_training, "builder": time_builder, "evaluation": time_evaluation}

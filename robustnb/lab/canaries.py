@@ -38,8 +38,8 @@ from .registry import experiments, find_experiment
 from .provenance import (Package, Where, address_of, choices_of, closure, digest, normal, package_at,
                                      package_today)
 from ..basics import machine, now, versions
-from .records import (PROFILES, Record, RecordError, Store, addresses_today, append_line, canonical, git_state,
-                                  plain, repository, stale)
+from .records import (PROFILES, Record, RecordError, Store, addresses_today, append_line, canonical,
+    git_state, plain, repository, stale)
 
 # %% ../../nbs/lab/02_canaries.ipynb #6111c51d
 def rebuild(
@@ -65,8 +65,14 @@ def leaves(
     "What a value is made of, without times."
     if isinstance(value, dict):
         timed = lambda key: str(key) == "time" or str(key).endswith("seconds")
-        return {k: v for key, part in value.items() if not timed(key) for k, v in leaves(part, f"{name}.{key}".lstrip(".")).items()}
-    if isinstance(value, (list, tuple)): return {k: v for i, part in enumerate(value) for k, v in leaves(part, f"{name}[{i}]").items()}
+        return {
+            k: v
+            for key, part in value.items()
+            if not timed(key)
+            for k, v in leaves(part, f"{name}.{key}".lstrip(".")).items()
+        }
+    if isinstance(value, (list, tuple)):
+        return {k: v for i, part in enumerate(value) for k, v in leaves(part, f"{name}[{i}]").items()}
     if not hasattr(value, "dtype"): return {name: value}
     if hasattr(value, "detach"):
         import torch
@@ -99,20 +105,31 @@ def compare(
 
 # %% ../../nbs/lab/02_canaries.ipynb #1abeebbb
 def in_lab(name: str, top: str) -> Any:  # top: the package's folder, with "/" at the end
-    "A module of the lab; packages older than the lab have it beside the others. An installed package may offer what this one lacks."
-    return importlib.import_module(f"robustnb.lab.{name}" if Path(f"{top}lab/{name}.py").is_file() else f"robustnb.{name}")
+    """A module of the lab; packages older than the lab have it beside the others. An installed package may offer
+    what this one lacks."""
+    return importlib.import_module(
+        f"robustnb.lab.{name}" if Path(f"{top}lab/{name}.py").is_file() else f"robustnb.{name}"
+    )
 
 
 def cell_function(name: str, top: str) -> Callable:  # name: module:name; top: the package's folder, with "/" at the end
     "A function by its name, or by where the one function of its name stands in this package."
     module, _, function = name.partition(":")
     named = Path(top, *module.split(".")[1:]).with_suffix(".py")
-    places = [named] if named.is_file() else [p for p in Path(top).rglob("*.py") if f"\ndef {function}(" in p.read_text(encoding="utf-8")]
+    places = (
+        [named]
+        if named.is_file()
+        else [p for p in Path(top).rglob("*.py") if f"\ndef {function}(" in p.read_text(encoding="utf-8")]
+    )
     if len(places) != 1: raise ImportError(f"{name} is not in {top}, and {len(places)} functions there have its name")
-    return getattr(importlib.import_module(".".join(("robustnb", *places[0].relative_to(top).with_suffix("").parts))), function)
+    return getattr(
+        importlib.import_module(".".join(("robustnb", *places[0].relative_to(top).with_suffix("").parts))), function
+    )
 
 
-def serve(asked: dict) -> dict:  # cells: leaves of each; kept: leaves of the files of weights; ran: module, name and line
+def serve(
+    asked: dict,
+) -> dict:  # cells: leaves of each; kept: leaves of the files of weights; ran: module, name and line
     "Run cells in this process."
     top, ran = asked["folder"] + "/robustnb/", set()
     def watch(frame, event, _):
@@ -127,21 +144,39 @@ def serve(asked: dict) -> dict:  # cells: leaves of each; kept: leaves of the fi
         cell = rebuild(cell_class(function), settings)
         plan = lib.Plan(experiment, function, records.Store(cache / "records"), "smoke", "", 1, cache)
         record, artefacts = lib.attempt(lib.Job(cell, records.record_key(experiment, cell)), plan, write=False)
-        cells.append(leaves(record.metrics) | leaves({k: records.decode(k, v) if k.endswith(".npz") else hashlib.sha256(v).hexdigest() for k, v in artefacts.items()}))
+        cells.append(
+            leaves(record.metrics) | leaves({
+                k: records.decode(k, v) if k.endswith(".npz") else hashlib.sha256(v).hexdigest()
+                for k, v in artefacts.items()
+            })
+        )
     sys.setprofile(None)
     files = sorted((cache / "checkpoints").glob("*/*/*.pt"))
     if files: import torch
 
-    kept = {f"{f.parent.parent.name}/{f.parent.name.partition('-')[0]}/{f.name}": torch.load(f, map_location="cpu", weights_only=True) for f in files}
+    kept = {
+        f"{f.parent.parent.name}/{f.parent.name.partition('-')[0]}/{f.name}": torch.load(
+            f, map_location="cpu", weights_only=True
+        )
+        for f in files
+    }
     dotted = lambda file: file[len(top):].removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    return dict(cells=cells, kept=leaves(kept), ran=sorted({(dotted(c.co_filename), c.co_qualname, c.co_firstlineno) for c in ran}))
+    return dict(
+        cells=cells, kept=leaves(kept),
+        ran=sorted({(dotted(c.co_filename), c.co_qualname, c.co_firstlineno) for c in ran}),
+    )
 
 
 def program() -> str:
     "The text that a fresh interpreter runs; it reads what is asked from its input and writes a file."
-    imports = "import dataclasses, hashlib, importlib, inspect, json, sys, threading, typing\nfrom pathlib import Path\nfrom typing import Any\nfrom collections.abc import Callable"
+    imports = (
+        "import dataclasses, hashlib, importlib, inspect, json, sys, threading, typing\nfrom pathlib import Path\nfrom"
+        " typing import Any\nfrom collections.abc import Callable"
+    )
     parts = [inspect.getsource(f) for f in (rebuild, cell_class, leaves, in_lab, cell_function, serve)]
-    return "\n\n".join([imports, *parts, "asked = json.load(sys.stdin)\nPath(asked['answer']).write_text(json.dumps(serve(asked)))"])
+    return "\n\n".join(
+        [imports, *parts, "asked = json.load(sys.stdin)\nPath(asked['answer']).write_text(json.dumps(serve(asked)))"]
+    )
 
 # %% ../../nbs/lab/02_canaries.ipynb #68744b85
 class Canary(NamedTuple):
@@ -163,12 +198,31 @@ def run_under(
 ) -> dict:  # of `serve`
     "Run canaries under the package of a folder: one thread, no graphics card, no network, an empty cache."
     with tempfile.TemporaryDirectory() as private:
-        asked = dict(folder=str(Path(folder).resolve()), canaries=canaries, trace=trace, cache=private + "/cache", answer=private + "/answer.json")
+        asked = dict(
+            folder=str(Path(folder).resolve()), canaries=canaries, trace=trace, cache=private + "/cache",
+            answer=private + "/answer.json",
+        )
         quiet = {k: v for k, v in os.environ.items() if not k.startswith(("ROBUSTNB_", "PYTHON"))}
-        env = quiet | ONE_THREAD | dict(PYTHONPATH=asked["folder"], PYTHONHASHSEED="0", CUDA_VISIBLE_DEVICES="", ROBUSTNB_OFFLINE="1", ROBUSTNB_CACHE=asked["cache"], ROBUSTNB_PROGRESS="0")
-        try: done = subprocess.run([sys.executable, "-c", program()], input=json.dumps(asked), text=True, capture_output=True, cwd=private, env=env, timeout=timeout)
-        except subprocess.TimeoutExpired: raise CanaryError(f"canaries took more than {timeout:g} s under {folder}") from None
-        if done.returncode: raise CanaryError(f"canaries failed under {folder} (status {done.returncode}): " + "\n".join(done.stderr.strip().splitlines()[-3:]))
+        env = (
+            quiet
+            | ONE_THREAD
+            | dict(
+                PYTHONPATH=asked["folder"], PYTHONHASHSEED="0", CUDA_VISIBLE_DEVICES="", ROBUSTNB_OFFLINE="1",
+                ROBUSTNB_CACHE=asked["cache"], ROBUSTNB_PROGRESS="0",
+            )
+        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", program()], input=json.dumps(asked), text=True, capture_output=True, cwd=private,
+                env=env, timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            raise CanaryError(f"canaries took more than {timeout:g} s under {folder}") from None
+        if done.returncode:
+            raise CanaryError(
+                f"canaries failed under {folder} (status {done.returncode}): "
+                + "\n".join(done.stderr.strip().splitlines()[-3:])
+            )
         return json.loads(Path(asked["answer"]).read_text())
 
 
@@ -192,7 +246,8 @@ def pieces(package: Package, where: Where, ambiguous: frozenset[str] = frozenset
     "The functions in a definition; those of a constant are its lambdas."
     function, found = (ast.FunctionDef, ast.AsyncFunctionDef), []
     for node in package.modules[where.module].definitions.get(where.name, ()):
-        if isinstance(node, ast.ClassDef): found += [(f"{where.name}.{m.name}", m) for m in node.body if isinstance(m, function)]
+        if isinstance(node, ast.ClassDef):
+            found += [(f"{where.name}.{m.name}", m) for m in node.body if isinstance(m, function)]
         elif isinstance(node, function): found.append((where.name, node))
         elif any(isinstance(n, ast.Lambda) for n in ast.walk(node)): found.append((f"{where.name}.<lambda>", node))
     def text(node):
@@ -224,7 +279,9 @@ def unseen(
     ran: Iterable[tuple[str, str, int]],  # of `serve`
 ) -> list[Piece]:
     "Pieces that were not called."
-    names, lambdas = {(module, name) for module, name, _ in ran}, [(m, line) for m, name, line in ran if "<lambda>" in name]
+    names, lambdas = (
+        {(module, name) for module, name, _ in ran}, [(m, line) for m, name, line in ran if "<lambda>" in name],
+    )
     def called(p):
         if not p.name.endswith("<lambda>"): return (p.module, p.name) in names
         return any(m == p.module and p.lines[0] <= line <= p.lines[1] for m, line in lambdas)
@@ -237,7 +294,11 @@ def offered(
     "The canaries of a cell's function."
     module, _, name = function.partition(":")
     described = {e: find_experiment(e) for e, place in experiments().items() if place.partition(":")[0] == module}
-    mine = {getattr(d, "experiment", e): d for e, d in described.items() if f"{d.function.__module__}:{d.function.__name__}" == function}
+    mine = {
+        getattr(d, "experiment", e): d
+        for e, d in described.items()
+        if f"{d.function.__module__}:{d.function.__name__}" == function
+    }
     given = getattr(importlib.import_module(module), "canaries", None)
     cells = given() if given else list(dict.fromkeys(c for d in mine.values() for c in d.cells(PROFILES[0])))
     return [Canary(next(iter(mine), name.replace("_", "-")), function, plain(c, finite=True)) for c in cells]
@@ -272,21 +333,35 @@ def groups(records: list[Record], root: Path) -> dict[tuple[str, str], list[Reco
     return found
 
 # %% ../../nbs/lab/02_canaries.ipynb #94b867ba
-def scope(package: Package, function: str, records: list[Record]) -> tuple[dict[Where, str], dict[str, str]]:  # definitions, assets
+def scope(
+    package: Package,
+    function: str,
+    records: list[Record],
+) -> tuple[dict[Where, str], dict[str, str]]:  # definitions, assets
     "All that a function reaches for the cells of some records."
     chosen = {tuple(sorted(choices_of(r.cell).items())) for r in records}
     every = [closure(package, function, dict(c)) for c in chosen]
     return {k: v for c in every for k, v in c.definitions.items()}, {k: v for c in every for k, v in c.assets.items()}
 
 
-def both(old: Path, new: Path, cells: list[Canary]) -> tuple[list[str], list[str], list, list[str]]:  # differs, added, ran, digests
+def both(
+    old: Path,
+    new: Path,
+    cells: list[Canary],
+) -> tuple[list[str], list[str], list, list[str]]:  # differs, added, ran, digests
     "Run canaries under two packages and compare."
     (then, here), differs, added = (run_under(old, cells), run_under(new, cells, trace=True)), [], []
-    for name, a, b in [*((f"canary {i + 1}", a, b) for i, (a, b) in enumerate(zip(then["cells"], here["cells"]))), ("kept", then["kept"], here["kept"])]:
+    for name, a, b in [
+        *((f"canary {i + 1}", a, b) for i, (a, b) in enumerate(zip(then["cells"], here["cells"]))),
+        ("kept", then["kept"], here["kept"]),
+    ]:
         result = compare(a, b)
         differs += [f"{name}: {text}" for text in result.differs]
         added += [f"{name}: {text}" for text in result.added]
-    return differs, added, [tuple(r) for r in here["ran"]], [digest(json.dumps(c, sort_keys=True)) for c in (*here["cells"], here["kept"])]
+    return (
+        differs, added, [tuple(r) for r in here["ran"]],
+        [digest(json.dumps(c, sort_keys=True)) for c in (*here["cells"], here["kept"])],
+    )
 
 
 def today_of(function: str) -> str:
@@ -315,7 +390,9 @@ def question(
     commit, here = records[0].commit, today_of(function)
     old, new = package_at(commit, root), package_today()
     (before, assets), (after, assets_now) = scope(old, function, records), scope(new, here, records)
-    wanted, at_import = changed(old, new, before, after), sorted(str(w) for w in after if w not in before or before[w] != after[w])
+    wanted, at_import = (
+        changed(old, new, before, after), sorted(str(w) for w in after if w not in before or before[w] != after[w]),
+    )
     left, ran, cells, differs, added, digests = wanted, set(), [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         there, package = unpack(commit, root, Path(folder)), Path(robustnb.__file__).parents[1]
@@ -332,16 +409,23 @@ def question(
             if differs or not left: break
     lost = [f"asset {k}" for k in assets_now if assets_now[k] != assets.get(k)]
     label = lambda p: f"{p.module}.{p.name}"
-    note = dict(experiment=experiment, same=pairs_of(here, records, root), canaries=len(cells), because="", how="canaries", function=function, cells=[c._asdict() for c in cells],
-                changed=[label(p) for p in wanted], imported=[n for n in at_import], ran=len(ran), digests=digests, added=sorted(set(added)), versions=versions(), machine=machine(),
-                commits=[commit, git_state(root)[0]], time=now(), commit=git_state(root)[0])
+    note = dict(
+        experiment=experiment, same=pairs_of(here, records, root), canaries=len(cells), because="", how="canaries",
+        function=function, cells=[c._asdict() for c in cells], changed=[label(p) for p in wanted],
+        imported=[n for n in at_import], ran=len(ran), digests=digests, added=sorted(set(added)),
+        versions=versions(), machine=machine(), commits=[commit, git_state(root)[0]], time=now(),
+        commit=git_state(root)[0],
+    )
     return Verdict(experiment, function, commit, differs, [label(p) for p in left] + lost, note)
 
 
 def tries(function: str, left: Callable[[], list[Piece]], package: Package) -> Iterable[list[Canary]]:
     "A function's own canaries, then those of other experiments that reach what has not run."
     yield offered(function)
-    mine, others = closure(package, function).definitions.keys(), {f"{d.function.__module__}:{d.function.__name__}" for d in map(find_experiment, experiments())}
+    mine, others = (
+        closure(package, function).definitions.keys(),
+        {f"{d.function.__module__}:{d.function.__name__}" for d in map(find_experiment, experiments())},
+    )
     reach = {f: closure(package, f).definitions.keys() for f in sorted(others - {function})}
     for other in sorted(reach, key=lambda f: len(reach[f] - mine)):  # the least foreign code first
         if any(Where(p.module, p.name.partition(".")[0]) in reach[other] for p in left()): yield offered(other)
@@ -370,7 +454,8 @@ def attest(
     "Ask canaries whether the stale records of an experiment are what today's code would give."
     root = root or repository()
     if root is None: raise RecordError("attest compares with commits; there is no checkout here")
-    if git_state(root)[1]: raise RecordError("attest speaks for a commit; there are uncommitted changes in robustnb/ or nbs/")
+    if git_state(root)[1]:
+        raise RecordError("attest speaks for a commit; there are uncommitted changes in robustnb/ or nbs/")
     asked = groups(Store(folder).records(experiment), root).items()
     verdicts = []
     for (function, _), records in progress(asked, f"attest {experiment}", len(asked)) if show else asked:
@@ -438,13 +523,26 @@ def replay(
         module, _, name = today_of(r.function).partition(":")
         function = getattr(importlib.import_module(module), name)
         job = Job(rebuild(cell_class(function), r.cell), r.key)
-        made = new.append(*attempt(job, Plan(experiment, function, new, r.profile, r.data, 1, Path(cache or new.path / "cache")), write=False))
+        made = new.append(
+            *attempt(
+                job, Plan(experiment, function, new, r.profile, r.data, 1, Path(cache or new.path / "cache")),
+                write=False,
+            )
+        )
         result, turned = compare(result_of(r, store), result_of(made, new)), flips(r, store, made, new)
         numbers = compare(leaves(r.metrics), leaves(made.metrics))
-        note = notes.setdefault(made.address, dict(experiment=experiment, address=made.address, cells=0, within=0, of=0, largest=0.0, answers=0.0, keys=[], time=now(), commit=made.commit))
-        note.update(cells=note["cells"] + (not result.differs), of=note["of"] + 1, answers=max(note["answers"], turned), keys=[*note["keys"], r.key],
-                    within=note["within"] + within_error(leaves(r.metrics), leaves(made.metrics)),
-                    largest=max(note["largest"], numbers.largest if math.isfinite(numbers.largest) else 1.0))
+        note = notes.setdefault(
+            made.address,
+            dict(
+                experiment=experiment, address=made.address, cells=0, within=0, of=0, largest=0.0, answers=0.0, keys=[],
+                time=now(), commit=made.commit,
+            ),
+        )
+        note.update(
+            cells=note["cells"] + (not result.differs), of=note["of"] + 1, answers=max(note["answers"], turned),
+            keys=[*note["keys"], r.key], within=note["within"] + within_error(leaves(r.metrics), leaves(made.metrics)),
+            largest=max(note["largest"], numbers.largest if math.isfinite(numbers.largest) else 1.0),
+        )
     for note in notes.values(): append_note(Path(folder) / "replayed.jsonl", note)
     return list(notes.values())
 
@@ -503,7 +601,8 @@ def unnamed(note: dict, records: list[Record], old: Package, new: Package) -> li
 
 def unsound_canaries(note: dict, root: Path, run: bool) -> list[str]:
     "What is wrong with a line's canaries."
-    if len(note["cells"]) != note["canaries"] or not note["cells"]: return [f"{note['canaries']} canaries are named, {len(note['cells'])} are there"]
+    if len(note["cells"]) != note["canaries"] or not note["cells"]:
+        return [f"{note['canaries']} canaries are named, {len(note['cells'])} are there"]
     wrong, cells = [], [Canary(**c) for c in note["cells"]]
     for c in cells:
         module, _, name = today_of(c.function).partition(":")

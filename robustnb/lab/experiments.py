@@ -40,7 +40,9 @@ from .registry import ChoiceError, check_choice, experiments, find_experiment
 # %% ../../nbs/lab/10_experiments.ipynb #61793f8d
 def describe(cell: Any) -> str:  # e.g. Loaf(hours=2.0)
     "A cell by the settings that differ from its defaults."
-    shown = [f"{f.name}={getattr(cell, f.name)!r}" for f in dataclasses.fields(cell) if getattr(cell, f.name) != f.default]
+    shown = [
+        f"{f.name}={getattr(cell, f.name)!r}" for f in dataclasses.fields(cell) if getattr(cell, f.name) != f.default
+    ]
     return f"{type(cell).__name__}({', '.join(shown)})"
 
 
@@ -49,7 +51,9 @@ def check_cells(cells: Iterable) -> list:  # the same, each once
     cells = list(cells)
     for cell in cells:
         if not dataclasses.is_dataclass(cell) or isinstance(cell, type) or not cell.__dataclass_params__.frozen:
-            raise TypeError(f"{cell!r} is no cell; a cell is an instance of a frozen dataclass (@dataclass(frozen=True))")
+            raise TypeError(
+                f"{cell!r} is no cell; a cell is an instance of a frozen dataclass (@dataclass(frozen=True))"
+            )
     return list({record_key("", cell): cell for cell in cells}.values())
 
 # %% ../../nbs/lab/10_experiments.ipynb #631777af
@@ -58,7 +62,12 @@ def checkpoint_code(
 ) -> str:  # 16 hexadecimal digits
     "What checkpoint folders are named after: the oldest code that is attested to give the same as today's."
     here = address_of(function) or code_hash(function.partition(":")[0])
-    older = [pair[0] for note in notes("attested") for pair in note["same"] if chain(pair[0], {here}, notes("attested")) is not None]
+    older = [
+        pair[0]
+        for note in notes("attested")
+        for pair in note["same"]
+        if chain(pair[0], {here}, notes("attested")) is not None
+    ]
     return older[0] if older else here
 
 
@@ -123,7 +132,11 @@ class Context(Place):
     def of(self, experiment: str, module: str) -> "Context":
         "The same, among the folders of another experiment, which go by the code of its own function."
         described = find_experiment(experiment) if experiment in experiments() else None
-        code = checkpoint_code(f"{described.function.__module__}:{described.function.__qualname__}") if described else code_hash(module)
+        code = (
+            checkpoint_code(f"{described.function.__module__}:{described.function.__qualname__}")
+            if described
+            else code_hash(module)
+        )
         return dataclasses.replace(self, experiment=experiment, code=code)
 
 # %% ../../nbs/lab/10_experiments.ipynb #99662f13
@@ -172,7 +185,9 @@ def attempt(
         start = time.perf_counter()
         metrics = plan.function(job.cell, context)
         if not isinstance(metrics, dict):
-            raise TypeError(f"{plan.name} returned a {type(metrics).__name__}; a cell's function returns a dictionary of metrics")
+            raise TypeError(
+                f"{plan.name} returned a {type(metrics).__name__}; a cell's function returns a dictionary of metrics"
+            )
         record = Record(plan.experiment, job.cell, metrics, plan.profile, plan.data, job.key,
                         seconds=round(time.perf_counter() - start, 3), **provenance(plan.name, cell=job.cell))
         if write: record = plan.store.append(record, context.artefacts)
@@ -251,7 +266,10 @@ def listen(worker: Worker) -> tuple[str, str] | None:  # kind and text; None: no
     except (EOFError, OSError): pass
     worker.process.join(5)
     code = worker.process.exitcode
-    if code is not None and code < 0: text = f"the worker process was killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    if code is not None and code < 0:
+        text = f"the worker process was killed by {signal.Signals(-code).name}" + (
+            " (out of memory?)" if code == -signal.SIGKILL else ""
+        )
     else: text = f"the worker process ended with exit status {code}"
     return "dead" if worker.job else "broken", text
 
@@ -279,7 +297,10 @@ def in_pool(jobs: list[Job], plan: Plan, workers: int) -> Iterator[tuple[Job, st
                 message = listen(worker)
                 if message is None: continue
                 (kind, text), job, worker.job = message, worker.job, None
-                if kind == "broken": raise RuntimeError(f"a worker process could not start (a script needs `if __name__ == '__main__':`): {text}")
+                if kind == "broken":
+                    raise RuntimeError(
+                        f"a worker process could not start (a script needs `if __name__ == '__main__':`): {text}"
+                    )
                 if kind == "dead":
                     team.remove(worker)
                     if queue:
@@ -302,7 +323,11 @@ def on_ray(jobs: list[Job], plan: Plan) -> Iterator[tuple[Job, str]]:
     "Run jobs as tasks of a Ray cluster (RAY_ADDRESS, else this machine); records come back and are appended here."
     try: import ray
     except ImportError: raise ModuleNotFoundError("executor='ray' needs Ray: pip install 'robustnb[cluster]'") from None
-    if not ray.is_initialized(): ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else plan.workers, include_dashboard=False, log_to_driver=False)
+    if not ray.is_initialized():
+        ray.init(
+            num_cpus=None if os.environ.get("RAY_ADDRESS") else plan.workers, include_dashboard=False,
+            log_to_driver=False,
+        )
     task = ray.remote(num_cpus=1, max_retries=0, runtime_env={"env_vars": ONE_THREAD})(attempt)
     waiting = {task.remote(job, plan, write=False): job for job in jobs}
     try:
@@ -337,7 +362,10 @@ class Tracker:
 
     def write(self) -> None:
         "Bring the state to the bar and to the progress file."
-        self.bar.set_postfix_str(f"{self.state['done']}/{self.state['total']} cells" + (f", {self.state['failed']} failed" if self.state["failed"] else ""))
+        self.bar.set_postfix_str(
+            f"{self.state['done']}/{self.state['total']} cells"
+            + (f", {self.state['failed']} failed" if self.state["failed"] else "")
+        )
         path = os.environ.get("ROBUSTNB_PROGRESS_FILE")
         if path: write_whole(Path(path), json.dumps(self.state).encode())
 
@@ -379,7 +407,10 @@ class CellsFailed(RuntimeError):
     def __init__(self, experiment: str, failures: list[tuple[Any, str]], total: int):
         self.failures = failures
         lines = "\n".join(f"- {describe(cell)}: {text.strip().splitlines()[-1]}" for cell, text in failures)
-        super().__init__(f"{len(failures)} of {total} cells of {experiment!r} failed; the others are recorded, and only these will run again:\n{lines}")
+        super().__init__(
+            f"{len(failures)} of {total} cells of {experiment!r} failed; the others are recorded, and only these will"
+            f" run again:\n{lines}"
+        )
 
 
 def check_importable(function: Callable, cells: list) -> None:
@@ -422,7 +453,11 @@ def leave_out(
     "Note that these cells were not run."
     file = os.environ.get("ROBUSTNB_NOT_RUN_FILE")
     if jobs and file:
-        with open(file, "a") as notes: notes.write(json.dumps(dict(experiment=plan.experiment, profile=plan.profile, missing=len(jobs), total=total)) + "\n")
+        with open(file, "a") as notes:
+            notes.write(
+                json.dumps(dict(experiment=plan.experiment, profile=plan.profile, missing=len(jobs), total=total))
+                + "\n"
+            )
     return []
 
 # %% ../../nbs/lab/10_experiments.ipynb #2da4ff4b
@@ -475,4 +510,6 @@ def run_experiment(
     options = {"cost": getattr(described, "cost", None), "data": getattr(described, "data", None), **options}
     try: cells = described.cells(profile)
     except ValueError as error: raise ChoiceError(f"experiment {name!r}: {error}") from None
-    return run_cells(getattr(described, "experiment", name.partition("-")[0]), cells, described.function, store, profile, **options)
+    return run_cells(
+        getattr(described, "experiment", name.partition("-")[0]), cells, described.function, store, profile, **options
+    )

@@ -58,7 +58,10 @@ def code_cell(
 ) -> dict:
     "A code cell that opens with its Quarto options."
     head = "".join(f"#| {key}: {quoted(value)}\n" for key, value in (options or {}).items())
-    return {"cell_type": "code", "metadata": {}, "source": head + code, "outputs": list(outputs), "execution_count": None}
+    return {
+        "cell_type": "code", "metadata": {}, "source": head + code, "outputs": list(outputs),
+        "execution_count": None,
+    }
 
 
 def load_notebook(path: str | Path) -> dict:
@@ -69,9 +72,14 @@ def load_notebook(path: str | Path) -> dict:
 
 # %% ../../nbs/lab/41_pages.ipynb #37791e47
 def comments(code: str) -> dict[int, str]:
-    "The comment at the end of each line, by line number."
-    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
-    return {t.start[0]: t.string.lstrip("#").strip() for t in tokens if t.type == tokenize.COMMENT}
+    "The comment at the end of each line, or in the lines of comment above it, by line number."
+    found, above = {}, {}
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        if token.type != tokenize.COMMENT: continue
+        line, words = token.start[0], token.string.lstrip("#").strip()
+        if not token.line.lstrip().startswith("#"): found[line] = words
+        else: above[line + 1] = f"{above.pop(line)} {words}" if line in above else words
+    return above | found
 
 
 def text(node: ast.expr | None) -> str:
@@ -94,9 +102,13 @@ def arguments(
     found += [("**" + a.kwarg.arg, a.kwarg, None)] if a.kwarg else []
     lines = [(default or x).end_lineno for _, x, default in found]
     last = node.returns.end_lineno if node.returns else None  # the comment there is the return's
-    own = [notes.get(line, "") if lines.count(line) == 1 and line != last else "" for line in lines]  # a shared line's is nobody's
-    return [(name, text(x.annotation), ast.unparse(default) if default else "", note) for (name, x, default), note in zip(found, own)
-            if name not in ("self", "cls")]
+    # a shared line's is nobody's
+    own = [notes.get(line, "") if lines.count(line) == 1 and line != last else "" for line in lines]
+    return [
+        (name, text(x.annotation), ast.unparse(default) if default else "", note)
+        for (name, x, default), note in zip(found, own)
+        if name not in ("self", "cls")
+    ]
 
 # %% ../../nbs/lab/41_pages.ipynb #16381527
 def class_rows(
@@ -105,8 +117,11 @@ def class_rows(
 ) -> list[tuple[str, str, str, str]]:
     "The fields or constructor arguments of a class, then its public methods."
     methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
-    fields = [(n.target.id, ast.unparse(n.annotation), ast.unparse(n.value) if n.value else "", notes.get(n.end_lineno, ""))
-              for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+    fields = [
+        (n.target.id, ast.unparse(n.annotation), ast.unparse(n.value) if n.value else "", notes.get(n.end_lineno, ""))
+        for n in node.body
+        if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+    ]
     init = [row for n in methods if n.name == "__init__" for row in arguments(n, notes)]
     public = [(f".{n.name}{'' if 'property' in map(ast.unparse, n.decorator_list) else '()'}", text(n.returns),
                "", (ast.get_docstring(n) or "").partition("\n")[0]) for n in methods if not n.name.startswith("_")]
@@ -127,8 +142,10 @@ def argument_table(rows: list[tuple[str, str, str, str]]) -> str:
     "The rows of an entry as an HTML table: what it is called and is, what it means."
     code = lambda text: f"<code>{html.escape(text, quote=False)}</code>" if text else ""
     kind = lambda kind, default: html.escape(" = ".join(part for part in (kind, default) if part), quote=False)
-    body = "".join(f"<tr><th scope='row'>{code(name)} <span>{kind(type_, default)}</span></th><td>{inline(note)}</td></tr>\n"
-                   for name, type_, default, note in rows)
+    body = "".join(
+        f"<tr><th scope='row'>{code(name)} <span>{kind(type_, default)}</span></th><td>{inline(note)}</td></tr>\n"
+        for name, type_, default, note in rows
+    )
     return f"<table class='api-table'><tbody>\n{body}</tbody></table>"
 
 # %% ../../nbs/lab/41_pages.ipynb #bb5631b5
@@ -140,7 +157,9 @@ def api_entry(
     "The page's entry for one public function or class."
     notes, is_class = comments(code), isinstance(node, ast.ClassDef)
     rows = class_rows(node, notes) if is_class else arguments(node, notes)
-    short = ", ".join(name + (f"={default}" if default else "") for name, _, default, _ in rows if not name.startswith("."))
+    short = ", ".join(
+        name + (f"={default}" if default else "") for name, _, default, _ in rows if not name.startswith(".")
+    )
     returns = "" if is_class else text(node.returns)
     if returns: rows = [*rows, ("returns", returns, "", notes.get(node.returns.end_lineno, ""))]
     kind = "class " if is_class else ""
@@ -189,7 +208,8 @@ def library_cells(
             page += [markdown(api_entry(node, code, max(level, 2) + 1)) for node in found]
             options |= {"code-fold": "show", "code-summary": "Source"}
         if imports_only(code): options |= {"code-fold": "true", "code-summary": "Imports"}
-        elif level == 1 and not cell["outputs"] and not exported(words): options |= {"code-fold": "true", "code-summary": "Setup"}
+        elif level == 1 and not cell["outputs"] and not exported(words):
+            options |= {"code-fold": "true", "code-summary": "Setup"}
         page.append(code_cell(code, options, cell["outputs"]))
     return page
 
@@ -303,16 +323,29 @@ def banners(
 ) -> list[dict]:
     "What a reader must know before reading the page."
     name, found = page.removesuffix(".ipynb"), []
-    again = lambda profile: "`robustnb site`" if profile == "records" else f"`robustnb reproduce {name} --profile {profile}`"
-    if run is None: found.append(callout("warning", "Not run yet", f"This page shows the protocol only. To compute it: {again(failed or 'quick')}."))
+    again = lambda profile: (
+        "`robustnb site`" if profile == "records" else f"`robustnb reproduce {name} --profile {profile}`"
+    )
+    if run is None:
+        found.append(
+            callout(
+                "warning", "Not run yet",
+                f"This page shows the protocol only. To compute it: {again(failed or 'quick')}.",
+            )
+        )
     if failed:
         kept = f"Its notebook is kept for reading below the runs, in `{failed}/{name}.failed.ipynb`."
-        found.append(callout("warning", f"The last {failed} run failed", f"{kept} {again(failed)} goes on from its records."))
+        found.append(
+            callout("warning", f"The last {failed} run failed", f"{kept} {again(failed)} goes on from its records.")
+        )
     if run and code_of(run.notebook["cells"]) != code_of(source["cells"]):
         text = f"Its code is no longer the one that made this page. {again(run.profile)} brings it up to date."
         found.append(callout("note", "The notebook has changed since this run", text))
     for part in run.note.get("not_run", []) if run else []:
-        text = f"{part['missing']} of the {part['total']} cells of `{part['experiment']}` ({part['profile']}) have no record. What is there is shown; `robustnb reproduce {name} --profile {part['profile']}` runs the rest."
+        text = (
+            f"{part['missing']} of the {part['total']} cells of `{part['experiment']}` ({part['profile']}) have no"
+            f" record. What is there is shown; `robustnb reproduce {name} --profile {part['profile']}` runs the rest."
+        )
         found.append(callout("note", "Not all of it was run", text))
     return found
 
@@ -325,10 +358,20 @@ def footer(
     "The last lines of a page: where it comes from and which run it shows."
     facts = [f"Source: `nbs/{page}`"] + ([f"exported as `robustnb.{module}`"] if module else [])
     if run:
-        facts += [f"profile {run.shown}", f"{'made from records on' if run.profile == 'records' else 'run on'} {run.papermill['end_time'][:16].replace('T', ' at ')} UTC"]
+        facts += [
+            f"profile {run.shown}",
+            (
+                f"{'made from records on' if run.profile == 'records' else 'run on'}"
+                f" {run.papermill['end_time'][:16].replace('T', ' at ')} UTC"
+            ),
+        ]
         seconds = run.note.get("seconds") or run.papermill.get("duration")
         facts += [f"took {in_words(seconds)}"] if seconds else []
-        facts += [f"commit `{run.note['commit'][:10]}`" + (" with local changes" if run.note.get("dirty") else "")] if run.note.get("commit") else []
+        facts += (
+            [f"commit `{run.note['commit'][:10]}`" + (" with local changes" if run.note.get("dirty") else "")]
+            if run.note.get("commit")
+            else []
+        )
         facts += [str(run.note["device"])] if run.note.get("device") else []
     return markdown("::: {.page-facts}\n" + " · ".join(facts) + "\n:::")
 
@@ -376,7 +419,10 @@ def link_names(
         target = symbols.get(m[1].removesuffix("()"))
         return f"[{m[0]}]({posixpath.relpath(target, posixpath.dirname(page) or '.')})" if target else m[0]
     names = lambda part: re.sub(r"(?<![\[`])`([\w.]+(?:\(\))?)`(?![\]`])", link, part)
-    return outside_code(text, lambda part: "".join(line if line.startswith("#") else names(line) for line in part.splitlines(keepends=True)))
+    return outside_code(
+        text,
+        lambda part: "".join(line if line.startswith("#") else names(line) for line in part.splitlines(keepends=True)),
+    )
 
 # %% ../../nbs/lab/41_pages.ipynb #df8d0d9a
 def exported_names(
@@ -420,7 +466,14 @@ def expand_sidebar(
             seen.add(entry["href"])
             if entry["href"] in titles: expanded.append(entry)
         else:
-            pages = sorted((p for p in titles if PurePosixPath(p).match(entry) and p.count("/") == entry.count("/") and p not in seen), key=natural)
+            pages = sorted(
+                (
+                    p
+                    for p in titles
+                    if PurePosixPath(p).match(entry) and p.count("/") == entry.count("/") and p not in seen
+                ),
+                key=natural,
+            )
             seen.update(pages)
             number = lambda page: re.match(r"\d+[a-z]?(?=_)", PurePosixPath(page).name)
             expanded += [{"text": f"{number(p)[0]} {titles[p]}" if number(p) else titles[p], "href": p} for p in pages]

@@ -31,8 +31,11 @@ class Missing(LookupError):
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 COMPARE = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq,
            ast.NotEq: operator.ne, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b}
-BUILTINS = dict(all=all, any=any, abs=abs, min=min, max=max, zip=zip, range=range, round=round, dict=dict, len=len, sum=sum)
-STEPS, LENGTH, LARGEST, ITEMS = 200_000, 4_000, 10**15, 10_000  # steps of an evaluation; characters of a predicate; size of a whole number; items of a list
+BUILTINS = dict(
+    all=all, any=any, abs=abs, min=min, max=max, zip=zip, range=range, round=round, dict=dict, len=len, sum=sum
+)
+# steps of an evaluation; characters of a predicate; size of a whole number; items of a list
+STEPS, LENGTH, LARGEST, ITEMS = 200_000, 4_000, 10**15, 10_000
 
 
 @lru_cache(maxsize=512)
@@ -40,20 +43,24 @@ def parsed(predicate: str) -> ast.expr:
     "The syntax tree of a predicate."
     if len(predicate) > LENGTH: raise PredicateError(f"a predicate of {len(predicate)} characters; at most {LENGTH}")
     try: return ast.parse(predicate, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error: raise PredicateError(f"{predicate[:60]!r} is no expression: {error}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise PredicateError(f"{predicate[:60]!r} is no expression: {error}") from None
 
 
 def names_in(predicate: str) -> set[str]:
     "The names that a predicate takes from outside."
     nodes = list(ast.walk(parsed(predicate)))
-    own = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
+    own = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {
+        n.arg for n in nodes if isinstance(n, ast.arg)
+    }
     return {n.id for n in nodes if isinstance(n, ast.Name)} - own
 
 # %% ../../nbs/lab/20_predicates.ipynb #7502a204
 def bounded(value):
     "The value, unless it is too large."
     if type(value) is int and abs(value) > LARGEST: raise PredicateError(f"a whole number beyond {LARGEST:.0e}")
-    if isinstance(value, (list, tuple, str, range)) and len(value) > ITEMS: raise PredicateError(f"{len(value)} items; at most {ITEMS}")
+    if isinstance(value, (list, tuple, str, range)) and len(value) > ITEMS:
+        raise PredicateError(f"{len(value)} items; at most {ITEMS}")
     return value
 
 
@@ -68,14 +75,20 @@ class Evaluator:
         self.steps += 1
         if self.steps > STEPS: raise PredicateError(f"more than {STEPS} steps")
         visit = getattr(self, type(node).__name__, None)
-        if visit is None: raise PredicateError(f"{type(node).__name__} is not in the language of predicates: {ast.unparse(node)[:60]!r}")
+        if visit is None:
+            raise PredicateError(
+                f"{type(node).__name__} is not in the language of predicates: {ast.unparse(node)[:60]!r}"
+            )
         try: return bounded(visit(node, local))
         except (PredicateError, Missing): raise
-        except (ZeroDivisionError, LookupError, ValueError) as error: raise Missing(f"{error} ({ast.unparse(node)[:60]})") from None
-        except (TypeError, AttributeError) as error: raise PredicateError(f"{ast.unparse(node)[:60]!r}: {error}") from None
+        except (ZeroDivisionError, LookupError, ValueError) as error:
+            raise Missing(f"{error} ({ast.unparse(node)[:60]})") from None
+        except (TypeError, AttributeError) as error:
+            raise PredicateError(f"{ast.unparse(node)[:60]!r}: {error}") from None
 
     def Constant(self, node, local):
-        if not isinstance(node.value, (int, float, str, bool, type(None))): raise PredicateError(f"constant {node.value!r}")
+        if not isinstance(node.value, (int, float, str, bool, type(None))):
+            raise PredicateError(f"constant {node.value!r}")
         return node.value
 
     def Name(self, node, local):
@@ -111,7 +124,8 @@ class Arithmetic(Evaluator):
         if type(node.op) not in BINARY: raise PredicateError(f"operator {type(node.op).__name__}")
         left, right = self(node.left, local), self(node.right, local)
         lists = isinstance(node.op, ast.Add) and isinstance(left, list) and isinstance(right, list)
-        if not lists and not all(isinstance(v, self.numbers) for v in (left, right)): raise PredicateError(f"only numbers are reckoned with, and lists joined: {ast.unparse(node)[:60]!r}")
+        if not lists and not all(isinstance(v, self.numbers) for v in (left, right)):
+            raise PredicateError(f"only numbers are reckoned with, and lists joined: {ast.unparse(node)[:60]!r}")
         return BINARY[type(node.op)](left, right)
 
     def Compare(self, node, local):
@@ -127,11 +141,13 @@ class Predicates(Arithmetic):
     "The rest of the language: calls, subscripts, lambdas, comprehensions."
 
     def Call(self, node, local):
-        if not isinstance(node.func, ast.Name): raise PredicateError(f"only named functions are called, not {ast.unparse(node.func)[:40]!r}")
+        if not isinstance(node.func, ast.Name):
+            raise PredicateError(f"only named functions are called, not {ast.unparse(node.func)[:40]!r}")
         if any(k.arg is None for k in node.keywords): raise PredicateError("** is not in the language of predicates")
         function = self(node.func, local)
         if not callable(function): raise PredicateError(f"{node.func.id} is no function")
-        if function is range and any(abs(self(a, local)) > 1000 for a in node.args): raise PredicateError("range beyond 1000")
+        if function is range and any(abs(self(a, local)) > 1000 for a in node.args):
+            raise PredicateError("range beyond 1000")
         return function(*(self(a, local) for a in node.args), **{k.arg: self(k.value, local) for k in node.keywords})
 
     def Subscript(self, node, local):
@@ -142,7 +158,8 @@ class Predicates(Arithmetic):
 
     def Lambda(self, node, local):
         names = [a.arg for a in node.args.args]
-        if len(names) != len([n for n in ast.walk(node.args) if isinstance(n, ast.arg)]) or node.args.defaults: raise PredicateError("a lambda with other than plain arguments")
+        if len(names) != len([n for n in ast.walk(node.args) if isinstance(n, ast.arg)]) or node.args.defaults:
+            raise PredicateError("a lambda with other than plain arguments")
         return lambda *values: self(node.body, {**local, **dict(zip(names, values, strict=True))})
 
     def bound(self, target: ast.expr, value) -> dict:
@@ -242,7 +259,8 @@ def best(better: Callable, *values, key: Callable = lambda v: v):
         mark = key(value)
         wins = better(mark, score)
         if not isinstance(wins, np.ndarray): found, score = (value, mark) if wins else (found, score)
-        elif not all(isinstance(v, AtOnce.numbers) for v in (value, found, mark, score)): raise PredicateError("only numbers are told apart in all resamples at once")
+        elif not all(isinstance(v, AtOnce.numbers) for v in (value, found, mark, score)):
+            raise PredicateError("only numbers are told apart in all resamples at once")
         else: found, score = np.where(wins, value, found), np.where(wins, mark, score)
     return found
 
@@ -283,5 +301,9 @@ def in_each(correlation: Callable, x, y):
     return np.array([correlation(*pair)[0] for pair in zip(x.T, y.T)])
 
 
-AT_ONCE = dict(all=every, any=some, max=partial(best, operator.gt), min=partial(best, operator.lt), median=lambda v: np.median(table_of(v), axis=0),
-               spread=lambda v: best(operator.gt, v) - best(operator.lt, v), pearson=partial(in_each, pearson_of), spearman=partial(in_each, spearman_of))
+AT_ONCE = dict(
+    all=every, any=some, max=partial(best, operator.gt), min=partial(best, operator.lt),
+    median=lambda v: np.median(table_of(v), axis=0),
+    spread=lambda v: best(operator.gt, v) - best(operator.lt, v), pearson=partial(in_each, pearson_of),
+    spearman=partial(in_each, spearman_of),
+)

@@ -50,7 +50,9 @@ def sources_of(
         if parts[0] == "assets": assets["/".join(parts[1:])] = content
         elif path.endswith(".py") and parts[-1] != "_modidx.py":
             if parts[-1] == "__init__.py": packages.add(".".join(parts[:-1]))
-            modules[".".join(parts[:-1] if parts[-1] == "__init__.py" else [*parts[:-1], parts[-1][:-3]])] = content.decode()
+            modules[".".join(parts[:-1] if parts[-1] == "__init__.py" else [*parts[:-1], parts[-1][:-3]])] = (
+                content.decode()
+            )
     return Sources(modules, frozenset(packages), assets)
 
 
@@ -76,7 +78,11 @@ def local_names(node: ast.AST) -> set[str]:
     "Names that a statement takes from its module: neither its arguments nor its own variables."
     found = set()
     def visit(table):
-        found.update(s.get_name() for s in table.get_symbols() if s.is_referenced() and (table.get_type() == "module" or s.is_global()))
+        found.update(
+            s.get_name()
+            for s in table.get_symbols()
+            if s.is_referenced() and (table.get_type() == "module" or s.is_global())
+        )
         for inner in table.get_children(): visit(inner)
     visit(symtable.symtable(ast.unparse(node), "?", "exec"))
     return found
@@ -92,7 +98,8 @@ class Plain(ast.NodeTransformer):
 
     def without_docstring(self, node):
         first = node.body[0] if node.body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str): node.body = node.body[1:]
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            node.body = node.body[1:]
         node.body = node.body or [ast.Pass()]
         return node
 
@@ -151,21 +158,29 @@ class Module:
                 for name in names: self.definitions.setdefault(name, []).append(node)
             else: self.effects.append(node)  # REGISTRY["x"] = ...
         elif isinstance(node, (ast.Import, ast.ImportFrom)): self.imports.update(self.names(node))
-        elif isinstance(node, (ast.If, ast.Try, ast.With)) and any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(node)):
+        elif isinstance(node, (ast.If, ast.Try, ast.With)) and any(
+            isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(node)
+        ):
             for n in ast.walk(node):
                 if isinstance(n, (ast.Import, ast.ImportFrom)): self.imports.update(self.names(n))
-        elif not isinstance(node, ast.Pass) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)): self.effects.append(node)
+        elif not isinstance(node, ast.Pass) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            self.effects.append(node)
 
     def names(self, node: ast.Import | ast.ImportFrom) -> dict[str, tuple[str, str | None]]:
         "What an import makes known: name -> (module, name in it); a module below the package begins with a dot."
         if isinstance(node, ast.Import):
-            found = {a.asname or a.name.split(".")[0]: (a.name if a.asname else a.name.split(".")[0], None) for a in node.names}
+            found = {
+                a.asname or a.name.split(".")[0]: (a.name if a.asname else a.name.split(".")[0], None)
+                for a in node.names
+            }
             return {k: (inside(m), n) for k, (m, n) in found.items()}
         base = inside(node.module or "")
         if node.level:
             parts = self.name.split(".") if self.name else []
             up = node.level - self.package
-            base = "." + ".".join([*(parts[:len(parts) - up] if up else parts), *([node.module] if node.module else [])])
+            base = "." + ".".join(
+                [*(parts[: len(parts) - up] if up else parts), *([node.module] if node.module else [])]
+            )
         if any(a.name == "*" for a in node.names): self.stars.append(base)
         return {a.asname or a.name: (base, a.name) for a in node.names if a.name != "*"}
 
@@ -199,7 +214,8 @@ class Package:
         self.sources, self.modules, self.parts, self.roots = sources, Modules(sources), {}, {}
 
     def find(self, module: str, name: str, local: Mapping = {}) -> Where | str | None:
-        "What a name in a module stands for: a definition, a module of the package ('.data') or something outside ('torch.nn')."
+        """What a name in a module stands for: a definition, a module of the package ('.data') or something outside
+        ('torch.nn')."""
         seen = set()
         while (module, name) not in seen:
             seen.add((module, name))
@@ -212,7 +228,10 @@ class Package:
                 if not base.startswith("."): return f"{base}.{original}" if original else base
                 if original is None: return base
                 below = f"{base[1:]}.{original}".lstrip(".")
-                if below in self.modules and not (base[1:] in self.modules and original in self.modules[base[1:]].definitions): return "." + below
+                if below in self.modules and not (
+                    base[1:] in self.modules and original in self.modules[base[1:]].definitions
+                ):
+                    return "." + below
                 module, name = base[1:], original
                 continue
             for base in here.stars:
@@ -228,11 +247,16 @@ class Package:
 
 # %% ../../nbs/lab/00_provenance.ipynb #05e44fad
 CHOICES = {  # registry -> the setting of a cell that chooses among its entries
-    Where("corruptions", "OPERATIONS"): "corruption", Where("corruptions", "EXTRA"): "corruption", Where("corruptions", "FAMILIES"): "corruption"}
+    Where("corruptions", "OPERATIONS"): "corruption",
+    Where("corruptions", "EXTRA"): "corruption", Where("corruptions", "FAMILIES"): "corruption",
+}
 DOORS = {  # what lies behind is verified elsewhere, or shows in no number
     Where("data", "load"): "each data set is compared with its published SHA-256 on every path",
-    Where("basics", "progress"): "a bar", Where("data", "progress"): "a bar", Where("basics", "nearest"): "the words of an error", Where("data", "nearest"): "the words of an error",
-    Where("basics", "atomic_write"): "writes the bytes that it was given, or nothing", Where("data", "atomic_write"): "writes the bytes that it was given, or nothing"}
+    Where("basics", "progress"): "a bar", Where("data", "progress"): "a bar",
+    Where("basics", "nearest"): "the words of an error", Where("data", "nearest"): "the words of an error",
+    Where("basics", "atomic_write"): "writes the bytes that it was given, or nothing",
+    Where("data", "atomic_write"): "writes the bytes that it was given, or nothing",
+}
 
 # %% ../../nbs/lab/00_provenance.ipynb #4f1cbd00
 class Chosen(ast.NodeTransformer):
@@ -249,7 +273,11 @@ class Chosen(ast.NodeTransformer):
         return node
 
     def visit_Dict(self, node):
-        both = [(k, self.visit(v)) for k, v in zip(node.keys, node.values) if k is None or isinstance(v, ast.Tuple) or self.keeps(k)]
+        both = [
+            (k, self.visit(v))
+            for k, v in zip(node.keys, node.values)
+            if k is None or isinstance(v, ast.Tuple) or self.keeps(k)
+        ]
         node.keys, node.values = [k for k, _ in both], [v for _, v in both]
         return node
 
@@ -283,7 +311,12 @@ class Numbered(ast.NodeTransformer):
 
     def target(self, node) -> Where | str | None:
         "What a name or a dotted name stands for."
-        if isinstance(node, ast.Name): return self.package.find(self.where.module, node.id, self.local) if node.id in self.free or node.id in self.local else None
+        if isinstance(node, ast.Name):
+            return (
+                self.package.find(self.where.module, node.id, self.local)
+                if node.id in self.free or node.id in self.local
+                else None
+            )
         if isinstance(node, ast.Attribute):
             base = self.target(node.value)
             if isinstance(base, str):
@@ -298,7 +331,12 @@ class Numbered(ast.NodeTransformer):
         return ast.Name(f"definition {self.reached.setdefault(found, len(self.reached))}", ast.Load())
 
     def visit_Name(self, node):
-        if node.id == self.where.name and node.id in self.package.modules[self.where.module].definitions and node.id not in self.local and (node.id in self.free or not isinstance(node.ctx, ast.Load)):
+        if (
+            node.id == self.where.name
+            and node.id in self.package.modules[self.where.module].definitions
+            and node.id not in self.local
+            and (node.id in self.free or not isinstance(node.ctx, ast.Load))
+        ):
             return ast.Name("itself", node.ctx)
         if not isinstance(node.ctx, ast.Load): return node
         found = self.target(node)
@@ -326,7 +364,12 @@ def normal(package: Package, where: Where, nodes: list[ast.stmt]) -> Part:
     for node in nodes:
         copy = Plain().visit(ast.parse(ast.unparse(node)).body[0])
         here = package.modules[where.module]
-        numbered.local = {k: v for n in ast.walk(node) if isinstance(n, (ast.Import, ast.ImportFrom)) for k, v in here.names(n).items()}
+        numbered.local = {
+            k: v
+            for n in ast.walk(node)
+            if isinstance(n, (ast.Import, ast.ImportFrom))
+            for k, v in here.names(n).items()
+        }
         numbered.free = local_names(copy)
         if hasattr(copy, "name"): copy.name = "itself"
         texts.append(ast.dump(numbered.visit(copy)))
@@ -403,7 +446,18 @@ def assets_of(package: Package, found: dict[Where, Part], chosen: Mapping[str, f
         for path, content in package.sources.assets.items():
             *folders, file = path.split("/")
             table = file.rpartition(".")[0]
-            if file in part.words or any(f in part.words for f in folders) and (table in words or not any(p.rpartition("/")[2].rpartition(".")[0] in words for p in package.sources.assets if p.split("/")[:-1] == folders)):
+            if (
+                file in part.words
+                or any(f in part.words for f in folders)
+                and (
+                    table in words
+                    or not any(
+                        p.rpartition("/")[2].rpartition(".")[0] in words
+                        for p in package.sources.assets
+                        if p.split("/")[:-1] == folders
+                    )
+                )
+            ):
                 files[path] = digest(rows_of(content, chosen) if path.endswith(".csv") else content)
     return files
 
@@ -411,7 +465,11 @@ def assets_of(package: Package, found: dict[Where, Part], chosen: Mapping[str, f
 def rows_of(content: bytes, chosen: Mapping[str, frozenset]) -> str:
     "The rows of a table that a cell can meet, without remarks."
     rows = list(csv.DictReader(io.StringIO(content.decode())))
-    keep = [{k: v for k, v in row.items() if k != "meaning"} for row in rows if all(row[s] in names for s, names in chosen.items() if s in row)]
+    keep = [
+        {k: v for k, v in row.items() if k != "meaning"}
+        for row in rows
+        if all(row[s] in names for s, names in chosen.items() if s in row)
+    ]
     return json.dumps(keep)
 
 # %% ../../nbs/lab/00_provenance.ipynb #34ef41d3

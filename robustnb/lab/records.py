@@ -46,7 +46,11 @@ def plain(
     "What JSON can hold of a value; a TypeError names the part that it cannot."
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         every = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        value = {f.name: every[f.name] for f in dataclasses.fields(value) if "before" not in f.metadata or f.metadata["before"] != every[f.name]}
+        value = {
+            f.name: every[f.name]
+            for f in dataclasses.fields(value)
+            if "before" not in f.metadata or f.metadata["before"] != every[f.name]
+        }
     if isinstance(value, dict): return {str(k): plain(v, f"{where}.{k}", finite) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [plain(v, f"{where}[{i}]", finite) for i, v in enumerate(value)]
     if hasattr(value, "tolist"): return plain(value.tolist(), where, finite)
@@ -54,7 +58,9 @@ def plain(
         if finite: raise ValueError(f"{where} is {value}; a setting must be a finite number")
         return None
     if value is None or isinstance(value, (str, bool, int, float)): return value
-    raise TypeError(f"{where} is a {type(value).__name__}; a record holds numbers, text, booleans, lists and dictionaries of these")
+    raise TypeError(
+        f"{where} is a {type(value).__name__}; a record holds numbers, text, booleans, lists and dictionaries of these"
+    )
 
 # %% ../../nbs/lab/01_records.ipynb #983e136f
 def canonical(value: Any) -> str:  # plain values in, compact JSON out
@@ -78,7 +84,10 @@ def record_key(
 PROFILES = ("smoke", "quick", "reduced", "full")  # from the roughest to the paper's own scale
 FORMAT = 2  # of a record's line; lines of format 1, which had no address, are read too
 NOTES = ("attested", "refused", "replayed")  # files beside the records that say something about them
-COLUMNS = ("experiment", "profile", "key", "seconds", "time", "commit", "dirty", "code", "notebook", "device", "fingerprint")
+COLUMNS = (
+    "experiment", "profile", "key", "seconds", "time", "commit", "dirty", "code", "notebook", "device",
+    "fingerprint",
+)
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # of an experiment: it becomes a file name
 
 
@@ -88,12 +97,16 @@ class RecordError(ValueError):
 
 def check_names(experiment: str, profile: str, cell: dict, metrics: dict) -> None:
     "Refuse names that cannot be file names or columns."
-    if not NAME.fullmatch(experiment): raise RecordError(f"experiment {experiment!r}: small letters, digits, '_', '-' and '.' only")
-    if experiment in NOTES: raise RecordError(f"experiment {experiment!r}: that file holds notes about records; take another name")
+    if not NAME.fullmatch(experiment):
+        raise RecordError(f"experiment {experiment!r}: small letters, digits, '_', '-' and '.' only")
+    if experiment in NOTES:
+        raise RecordError(f"experiment {experiment!r}: that file holds notes about records; take another name")
     if profile not in PROFILES: raise RecordError(f"profile {profile!r} is none of {', '.join(PROFILES)}")
-    for name in sorted(cell.keys() & metrics.keys()): raise RecordError(f"{experiment}: {name!r} is a setting and a metric; rename one")
+    for name in sorted(cell.keys() & metrics.keys()):
+        raise RecordError(f"{experiment}: {name!r} is a setting and a metric; rename one")
     for name in COLUMNS:
-        if name in cell or name in metrics: raise RecordError(f"{experiment}: {name!r} is a column of every record; rename the setting or metric")
+        if name in cell or name in metrics:
+            raise RecordError(f"{experiment}: {name!r} is a column of every record; rename the setting or metric")
 
 # %% ../../nbs/lab/01_records.ipynb #68231eae
 @dataclass(frozen=True)
@@ -120,7 +133,8 @@ class Record:
     format: int = FORMAT  # of this line
 
     def __post_init__(self):
-        for name in ("cell", "metrics"): object.__setattr__(self, name, plain(getattr(self, name), name, finite=name == "cell"))
+        for name in ("cell", "metrics"):
+            object.__setattr__(self, name, plain(getattr(self, name), name, finite=name == "cell"))
         if not self.key: object.__setattr__(self, "key", record_key(self.experiment, self.cell, self.data))
         check_names(self.experiment, self.profile, self.cell, self.metrics)
 
@@ -130,9 +144,14 @@ LINE_BYTES = 64_000  # longest line; more belongs in an artefact
 
 def to_line(record: Record) -> bytes:  # one line of JSON, newline included
     "The line that is appended to a file."
-    line = (json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n").encode()
+    line = (
+        json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    ).encode()
     if len(line) > LINE_BYTES:
-        raise RecordError(f"a record of {record.experiment} takes {len(line) // 1000} kB; at most {LINE_BYTES // 1000} kB: put arrays in an artefact")
+        raise RecordError(
+            f"a record of {record.experiment} takes {len(line) // 1000} kB; at most {LINE_BYTES // 1000} kB: put arrays"
+            " in an artefact"
+        )
     return line
 
 
@@ -145,7 +164,10 @@ def from_line(
     except ValueError as error: raise RecordError(f"{where}: not JSON ({error})") from None
     if not isinstance(fields, dict): raise RecordError(f"{where}: a {type(fields).__name__}, not a record")
     if fields.get("format") not in (1, FORMAT):
-        raise RecordError(f"{where}: format {fields.get('format')!r}; this robustnb ({robustnb.__version__}) reads formats 1 and {FORMAT}")
+        raise RecordError(
+            f"{where}: format {fields.get('format')!r}; this robustnb ({robustnb.__version__}) reads formats 1 and"
+            f" {FORMAT}"
+        )
     if fields["format"] == 1: fields = {"address": ""} | fields | {"format": FORMAT}
     known = [f.name for f in dataclasses.fields(Record)]
     for name in known:
@@ -168,7 +190,10 @@ def locked(
         try: fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES): raise
-            if time.monotonic() > end: raise TimeoutError(f"the record file stayed locked for {timeout:g} s; is a stopped process holding it?") from None
+            if time.monotonic() > end:
+                raise TimeoutError(
+                    f"the record file stayed locked for {timeout:g} s; is a stopped process holding it?"
+                ) from None
             time.sleep(0.01)
         else: break
     try: yield
@@ -237,7 +262,11 @@ def read_lines(path: Path) -> tuple[list[Line], str]:  # the whole lines; a note
     "All whole lines of a record file, read under its lock."
     with open(path, "rb") as file, locked(file.fileno(), shared=True): content = file.read()
     *lines, tail = content.split(b"\n")
-    note = f"{path}:{len(lines) + 1}: torn last line ({len(tail)} bytes, a run was killed while writing it); left out" if tail else ""
+    note = (
+        f"{path}:{len(lines) + 1}: torn last line ({len(tail)} bytes, a run was killed while writing it); left out"
+        if tail
+        else ""
+    )
     return [Line(text, f"{path}:{number}") for number, text in enumerate(lines, 1)], note
 
 # %% ../../nbs/lab/01_records.ipynb #85c61db5
@@ -263,13 +292,18 @@ def read_sources(folder: Path) -> dict[str, str]:  # module name, dotted below t
     "Sources of a package without nbdev's own marks."
     mark = re.compile(r"^# (%% |AUTOGENERATED).*\n", re.M)
     files = [p for p in sorted(folder.rglob("*.py")) if p.stem != "_modidx"]
-    return {".".join(p.relative_to(folder).with_suffix("").parts): mark.sub("", p.read_text(encoding="utf-8")) for p in files}
+    return {
+        ".".join(p.relative_to(folder).with_suffix("").parts): mark.sub("", p.read_text(encoding="utf-8"))
+        for p in files
+    }
 
 
 SOURCES = read_sources(Path(robustnb.__file__).parent)
 
 
-IMPORT = re.compile(r"^[ \t]*(?:from (robustnb\b\.?|\.+)([\w.]*) import (\([^)]*\)|[^\n#]+)|import robustnb\.([\w.]+))", re.M)
+IMPORT = re.compile(
+    r"^[ \t]*(?:from (robustnb\b\.?|\.+)([\w.]*) import (\([^)]*\)|[^\n#]+)|import robustnb\.([\w.]+))", re.M
+)
 
 
 def imports_in(
@@ -301,7 +335,8 @@ def modules_used(
 
 
 def code_hash(
-    module: str = "",  # where the cell's function lives, e.g. robustnb.papers.study.protocol; elsewhere: all modules count
+    # where the cell's function lives, e.g. robustnb.papers.study.protocol; elsewhere: all modules count
+    module: str = "",
     sources: dict[str, str] = SOURCES,
 ) -> str:  # 16 hexadecimal digits
     "Hash of the code that a result depends on."
@@ -313,7 +348,9 @@ def code_hash(
 def notebook_hash(path: Path) -> str:  # 16 hexadecimal digits
     "Hash of what an author wrote in a notebook: its cells without outputs and metadata other than tags."
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-    return digest(*(canonical([c["cell_type"], "".join(c["source"]), c.get("metadata", {}).get("tags", [])]) for c in cells))
+    return digest(
+        *(canonical([c["cell_type"], "".join(c["source"]), c.get("metadata", {}).get("tags", [])]) for c in cells)
+    )
 
 # %% ../../nbs/lab/01_records.ipynb #6178d390
 def provenance(
@@ -326,8 +363,12 @@ def provenance(
     notebook = os.environ.get("ROBUSTNB_NOTEBOOK", "") if notebook is None else notebook
     file = (root or Path.cwd()) / notebook
     commit, dirty = git_state(root)
-    return dict(commit=commit, dirty=dirty, code=code_hash(function.partition(":")[0]), address=address_of(function, plain(cell)), function=function, notebook=notebook,
-                notebook_hash=notebook_hash(file) if notebook and file.is_file() else "", versions=versions(), device=machine())
+    return dict(
+        commit=commit, dirty=dirty, code=code_hash(function.partition(":")[0]),
+        address=address_of(function, plain(cell)), function=function, notebook=notebook,
+        notebook_hash=notebook_hash(file) if notebook and file.is_file() else "", versions=versions(),
+        device=machine(),
+    )
 
 # %% ../../nbs/lab/01_records.ipynb #74fd8a43
 ARTEFACT_BYTES = 200_000  # of one artefact
@@ -340,10 +381,14 @@ def encode(
     value: Any,  # .npz: an array, a tensor or a dictionary of them; .png: PNG bytes or a matplotlib figure
 ) -> bytes:  # at most ARTEFACT_BYTES
     "The bytes of an artefact; refused by name when it is too large or of another kind."
-    if not ARTEFACT_NAME.fullmatch(name): raise RecordError(f"artefact {name!r}: letters, digits, '_' and '-', and the ending .npz or .png")
+    if not ARTEFACT_NAME.fullmatch(name):
+        raise RecordError(f"artefact {name!r}: letters, digits, '_' and '-', and the ending .npz or .png")
     buffer = io.BytesIO()
     if name.endswith(".npz") and not isinstance(value, bytes):
-        arrays = {k: np.asarray(v.cpu() if hasattr(v, "cpu") else v) for k, v in (value if isinstance(value, dict) else {"array": value}).items()}
+        arrays = {
+            k: np.asarray(v.cpu() if hasattr(v, "cpu") else v)
+            for k, v in (value if isinstance(value, dict) else {"array": value}).items()
+        }
         for k, v in arrays.items():
             if v.dtype.hasobject: raise RecordError(f"artefact {name!r}: {k!r} is no array of numbers or text")
         np.savez_compressed(buffer, **arrays)
@@ -351,7 +396,8 @@ def encode(
     content = value if isinstance(value, bytes) else buffer.getvalue()
     if not content.startswith(b"PK\x03\x04" if name.endswith(".npz") else b"\x89PNG\r\n\x1a\n"):
         raise RecordError(f"artefact {name!r}: a {type(value).__name__} that makes no {name[-3:]} file")
-    if len(content) > ARTEFACT_BYTES: raise RecordError(f"artefact {name!r} takes {len(content) / 1000:.0f} kB; at most {ARTEFACT_BYTES // 1000} kB")
+    if len(content) > ARTEFACT_BYTES:
+        raise RecordError(f"artefact {name!r} takes {len(content) / 1000:.0f} kB; at most {ARTEFACT_BYTES // 1000} kB")
     return content
 
 
@@ -386,7 +432,11 @@ class Store:
 
     def __repr__(self): return f"Store({', '.join(repr(str(p)) for p in self.paths)})"
 
-    def append(self, record: Record, artefacts: dict[str, bytes] | None = None) -> Record:  # as written, with time and artefacts' hashes
+    def append(
+        self,
+        record: Record,
+        artefacts: dict[str, bytes] | None = None,
+    ) -> Record:  # as written, with time and artefacts' hashes
         "Write a record (artefacts first, so that no line ever names a file that is not there)."
         artefacts = artefacts or {}
         hashes = {name: digest(content) for name, content in artefacts.items()}
@@ -403,7 +453,11 @@ class Store:
         "The newest record of each cell; a torn last line is left out with a warning."
         note_use(experiment or "*")
         found = []
-        for file in (path / f"{name}.jsonl" for path in self.paths for name in ([experiment] if experiment else self.experiments())):
+        for file in (
+            path / f"{name}.jsonl"
+            for path in self.paths
+            for name in ([experiment] if experiment else self.experiments())
+        ):
             if not file.is_file(): continue
             lines, note = read_lines(file)
             if note: warnings.warn(note, stacklevel=2)
@@ -419,7 +473,11 @@ class Store:
         "The records as a table: a row per cell, a column per setting and metric."
         return frame(self.records(experiment, profile))
 
-    def artefact(self, record: Record, name: str) -> dict[str, np.ndarray] | bytes:  # arrays of an .npz, bytes of a .png
+    def artefact(
+        self,
+        record: Record,
+        name: str,
+    ) -> dict[str, np.ndarray] | bytes:  # arrays of an .npz, bytes of a .png
         "An artefact of a record, from whichever folder has it."
         return decode(name, artefact_bytes(self.paths, record, name))
 
@@ -431,12 +489,18 @@ def artefact_bytes(
 ) -> bytes:
     "Content of an artefact; an error tells whether it is unknown, missing or another."
     if name not in record.artefacts:
-        raise RecordError(f"no artefact {name!r} in record {record.key} of {record.experiment}; it has {', '.join(record.artefacts) or 'none'}")
+        raise RecordError(
+            f"no artefact {name!r} in record {record.key} of {record.experiment}; it has"
+            f" {', '.join(record.artefacts) or 'none'}"
+        )
     files = [f for f in (folder / "artefacts" / record.key / name for folder in folders) if f.is_file()]
     for file in files:
         content = file.read_bytes()
         if digest(content) == record.artefacts[name]: return content
-    raise RecordError(f"artefact {name!r} of record {record.key} ({record.experiment}) {'differs from its hash' if files else 'is missing'}; run the cell again")
+    raise RecordError(
+        f"artefact {name!r} of record {record.key} ({record.experiment})"
+        f" {'differs from its hash' if files else 'is missing'}; run the cell again"
+    )
 
 # %% ../../nbs/lab/01_records.ipynb #4e455d15
 def flat(settings: dict, prefix: str = "") -> dict:
@@ -444,30 +508,40 @@ def flat(settings: dict, prefix: str = "") -> dict:
     def fixed(v): return tuple(fixed(x) for x in v) if isinstance(v, list) else v
     columns = {}
     for name, value in settings.items():
-        columns.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: fixed(value)})
+        columns.update(
+            flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: fixed(value)}
+        )
     return columns
 
 
 def describe_machine(device: dict) -> str:
     "A machine in a few words: the graphics card, or the processor and its threads."
     threads = device.get("threads")
-    return device.get("gpu") or device.get("cpu", "unknown") + (f", {threads} thread{'s' * (threads != 1)}" if threads else "")
+    return device.get("gpu") or device.get("cpu", "unknown") + (
+        f", {threads} thread{'s' * (threads != 1)}" if threads else ""
+    )
 
 
 def frame(records: list[Record]):  # -> DataFrame with COLUMNS even when empty
     "Records as a table, a row each, in their order."
     import pandas as pd
 
-    rows = [dict(experiment=r.experiment, profile=r.profile, key=r.key, **flat(r.cell), **r.metrics, seconds=r.seconds, time=r.time,
-                 commit=r.commit, dirty=r.dirty, code=r.code, notebook=r.notebook, device=describe_machine(r.device), fingerprint=r.data)
-            for r in records]
+    rows = [
+        dict(
+            experiment=r.experiment, profile=r.profile, key=r.key, **flat(r.cell), **r.metrics, seconds=r.seconds,
+            time=r.time, commit=r.commit, dirty=r.dirty, code=r.code, notebook=r.notebook,
+            device=describe_machine(r.device), fingerprint=r.data,
+        )
+        for r in records
+    ]
     table = pd.DataFrame(rows, columns=None if rows else COLUMNS)
     first, last = COLUMNS[:3], COLUMNS[3:]
     return table[[*first, *(c for c in table.columns if c not in COLUMNS), *last]]
 
 # %% ../../nbs/lab/01_records.ipynb #736d548b
 def open_store(
-    records: str | Path | None = None,  # folder of the run's own records; None: ROBUSTNB_RECORDS, else .robustnb/records
+    # folder of the run's own records; None: ROBUSTNB_RECORDS, else .robustnb/records
+    records: str | Path | None = None,
     reuse: bool | None = None,  # read results/ as well; None: only if ROBUSTNB_REUSE is 1
 ) -> Store:
     "The store of a run, or of a page that shows the committed records too; relative paths start at the repository."
@@ -604,7 +678,10 @@ def migrate(
         old = [json.loads(line.text)["format"] == 1 for line in lines]
         if not any(old): continue
         records = [from_line(*line) for line in lines]
-        after = [to_line(dataclasses.replace(r, address=address_then(r, root))) if o else line.text + b"\n" for r, o, line in zip(records, old, lines)]
+        after = [
+            to_line(dataclasses.replace(r, address=address_then(r, root))) if o else line.text + b"\n"
+            for r, o, line in zip(records, old, lines)
+        ]
         write_whole(path, b"".join(after))
         changed += sum(old)
     return changed
@@ -630,7 +707,8 @@ def refusals(store: Store, records: list[Record], force: bool) -> list[str]:  # 
     for r in records:
         name = f"{r.experiment} {r.key} ({r.profile})"
         if r.profile == "smoke": reasons.append(f"{name}: smoke records are not results")
-        if not force and not r.commit: reasons.append(f"{name}: made outside a git checkout (--force promotes it all the same)")
+        if not force and not r.commit:
+            reasons.append(f"{name}: made outside a git checkout (--force promotes it all the same)")
         if not force and r.dirty: reasons.append(f"{name}: made by uncommitted code (commit and run again, or --force)")
         for artefact in r.artefacts:
             try: artefact_bytes(store.paths, r, artefact)
@@ -651,14 +729,24 @@ def promote(
     force: bool = False,  # take records of a dirty or unknown checkout
 ) -> list[Record]:  # those that were copied
     "Copy records and artefacts to the committed folder; what stands there already is left out."
-    if profile not in (None, *PROFILES[1:]): raise RecordError(f"profile {profile!r} cannot be promoted; {', '.join(PROFILES[1:])} can")
+    if profile not in (None, *PROFILES[1:]):
+        raise RecordError(f"profile {profile!r} cannot be promoted; {', '.join(PROFILES[1:])} can")
     results = Store(results)
     there = {(r.key, r.profile): r.time for r in results.records(experiment)}
-    records = [r for r in store.records(experiment, profile) if r.profile != "smoke" and r.time > there.get((r.key, r.profile), "")]
+    records = [
+        r
+        for r in store.records(experiment, profile)
+        if r.profile != "smoke" and r.time > there.get((r.key, r.profile), "")
+    ]
     reasons = refusals(store, records, force)
     blobs = [] if reasons else [{name: artefact_bytes(store.paths, r, name) for name in r.artefacts} for r in records]
-    total = folder_bytes(results.path / "artefacts") + sum(len(content) for found in blobs for content in found.values())
-    if total > TOTAL_BYTES: reasons.append(f"artefacts would take {total / 1e6:.1f} MB; at most {TOTAL_BYTES // 1_000_000} MB in {results.path.name}/")
+    total = folder_bytes(results.path / "artefacts") + sum(
+        len(content) for found in blobs for content in found.values()
+    )
+    if total > TOTAL_BYTES:
+        reasons.append(
+            f"artefacts would take {total / 1e6:.1f} MB; at most {TOTAL_BYTES // 1_000_000} MB in {results.path.name}/"
+        )
     if reasons: raise RecordError("nothing was promoted:\n" + "\n".join(f"- {reason}" for reason in reasons))
     return [results.append(r, found) for r, found in zip(records, blobs)]
 
@@ -669,7 +757,10 @@ class Finding(NamedTuple):
     text: str  # file, line, what
 
 
-def check_file(path: Path, folder: Path) -> tuple[list[Finding], list[Record]]:  # findings; the records that could be read
+def check_file(
+    path: Path,
+    folder: Path,
+) -> tuple[list[Finding], list[Record]]:  # findings; the records that could be read
     "Read all lines of a record file."
     findings, records, seen = [], [], {}
     lines, note = read_lines(path)
@@ -684,7 +775,8 @@ def check_file(path: Path, folder: Path) -> tuple[list[Finding], list[Record]]: 
         if record.key != record_key(record.experiment, record.cell, record.data):
             findings.append(Finding(True, f"{where}: the key {record.key} does not fit the cell; was the line edited?"))
         name = record.key, record.profile
-        if name in seen: findings.append(Finding(False, f"{where}: same cell and profile as {seen[name]}; the newer record counts"))
+        if name in seen:
+            findings.append(Finding(False, f"{where}: same cell and profile as {seen[name]}; the newer record counts"))
         seen[name] = where
     for record in newest(records):
         for artefact in record.artefacts:
@@ -703,7 +795,8 @@ def check(folder: str | Path) -> list[Finding]:  # empty: all is well
         findings += found
         named |= {(r.key, name) for r in records for name in r.artefacts}
     for file in sorted(folder.glob("artefacts/*/*")):
-        if (file.parent.name, file.name) not in named: findings.append(Finding(False, f"{file}: no record names this artefact"))
+        if (file.parent.name, file.name) not in named:
+            findings.append(Finding(False, f"{file}: no record names this artefact"))
     return findings
 
 # %% ../../nbs/lab/01_records.ipynb #37f9f76e
@@ -716,9 +809,17 @@ def declare(
     if not because.strip(): raise RecordError("a declaration needs a reason")
     records = [r for r in Store(folder).records(experiment) if r.address and stale(r)]
     pairs = {(r.address, today) for r in records for today in addresses_today(r.function, r.cell)}
-    pairs |= {(then, today) for r in records if r.commit and not r.dirty and (root := repository())
-              if (then := address_of(r.function, {}, package_at(r.commit, root))) for today in addresses_today(r.function, {}) if then != today}
+    pairs |= {
+        (then, today)
+        for r in records
+        if r.commit and not r.dirty and (root := repository())
+        if (then := address_of(r.function, {}, package_at(r.commit, root)))
+        for today in addresses_today(r.function, {})
+        if then != today
+    }
     same = [list(pair) for pair in sorted(pairs)]
-    note = dict(experiment=experiment, same=same, canaries=0, because=because, time=now(), commit=git_state(repository())[0])
+    note = dict(
+        experiment=experiment, same=same, canaries=0, because=because, time=now(), commit=git_state(repository())[0]
+    )
     if same: append_line(Path(folder) / "attested.jsonl", (json.dumps(note, separators=(",", ":")) + "\n").encode())
     return same

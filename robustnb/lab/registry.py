@@ -24,7 +24,8 @@ class Paper:
     name: str  # short, as in its claims and in `verdicts`
     title: str  # as its section of the site is called
     experiments: dict[str, str] = field(default_factory=dict)  # name -> "module:object"
-    readings: dict[str, str] = field(default_factory=lambda: {"literal": "ours"})  # reading -> title of its column; first the paper's own
+    # reading -> title of its column; first the paper's own
+    readings: dict[str, str] = field(default_factory=lambda: {"literal": "ours"})
     partial: tuple[str, ...] = ()  # readings that differ for some claims only; for the others the paper's own counts
     facts: tuple[str, ...] = ()  # names in its predicates that our code computes and no table prints
     printed: str = ""  # "module:function": the names of its predicates, over its printed tables
@@ -42,7 +43,9 @@ def find_papers(
     folders = [m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__) if m.ispkg]
     folders = [f for f in folders if importlib.util.find_spec(f"{package}.{f}.paper")]
     found = {f: importlib.import_module(f"{package}.{f}.paper").PAPER for f in folders}
-    for what, names in {"name": [p.name for p in found.values()], "experiment": [e for p in found.values() for e in p.experiments]}.items():
+    for what, names in {
+        "name": [p.name for p in found.values()], "experiment": [e for p in found.values() for e in p.experiments],
+    }.items():
         twice = [name for name in names if names.count(name) > 1]
         if twice: raise ValueError(f"two papers have the {what} {twice[0]!r}: {', '.join(folders)}")
     return dict(sorted(found.items(), key=lambda item: (item[1].place, item[0])))
@@ -85,7 +88,9 @@ def imported(
 @cache
 def experiments() -> dict[str, str]:  # name -> "module:object"
     "The experiments of all papers and benchmarks."
-    return {name: spec for paper in papers().values() for name, spec in paper.experiments.items()} | imported(f"{BENCHMARKS}.paper:PAPER").experiments
+    return {name: spec for paper in papers().values() for name, spec in paper.experiments.items()} | imported(
+        f"{BENCHMARKS}.paper:PAPER"
+    ).experiments
 
 
 def find_experiment(
@@ -96,7 +101,8 @@ def find_experiment(
     known = experiments() if known is None else known
     check_choice(name, tuple(known), "experiment")
     try: return imported(known[name])
-    except (ImportError, AttributeError) as error: raise ChoiceError(f"experiment {name!r} is not there yet: {error}") from None
+    except (ImportError, AttributeError) as error:
+        raise ChoiceError(f"experiment {name!r} is not there yet: {error}") from None
 
 # %% ../../nbs/lab/05_registry.ipynb #192b54e9
 def new_paper(
@@ -106,13 +112,23 @@ def new_paper(
 ) -> list[Path]:  # the files that were made
     "Begin a paper as a copy of the template; a folder that is there already is refused."
     nbs, package = Path(root) / "nbs/papers", Path(root) / "robustnb/papers" / folder
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", folder): raise ValueError(f"folder {folder!r}: small letters, digits and '_' only, a letter first")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", folder):
+        raise ValueError(f"folder {folder!r}: small letters, digits and '_' only, a letter first")
     if (nbs / folder).exists() or package.exists(): raise FileExistsError(f"there is a paper {folder!r} already")
     made, template = [], nbs / "_template"
-    for file in sorted(p for p in template.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(template).parts)):
+    for file in sorted(
+        p
+        for p in template.rglob("*")
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(template).parts)
+    ):
         target = (nbs / folder if file.suffix == ".ipynb" else package) / file.relative_to(template)
         target.parent.mkdir(parents=True, exist_ok=True)
-        text = file.read_text(encoding="utf-8").replace("my_paper", folder).replace("my-paper", folder.replace("_", "-")).replace("My paper", name)
+        text = (
+            file.read_text(encoding="utf-8")
+            .replace("my_paper", folder)
+            .replace("my-paper", folder.replace("_", "-"))
+            .replace("My paper", name)
+        )
         target.write_text(text, encoding="utf-8")
         made.append(target)
     return made

@@ -32,7 +32,11 @@ def number(value) -> str:
     "A number as a reader wants it."
     if value is None or value != value: return ""
     if isinstance(value, str) and not PRINTED_NUMBER.fullmatch(value): return html.escape(value)
-    text = value if isinstance(value, str) else f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.1e}"
+    text = (
+        value
+        if isinstance(value, str)
+        else f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.1e}"
+    )
     mantissa, _, exponent = text.partition("e")
     return (mantissa + (f"·10<sup>{int(exponent)}</sup>" if exponent else "")).replace("-", "−")
 
@@ -45,10 +49,16 @@ def probability(p: float) -> str:
 def with_interval(value: float, low: float, high: float) -> str:
     "0.421 [0.39, 0.45]"
     if value != value: return "not defined"
-    small, digits = abs(value) < 0.001 and value, 2 if round(low, 2) <= round(value, 3) <= round(high, 2) else 3  # rounding must not put the value outside
-    ends = [number(end) if small else f"{end:.{digits}f}" if abs(end) >= 0.01 or end == 0 else f"{end:.3f}" for end in (low, high)]
+    # rounding must not put the value outside
+    small, digits = abs(value) < 0.001 and value, 2 if round(low, 2) <= round(value, 3) <= round(high, 2) else 3
+    ends = [
+        number(end) if small else f"{end:.{digits}f}" if abs(end) >= 0.01 or end == 0 else f"{end:.3f}"
+        for end in (low, high)
+    ]
     ends = [end.replace("-", "−") for end in ends]
-    return f"{number(value)} <span class='interval' style='white-space:nowrap;opacity:.75'>[{ends[0]}, {ends[1]}]</span>"
+    return (
+        f"{number(value)} <span class='interval' style='white-space:nowrap;opacity:.75'>[{ends[0]}, {ends[1]}]</span>"
+    )
 
 
 def table(
@@ -57,12 +67,21 @@ def table(
 ) -> HTML:
     "A table as HTML."
     head = "".join(f"<th scope='col'>{c}</th>" for c in frame.columns)
-    rows = "".join("<tr>" + "".join(f"<td>{number(v) if isinstance(v, (float, np.floating)) else v}</td>" for v in row) + "</tr>" for row in frame.itertuples(index=False))
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{number(v) if isinstance(v, (float, np.floating)) else v}</td>" for v in row) + "</tr>"
+        for row in frame.itertuples(index=False)
+    )
     said = f"<caption>{caption}</caption>" if caption else ""
-    return HTML(f"<div class='table-box' style='overflow-x:auto'><table class='table'>{said}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
+    return HTML(
+        "<div class='table-box' style='overflow-x:auto'><table"
+        f" class='table'>{said}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
 
 # %% ../../nbs/lab/30_report.ipynb #3f5b79bf
-COLOURS = {"holds": "#0173b2", "fails": "#b35900", "inconclusive": "#6e6e6e", "not run": "#6e6e6e", "agrees": "#0173b2", "disagrees": "#b35900"}
+COLOURS = {
+    "holds": "#0173b2", "fails": "#b35900", "inconclusive": "#6e6e6e", "not run": "#6e6e6e",
+    "agrees": "#0173b2", "disagrees": "#b35900",
+}
 
 
 def badge(
@@ -71,7 +90,11 @@ def badge(
 ) -> str:
     "A verdict as a small label."
     colour = COLOURS[verdict]
-    style = f"color:#fff;background:{colour}" if verdict not in ("inconclusive", "not run") else f"color:inherit;border:1px solid {colour}"
+    style = (
+        f"color:#fff;background:{colour}"
+        if verdict not in ("inconclusive", "not run")
+        else f"color:inherit;border:1px solid {colour}"
+    )
     note = " <span style='white-space:nowrap;font-style:italic'>provisional</span>" if provisional else ""
     return f"<span style='{style};border-radius:.3em;padding:.05em .45em;white-space:nowrap'>{verdict}</span>{note}"
 
@@ -89,12 +112,26 @@ def verdict_table(
     rows = []
     for _, same in frame.groupby("id", sort=False):
         first, by_reading = same.iloc[0], same.set_index("reading")
-        row = {"id": f"<span style='white-space:nowrap'>{first.id}</span>", "claim": html.escape(first.claim), "in the paper's tables": {"yes": "yes", "no": badge("disagrees")}.get(first.in_print, "not printed")}
+        row = {
+            "id": f"<span style='white-space:nowrap'>{first.id}</span>", "claim": html.escape(first.claim),
+            "in the paper's tables": {"yes": "yes", "no": badge("disagrees")}.get(first.in_print, "not printed"),
+        }
         for reading in readings:
             if reading in by_reading.index:
                 found = by_reading.loc[reading]
-                share = "" if found.share != found.share or found.verdict not in ("holds", "fails", "inconclusive") else f"<br><small>true in {found.share:.0%}, {found.n_seeds} seed{'' if found.n_seeds == 1 else 's'}{'; ' * bool(found.get('why'))}{html.escape(found.get('why', ''))}</small>"
-                row[titles[reading]] = "<small>about printed numbers</small>" if found.get("about") == "print" else badge(found.verdict, found.provisional) + share
+                share = (
+                    ""
+                    if found.share != found.share or found.verdict not in ("holds", "fails", "inconclusive")
+                    else (
+                        f"<br><small>true in {found.share:.0%}, {found.n_seeds}"
+                        f" seed{'' if found.n_seeds == 1 else 's'}{'; ' * bool(found.get('why'))}{html.escape(found.get('why', ''))}</small>"
+                    )
+                )
+                row[titles[reading]] = (
+                    "<small>about printed numbers</small>"
+                    if found.get("about") == "print"
+                    else badge(found.verdict, found.provisional) + share
+                )
             else: row[titles[reading]] = "same" if any(reading in p.partial for p in asked) else ""
         rows.append(row)
     return table(pd.DataFrame(rows), caption)
@@ -103,23 +140,41 @@ def verdict_table(
 def verdict_counts(
     frame: pd.DataFrame,  # of `verdicts`
 ) -> HTML:
-    "How many claims of a finding hold for us, as printed where there are several readings; claims about printed numbers apart."
-    told = lambda rows: ", ".join(f"{counts[word]} {word}" for counts in [rows.verdict.value_counts()] for word in COLOURS if word in counts)
+    """How many claims of a finding hold for us, as printed where there are several readings; claims about printed
+    numbers apart."""
+    told = lambda rows: ", ".join(
+        f"{counts[word]} {word}" for counts in [rows.verdict.value_counts()] for word in COLOURS if word in counts
+    )
     shown = frame[frame.reading.isin(main_readings())]
     printed = shown.get("about", pd.Series("", shown.index)) == "print"
-    return HTML(f"<p>Verdicts on our measurements: {told(shown[~printed]) or 'none'}." + (f" Claims about the paper's own numbers alone: {told(shown[printed])}." if printed.any() else "") + "</p>")
+    return HTML(
+        f"<p>Verdicts on our measurements: {told(shown[~printed]) or 'none'}."
+        + (f" Claims about the paper's own numbers alone: {told(shown[printed])}." if printed.any() else "")
+        + "</p>"
+    )
 
 # %% ../../nbs/lab/30_report.ipynb #746f6582
-NOTES = {"smoke": "Smoke run. One epoch on an embedded sample. These numbers only show that the code runs; they say nothing about the paper.",
-         "quick": "Quick run. Real data, but fewer levels and epochs than the paper's. Every verdict below is provisional.",
-         "reduced": "Reduced run. Real data, but fewer images and epochs than the paper's. Every verdict below is provisional.",
-         "full": "Full run. The paper's levels and set sizes."}
+NOTES = {
+    "smoke": (
+        "Smoke run. One epoch on an embedded sample. These numbers only show that the code runs; they say nothing about"
+        " the paper."
+    ),
+    "quick": "Quick run. Real data, but fewer levels and epochs than the paper's. Every verdict below is provisional.",
+    "reduced": (
+        "Reduced run. Real data, but fewer images and epochs than the paper's. Every verdict below is provisional."
+    ),
+    "full": "Full run. The paper's levels and set sizes.",
+}
 
 
 def standing(records: list[Record]) -> str:
     "How records stand to today's code: all current, or how many are what."
     counts = Counter(map(str, map(state, records)))
-    return "all records are current" if set(counts) == {"current"} else ", ".join(f"{n} {html.escape(word)}" for word, n in counts.most_common())
+    return (
+        "all records are current"
+        if set(counts) == {"current"}
+        else ", ".join(f"{n} {html.escape(word)}" for word, n in counts.most_common())
+    )
 
 
 def banner(
@@ -129,16 +184,31 @@ def banner(
     note: str = "",  # what a run other than smoke is, "Title. Text"; "": what the profile means for a paper
 ) -> HTML:
     "What was run, by whom, when."
-    if not records: return HTML("<div class='callout callout-warning' style='border-left:.3em solid #b35900;padding:.6em 1em'><strong>Not run.</strong> There are no records yet.</div>")
+    if not records:
+        return HTML(
+            "<div class='callout callout-warning' style='border-left:.3em solid #b35900;padding:.6em 1em'><strong>Not"
+            " run.</strong> There are no records yet.</div>"
+        )
     seeds, days = sorted({r.cell["seed"] for r in records}), sorted({r.time[:10] for r in records})
     machines = sorted({html.escape(r.device.get("gpu") or r.device.get("cpu") or "unknown machine") for r in records})
     old = sum(map(stale, records))
-    parts = [f"{len(records)} {what}{'s' * (len(records) != 1)}", f"{len(seeds)} seed{'s' * (len(seeds) != 1)}", " and ".join(machines), days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
-             f"{sum(r.seconds for r in records) / 60:.0f} minutes of computing", standing(records)]
+    parts = [
+        f"{len(records)} {what}{'s' * (len(records) != 1)}", f"{len(seeds)} seed{'s' * (len(seeds) != 1)}",
+        " and ".join(machines), days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
+        f"{sum(r.seconds for r in records) / 60:.0f} minutes of computing", standing(records),
+    ]
     title, _, text = (note if note and profile != "smoke" else NOTES[profile]).partition(".")
-    aged = f" <strong>{old} of the records were made by other code than today's</strong>; <code>robustnb reproduce --stale</code> makes them anew." if old else ""
+    aged = (
+        f" <strong>{old} of the records were made by other code than today's</strong>; <code>robustnb reproduce"
+        " --stale</code> makes them anew."
+        if old
+        else ""
+    )
     colour = "#0173b2" if profile == "full" else "#b35900"
-    return HTML(f"<div class='callout' style='border-left:.3em solid {colour};padding:.6em 1em;margin:1em 0'><strong>{title}.</strong>{text}<br><small>{', '.join(parts)}.{aged}</small></div>")
+    return HTML(
+        f"<div class='callout' style='border-left:.3em solid {colour};padding:.6em 1em;margin:1em"
+        f" 0'><strong>{title}.</strong>{text}<br><small>{', '.join(parts)}.{aged}</small></div>"
+    )
 
 # %% ../../nbs/lab/30_report.ipynb #f5061213
 def provenance_line(
@@ -146,9 +216,14 @@ def provenance_line(
 ) -> HTML:
     "Commits and code that made the records, and whether that is today's code."
     if not records: return HTML("<p><small>No records.</small></p>")
-    commits = sorted({(r.commit[:8] or "no commit") + (" with uncommitted changes" if r.dirty else "") for r in records})
+    commits = sorted(
+        {(r.commit[:8] or "no commit") + (" with uncommitted changes" if r.dirty else "") for r in records}
+    )
     codes = sorted({r.address[:8] or r.code[:8] or "unknown" for r in records})
-    return HTML(f"<p><small>Commit {', '.join(map(html.escape, commits))}; code {', '.join(map(html.escape, codes))}; {standing(records)}.</small></p>")
+    return HTML(
+        f"<p><small>Commit {', '.join(map(html.escape, commits))}; code {', '.join(map(html.escape, codes))};"
+        f" {standing(records)}.</small></p>"
+    )
 
 # %% ../../nbs/lab/30_report.ipynb #b9a4dd38
 def beside(
@@ -163,7 +238,12 @@ def beside(
     for name, printed in paper.items():
         found = ours.get(name, Estimate(float("nan"), float("nan"), float("nan"), 0))
         said = (verdict or {}).get(name, "" if name in ours else "not run")
-        rows.append(dict(quantity=name, paper=printed, ours=found.value, low=found.low, high=found.high, n_seeds=found.n_seeds, difference=found.value - float(printed), verdict=said))
+        rows.append(
+            dict(
+                quantity=name, paper=printed, ours=found.value, low=found.low, high=found.high, n_seeds=found.n_seeds,
+                difference=found.value - float(printed), verdict=said,
+            )
+        )
     return pd.DataFrame(rows)
 
 
@@ -173,8 +253,14 @@ def beside_table(
 ) -> HTML:
     "The rows of `beside` for a reader."
     signed = lambda d: "" if d != d else ("+" if d > 0 else "") + number(d)
-    rows = [{"quantity": html.escape(row.quantity), "paper": number(row.paper), "ours": with_interval(row.ours, row.low, row.high) if row.n_seeds else "", "seeds": row.n_seeds or "",
-             "difference": signed(row.difference), "verdict": badge(row.verdict) if row.verdict else ""} for row in frame.itertuples()]
+    rows = [
+        {
+            "quantity": html.escape(row.quantity), "paper": number(row.paper),
+            "ours": with_interval(row.ours, row.low, row.high) if row.n_seeds else "", "seeds": row.n_seeds or "",
+            "difference": signed(row.difference), "verdict": badge(row.verdict) if row.verdict else "",
+        }
+        for row in frame.itertuples()
+    ]
     return table(pd.DataFrame(rows), caption)
 
 # %% ../../nbs/lab/30_report.ipynb #48feca89
@@ -186,7 +272,9 @@ def said(found: Estimate) -> str:
 def told(found: Estimate) -> str:
     "A difference in words."
     if found.low <= 0 <= found.high: return f"no difference that we can tell ({said(found)})"
-    return ("gains " if found.value > 0 else "loses ") + said(found if found.value > 0 else Estimate(-found.value, -found.high, -found.low, found.n_seeds))
+    return ("gains " if found.value > 0 else "loses ") + said(
+        found if found.value > 0 else Estimate(-found.value, -found.high, -found.low, found.n_seeds)
+    )
 
 # %% ../../nbs/lab/30_report.ipynb #6d54ccd7
 def small(text: str) -> str:
@@ -196,7 +284,9 @@ def small(text: str) -> str:
 # %% ../../nbs/lab/30_report.ipynb #0f582575
 def theme() -> None:
     "The one style of all figures."
-    sns.set_theme(style="whitegrid", palette="colorblind", rc={"axes.titlesize": 11, "figure.dpi": 110, "savefig.bbox": "tight"})
+    sns.set_theme(
+        style="whitegrid", palette="colorblind", rc={"axes.titlesize": 11, "figure.dpi": 110, "savefig.bbox": "tight"}
+    )
 
 
 def draw_series(ax, levels: list, values: np.ndarray, **style) -> None:  # values [levels, 1+R]
@@ -209,14 +299,22 @@ def draw_series(ax, levels: list, values: np.ndarray, **style) -> None:  # value
 # %% ../../nbs/lab/30_report.ipynb #05b93fdc
 def percent(found: Estimate) -> str:
     "An accuracy in per cent for a cell of a table: 55.4 [53.3, 57.5]."
-    return f"{found.value:.1f} <span class='interval' style='white-space:nowrap;opacity:.75'>[{found.low:.1f}, {found.high:.1f}]</span>"
+    return (
+        f"{found.value:.1f} <span class='interval' style='white-space:nowrap;opacity:.75'>[{found.low:.1f},"
+        f" {found.high:.1f}]</span>"
+    )
 
 
 def points(found: Estimate) -> str:
     "A difference of accuracies in points, with its sign; marked where it cannot be told from none."
     low, high = (f"{end:+.1f}".replace("-", "−") for end in (found.low, found.high))
-    text = f"{found.value:+.1f}".replace("-", "−") + f" <span class='interval' style='white-space:nowrap;opacity:.75'>[{low}, {high}]</span>"
-    return f"<span style='opacity:.7'>{text} n.s.</span>" if found.low <= 0 <= found.high else f"<strong>{text}</strong>"
+    text = (
+        f"{found.value:+.1f}".replace("-", "−")
+        + f" <span class='interval' style='white-space:nowrap;opacity:.75'>[{low}, {high}]</span>"
+    )
+    return (
+        f"<span style='opacity:.7'>{text} n.s.</span>" if found.low <= 0 <= found.high else f"<strong>{text}</strong>"
+    )
 
 # %% ../../nbs/lab/30_report.ipynb #270ff0d4
 def is_number(value) -> bool:
@@ -238,7 +336,10 @@ def statement(
     if difference is None: difference = found - said if both else float("nan")
     if both and abs(difference) < 1e-9 * max(abs(said), abs(found)): difference = 0.0  # a rounding error of float64
     if agrees is None: agrees = abs(difference) <= tolerance + 1e-9 if both else said == found
-    return dict(what=what, said=said, found=found, difference=difference, agrees=bool(agrees) if judged and said is not None else None)
+    return dict(
+        what=what, said=said, found=found, difference=difference,
+        agrees=bool(agrees) if judged and said is not None else None,
+    )
 
 # %% ../../nbs/lab/30_report.ipynb #9fa0e539
 def plain(value) -> str:
@@ -257,7 +358,13 @@ def evidence(
     "Statements beside numbers, with a badge for each statement."
     signed = lambda d: "" if d != d else ("+" if d > 0 else "") + plain(d)
     words = {True: badge("agrees"), False: badge("disagrees"), None: ""}
-    shown = [{"": row["what"], sides[0]: plain(row["said"]), sides[1]: plain(row["found"]), "difference": signed(row["difference"]), "verdict": words[row["agrees"]]} for row in rows]
+    shown = [
+        {
+            "": row["what"], sides[0]: plain(row["said"]), sides[1]: plain(row["found"]),
+            "difference": signed(row["difference"]), "verdict": words[row["agrees"]],
+        }
+        for row in rows
+    ]
     return table(pd.DataFrame(shown), caption)
 
 
@@ -274,4 +381,7 @@ def growth(
     said: str = "rises",
 ) -> list[dict]:
     "Whether each value of a series lies above the one before."
-    return [statement(f"from {a} to {b}", said, "rises" if v > u else "falls", difference=v - u) for (a, u), (b, v) in pairwise(series.items())]
+    return [
+        statement(f"from {a} to {b}", said, "rises" if v > u else "falls", difference=v - u)
+        for (a, u), (b, v) in pairwise(series.items())
+    ]

@@ -53,18 +53,29 @@ class NotebookError(ValueError):
 def read_parameters(cells: list[dict]) -> dict[str, Any]:  # name -> default
     "The defaults in the cell tagged `parameters`."
     tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
-    if len(tagged) != 1: raise NotebookError(f"{len(tagged) or 'no'} cell{'s are' if len(tagged) > 1 else ' is'} tagged `parameters`; exactly one must be")
+    if len(tagged) != 1:
+        raise NotebookError(
+            f"{len(tagged) or 'no'} cell{'s are' if len(tagged) > 1 else ' is'} tagged `parameters`; exactly one"
+            " must be"
+        )
     found = {}
     for line in ast.parse("".join(tagged[0]["source"])).body:
-        targets = line.targets if isinstance(line, ast.Assign) else [line.target] if isinstance(line, ast.AnnAssign) and line.value else []
+        targets = (
+            line.targets
+            if isinstance(line, ast.Assign)
+            else [line.target] if isinstance(line, ast.AnnAssign) and line.value else []
+        )
         try:
             (target,) = targets
             found[target.id] = ast.literal_eval(line.value)
         except (ValueError, AttributeError):
-            raise NotebookError(f"the cell tagged `parameters` has `{ast.unparse(line)}`; only `name = literal` is allowed there") from None
+            raise NotebookError(
+                f"the cell tagged `parameters` has `{ast.unparse(line)}`; only `name = literal` is allowed there"
+            ) from None
     lacking = [name for name in RESERVED if name not in found]
     if lacking: raise NotebookError(f"the cell tagged `parameters` lacks {', '.join(lacking)}")
-    if found["profile"] not in PROFILES: raise NotebookError(f"profile = {found['profile']!r}; known: {', '.join(PROFILES)}")
+    if found["profile"] not in PROFILES:
+        raise NotebookError(f"profile = {found['profile']!r}; known: {', '.join(PROFILES)}")
     return found
 
 # %% ../../nbs/lab/40_reproduce.ipynb #63c2d41a
@@ -100,7 +111,11 @@ def read_notebook(path: Path, page: str) -> Notebook:
     title, parameters, error = name, {}, ""
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        heads = [m[1] for c in cells if c["cell_type"] == "markdown" and (m := re.search(r"^# (.+)$", "".join(c["source"]), re.M))]
+        heads = [
+            m[1]
+            for c in cells
+            if c["cell_type"] == "markdown" and (m := re.search(r"^# (.+)$", "".join(c["source"]), re.M))
+        ]
         title = heads[0] if heads else name
         parameters = read_parameters(cells)
     except NotebookError as e: error = f"nbs/{page}: {e}"
@@ -116,18 +131,29 @@ def exports_module(path: Path) -> bool:
 def notebooks(root: Path | None = None) -> list[Notebook]:  # sorted by name
     "The result notebooks of a checkout."
     root = root or repository()
-    if root is None: raise NotebookError("no checkout of robustnb here (settings.ini and nbs/); go there, or set ROBUSTNB_ROOT")
+    if root is None:
+        raise NotebookError("no checkout of robustnb here (settings.ini and nbs/); go there, or set ROBUSTNB_ROOT")
     nbs = Path(root) / "nbs"
-    pages = [p.relative_to(nbs) for folder in ("papers", "benchmarks") for p in (nbs / folder).rglob("*.ipynb") if not exports_module(p)]
-    return sorted((read_notebook(nbs / p, p.as_posix()) for p in pages if not any(part[0] in "._" for part in p.parts)), key=lambda n: n.name)
+    pages = [
+        p.relative_to(nbs)
+        for folder in ("papers", "benchmarks")
+        for p in (nbs / folder).rglob("*.ipynb")
+        if not exports_module(p)
+    ]
+    return sorted(
+        (read_notebook(nbs / p, p.as_posix()) for p in pages if not any(part[0] in "._" for part in p.parts)),
+        key=lambda n: n.name,
+    )
 
 # %% ../../nbs/lab/40_reproduce.ipynb #1783baca
 def matching(name: str, known: list[Notebook]) -> list[Notebook]:
     "The notebooks that a name stands for."
     plain = name.removeprefix("./").removeprefix("nbs/").removesuffix("/").removesuffix(".ipynb")
-    for fits in (lambda n: plain in (n.name, n.page.removesuffix(".ipynb")),
-                 lambda n: n.page.startswith((f"papers/{plain}/", f"{plain}/")),
-                 lambda n: fnmatch.fnmatchcase(n.name, plain) or fnmatch.fnmatchcase(n.page.removesuffix(".ipynb"), plain)):
+    for fits in (
+        lambda n: plain in (n.name, n.page.removesuffix(".ipynb")),
+        lambda n: n.page.startswith((f"papers/{plain}/", f"{plain}/")),
+        lambda n: fnmatch.fnmatchcase(n.name, plain) or fnmatch.fnmatchcase(n.page.removesuffix(".ipynb"), plain),
+    ):
         if found := [n for n in known if fits(n)]: return found
     last = [n for n in known if n.name.rpartition("/")[2] == plain]
     if len(last) > 1: raise NotebookError(f"{name!r} may be any of {', '.join(n.name for n in last)}")
@@ -145,7 +171,9 @@ def choose(
         if not found:
             from robustnb.basics import nearest
 
-            raise NotebookError(nearest(name, [n.name for n in known] + sorted({n.paper for n in known if n.paper}), "notebook"))
+            raise NotebookError(
+                nearest(name, [n.name for n in known] + sorted({n.paper for n in known if n.paper}), "notebook")
+            )
         chosen |= {n.name for n in found}
     broken = [n.error for n in known if n.name in chosen and n.error]
     if broken: raise NotebookError("\n".join(broken))
@@ -175,10 +203,14 @@ def check_parameters(parameters: dict[str, Any], chosen: list[Notebook]) -> None
         if not having:
             from robustnb.basics import nearest
 
-            raise NotebookError(nearest(name, sorted({p for n in chosen for p in n.parameters} - set(RESERVED)), "parameter"))
+            raise NotebookError(
+                nearest(name, sorted({p for n in chosen for p in n.parameters} - set(RESERVED)), "parameter")
+            )
         for n in having:
             if not same_kind(n.parameters[name], value):
-                raise NotebookError(f"{name}={value!r} is a {type(value).__name__}; {n.name} has {name} = {n.parameters[name]!r}")
+                raise NotebookError(
+                    f"{name}={value!r} is a {type(value).__name__}; {n.name} has {name} = {n.parameters[name]!r}"
+                )
 
 # %% ../../nbs/lab/40_reproduce.ipynb #b016b1d3
 def store_state(
@@ -189,7 +221,9 @@ def store_state(
     "Hash of which records there are."
     names = store.experiments() if "*" in experiments else sorted(experiments)
     shown = PROFILES[PROFILES.index(profile):]
-    return digest(*sorted(f"{r.key} {r.profile} {r.time}" for name in names for r in store.records(name) if r.profile in shown))
+    return digest(
+        *sorted(f"{r.key} {r.profile} {r.time}" for name in names for r in store.records(name) if r.profile in shown)
+    )
 
 
 def inputs(notebook: Notebook, parameters: dict) -> dict:
@@ -211,7 +245,10 @@ def up_to_date(
     except (ValueError, KeyError): return False
     if any(kept.get(name) != value for name, value in wanted.items()): return False
     if kept["records"] != store_state(store, kept["experiments"], profile): return False
-    return not (rerun_stale and any(stale(r) for name in kept["experiments"] for r in store.records(None if name == "*" else name, profile)))
+    return not (
+        rerun_stale
+        and any(stale(r) for name in kept["experiments"] for r in store.records(None if name == "*" else name, profile))
+    )
 
 
 def failed_copy(out: Path) -> Path:
@@ -270,8 +307,12 @@ class KernelServer:
         modules: list[str],  # imported once, before the first kernel
     ):
         given = json.dumps([os.getpid(), [*PRELOAD, *modules]])
-        env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # as ipykernel sets it, which here comes after the import
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER, given], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root, env=env, start_new_session=True)
+        # as ipykernel sets it, which here comes after the import
+        env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, given], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root, env=env,
+            start_new_session=True,
+        )
         self.lock, self.started, self.ended = threading.Lock(), queue.Queue(), {}
         threading.Thread(target=self.listen, daemon=True).start()
 
@@ -286,7 +327,10 @@ class KernelServer:
     def start(self, arguments: list[str], env: dict, folder: str) -> "ForkedKernel":
         "A kernel of its own session."
         with self.lock:
-            try: self.process.stdin.write(json.dumps(dict(arguments=arguments, env=env, folder=str(folder))).encode() + b"\n"), self.process.stdin.flush()
+            try:
+                self.process.stdin.write(
+                    json.dumps(dict(arguments=arguments, env=env, folder=str(folder))).encode() + b"\n"
+                ), self.process.stdin.flush()
             except OSError: raise NotebookError("the process that starts kernels has ended") from None
             pid = self.started.get()
         if pid is None: raise NotebookError("the process that starts kernels has ended")
@@ -336,7 +380,8 @@ class ForkedKernel:
 class Kernel:
     "The kernel of one notebook, as far as the runner must reach it."
 
-    def __init__(self, server: KernelServer | None = None): self.server, self.client = server, None  # papermill's client, once it runs
+    def __init__(self, server: KernelServer | None = None):
+        self.server, self.client = server, None  # papermill's client, once it runs
 
     def signal(self, number: int) -> None:
         "Send a signal to the kernel's process group, that is, to its workers too."
@@ -363,12 +408,17 @@ def register_engine() -> str:  # its name
 
     class OwnPython(AsyncKernelManager):
         "Starts this Python, as a copy of the warmed one."
-        kernel_spec = KernelSpec(argv=[sys.executable, "-f", "{connection_file}", "--log-level=CRITICAL"], display_name="robustnb", language="python")
+        kernel_spec = KernelSpec(
+            argv=[sys.executable, "-f", "{connection_file}", "--log-level=CRITICAL"], display_name="robustnb",
+            language="python",
+        )
         server = None
 
         async def _async_pre_start_kernel(self, **kw):
             self.kernel_id = self.kernel_id or uuid.uuid4().hex
-            self.provisioner = self.provisioner or Forked(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
+            self.provisioner = self.provisioner or Forked(
+                kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
+            )
             return await super()._async_pre_start_kernel(**kw)
 
     class Engine(NBClientEngine):
@@ -377,7 +427,9 @@ def register_engine() -> str:  # its name
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, kernel, env, folder, **rest):
             ours = type("OwnPython", (OwnPython,), dict(server=kernel.server))
-            kernel.client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, kernel_manager_class=ours, startup_timeout=300)
+            kernel.client = PapermillNotebookClient(
+                nb_man, kernel_name=kernel_name, kernel_manager_class=ours, startup_timeout=300
+            )
             return kernel.client.execute(env=env, cwd=folder)
 
     papermill_engines.register("robustnb", Engine)
@@ -394,7 +446,9 @@ def modules_of(chosen: list[Notebook]) -> list[str]:
             for line in lines:
                 if isinstance(line, ast.Import): found |= dict.fromkeys(alias.name for alias in line.names)
                 elif isinstance(line, ast.ImportFrom) and line.module:
-                    found |= dict.fromkeys([line.module] + [f"robustnb.{alias.name}" for alias in line.names] * (line.module == "robustnb"))
+                    found |= dict.fromkeys(
+                        [line.module] + [f"robustnb.{alias.name}" for alias in line.names] * (line.module == "robustnb")
+                    )
     return list(found)
 
 # %% ../../nbs/lab/40_reproduce.ipynb #40f308d5
@@ -421,8 +475,10 @@ class Execution:
         try:
             import papermill
 
-            papermill.execute_notebook(str(self.source), str(self.part), self.parameters, engine_name=register_engine(), kernel_name="python3",
-                                       language="python", progress_bar=False, kernel=self.kernel, env=self.env, folder=str(self.root))
+            papermill.execute_notebook(
+                str(self.source), str(self.part), self.parameters, engine_name=register_engine(), kernel_name="python3",
+                language="python", progress_bar=False, kernel=self.kernel, env=self.env, folder=str(self.root),
+            )
         except BaseException as error: self.error = error
 
     def stop(self, grace: float = 5.0) -> None:
@@ -496,8 +552,12 @@ class Run:
     def values(self, notebook: Notebook) -> dict:
         "The parameters of a notebook."
         own = {k: v for k, v in self.parameters.items() if k in notebook.parameters}
-        inside = self.records.is_relative_to(self.root)  # a path of this machine stays off the page: the environment tells it
-        return dict(profile=self.profile if self.compute else fullest(notebook, self.shown), records=str(self.records.relative_to(self.root)) if inside else "", workers=self.workers, **own)
+        # a path of this machine stays off the page: the environment tells it
+        inside = self.records.is_relative_to(self.root)
+        return dict(
+            profile=self.profile if self.compute else fullest(notebook, self.shown),
+            records=str(self.records.relative_to(self.root)) if inside else "", workers=self.workers, **own,
+        )
 
     @property
     def shown(self) -> Store:
@@ -511,10 +571,14 @@ class Run:
 # %% ../../nbs/lab/40_reproduce.ipynb #4ec8a9bb
 def kernel_environment(run: Run, notebook: Notebook, folder: Path) -> dict:
     "The environment of a notebook's kernel; `folder` is a temporary one."
-    env = {**os.environ, "ROBUSTNB_ROOT": str(run.root), "ROBUSTNB_RECORDS": str(run.records), "ROBUSTNB_NOTEBOOK": f"nbs/{notebook.page}",
-           "ROBUSTNB_PROGRESS": "0", "ROBUSTNB_PROGRESS_FILE": str(folder / "progress.json"), "ROBUSTNB_USED_FILE": str(folder / "used"),
-           "ROBUSTNB_COMPUTE": str(int(run.compute)), "ROBUSTNB_NOT_RUN_FILE": str(folder / "not_run"),
-           "ROBUSTNB_REUSE": str(int(run.reuse or not run.compute)), "ROBUSTNB_STALE": str(int(run.stale)), "IPYTHONDIR": str(folder / "ipython")}
+    env = {
+        **os.environ, "ROBUSTNB_ROOT": str(run.root), "ROBUSTNB_RECORDS": str(run.records),
+        "ROBUSTNB_NOTEBOOK": f"nbs/{notebook.page}", "ROBUSTNB_PROGRESS": "0",
+        "ROBUSTNB_PROGRESS_FILE": str(folder / "progress.json"), "ROBUSTNB_USED_FILE": str(folder / "used"),
+        "ROBUSTNB_COMPUTE": str(int(run.compute)), "ROBUSTNB_NOT_RUN_FILE": str(folder / "not_run"),
+        "ROBUSTNB_REUSE": str(int(run.reuse or not run.compute)), "ROBUSTNB_STALE": str(int(run.stale)),
+        "IPYTHONDIR": str(folder / "ipython"),
+    }
     return env | ({"ROBUSTNB_DATA": str(run.data_dir)} if run.data_dir else {})
 
 # %% ../../nbs/lab/40_reproduce.ipynb #d71393d8
@@ -528,7 +592,10 @@ def execute(
     wanted = inputs(notebook, values)
     with tempfile.TemporaryDirectory(prefix="robustnb-") as folder:
         folder = Path(folder)
-        execution = Execution(notebook.path, out.with_name(f".{out.stem}.part.ipynb"), values, kernel_environment(run, notebook, folder), run.root, Kernel(run.server)).start()
+        execution = Execution(
+            notebook.path, out.with_name(f".{out.stem}.part.ipynb"), values, kernel_environment(run, notebook, folder),
+            run.root, Kernel(run.server),
+        ).start()
         try:
             while execution.thread.is_alive():
                 execution.thread.join(0.2)
@@ -543,10 +610,20 @@ def execute(
             if execution.part.exists(): os.replace(execution.part, failed_copy(out))
             return Outcome(notebook.name, "failed", seconds, failed_copy(out), explain(execution.error))
         used = sorted(set((folder / "used").read_text().split())) if (folder / "used").exists() else []
-        lacking = [json.loads(line) for line in (folder / "not_run").read_text().splitlines()] if (folder / "not_run").exists() else []
+        lacking = (
+            [json.loads(line) for line in (folder / "not_run").read_text().splitlines()]
+            if (folder / "not_run").exists()
+            else []
+        )
     commit, dirty = git_state(run.root)
-    keep(execution, out, dict(wanted, experiments=used, records=store_state(run.shown, used, values["profile"]), profile=values["profile"], seconds=seconds,
-                              **({"not_run": lacking} if lacking else {}), commit=commit, dirty=dirty, device=describe_machine(machine())))
+    keep(
+        execution, out,
+        dict(
+            wanted, experiments=used, records=store_state(run.shown, used, values["profile"]),
+            profile=values["profile"], seconds=seconds, **({"not_run": lacking} if lacking else {}), commit=commit,
+            dirty=dirty, device=describe_machine(machine()),
+        ),
+    )
     return Outcome(notebook.name, "done", seconds, out)
 
 
@@ -583,8 +660,13 @@ class Display:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self.console, self.total, self.count, self.said = Console(highlight=False, soft_wrap=True, force_jupyter=False, quiet=not show), total, 0, time.monotonic()
-        columns = TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}"), TimeElapsedColumn()
+        self.console, self.total, self.count, self.said = (
+            Console(highlight=False, soft_wrap=True, force_jupyter=False, quiet=not show), total, 0, time.monotonic(),
+        )
+        columns = (
+            TextColumn("{task.description}"), BarColumn(24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}"), TimeElapsedColumn(),
+        )
         quiet = not self.console.is_terminal or os.environ.get("ROBUSTNB_PROGRESS") == "0"
         self.bars = Progress(*columns, console=self.console, transient=True, disable=quiet)
         self.all = self.bars.add_task("notebooks", total=total, note="")
@@ -597,18 +679,31 @@ class Display:
 
     def update(self, state: dict, later: list[float | None]) -> None:
         "Its cells went on."
-        note = f"cells of {state['experiment']}" + (f", {state['failed']} failed" if state["failed"] else "") if state else ""
-        if state: self.bars.update(self.one, completed=state["done"] + state["failed"], total=max(1, state["total"]), note=note, visible=True)
+        note = (
+            f"cells of {state['experiment']}" + (f", {state['failed']} failed" if state["failed"] else "")
+            if state
+            else ""
+        )
+        if state:
+            self.bars.update(
+                self.one, completed=state["done"] + state["failed"], total=max(1, state["total"]), note=note,
+                visible=True,
+            )
         self.bars.update(self.all, note=still(state, later))
         if self.bars.disable and state and time.monotonic() - self.said > 30:
             self.said = time.monotonic()
-            self.console.print(f"        {self.name}: {state['done']} of {state['total']} {note}  {still(state, later)}", markup=False)
+            self.console.print(
+                f"        {self.name}: {state['done']} of {state['total']} {note}  {still(state, later)}", markup=False
+            )
 
     def end(self, outcome: Outcome) -> None:
         "A notebook ended."
         took = f" in {in_words(outcome.seconds)}" if outcome.status != "up to date" else ""
         self.console.print(f"[{self.count}/{self.total}] {outcome.name}: {outcome.status}{took}", markup=False)
-        if outcome.error: self.console.print(f"        {outcome.error}\n        kept for reading: {os.path.relpath(outcome.path)}", markup=False)
+        if outcome.error:
+            self.console.print(
+                f"        {outcome.error}\n        kept for reading: {os.path.relpath(outcome.path)}", markup=False
+            )
         self.bars.update(self.all, completed=self.count, note="")
 
 # %% ../../nbs/lab/40_reproduce.ipynb #39dda067
@@ -618,7 +713,10 @@ def prepare(names: list[str], root: Path | None, profile: str, parameters: dict)
     root = Path(root or repository() or Path.cwd()).resolve()
     chosen = choose(list(names), notebooks(root))
     check_parameters(parameters, chosen)
-    if importlib.util.find_spec("ipykernel") is None: raise NotebookError("notebooks need a Jupyter kernel: pip install 'robustnb[dev]' (or ipykernel); `robustnb run` does without")
+    if importlib.util.find_spec("ipykernel") is None:
+        raise NotebookError(
+            "notebooks need a Jupyter kernel: pip install 'robustnb[dev]' (or ipykernel); `robustnb run` does without"
+        )
     return root, chosen
 
 
@@ -634,12 +732,18 @@ def only_runner(runs: Path):
 def is_fresh(notebook: Notebook, run: Run) -> bool:
     "Need a notebook not be executed?"
     values = run.values(notebook)
-    return not run.force and up_to_date(run.out(notebook), inputs(notebook, values), run.shown, values["profile"], run.stale and run.compute)
+    return not run.force and up_to_date(
+        run.out(notebook), inputs(notebook, values), run.shown, values["profile"], run.stale and run.compute
+    )
 
 
 def run_one(notebook: Notebook, run: Run, watch: Any) -> Outcome:
     "Execute a notebook, unless its copy is up to date."
-    return Outcome(notebook.name, "up to date", path=run.out(notebook)) if is_fresh(notebook, run) else execute(notebook, run, watch)
+    return (
+        Outcome(notebook.name, "up to date", path=run.out(notebook))
+        if is_fresh(notebook, run)
+        else execute(notebook, run, watch)
+    )
 
 
 def run_all(chosen: list[Notebook], run: Run, display: Display) -> list[Outcome]:
@@ -674,7 +778,10 @@ def render_all(chosen: list[Notebook], run: Run, display: Display) -> list[Outco
         if stopped: raise KeyboardInterrupt
 
     guard, stopped = threading.Lock(), []
-    with only_runner(run.runs), display.bars, kernels(chosen, run) as run, ThreadPoolExecutor(max(1, run.workers)) as pool:
+    with (
+        only_runner(run.runs), display.bars, kernels(chosen, run) as run,
+        ThreadPoolExecutor(max(1, run.workers)) as pool,
+    ):
         waiting = [pool.submit(one, notebook) for notebook in chosen]
         try:
             while wait(waiting, 0.5).not_done: pass
@@ -696,8 +803,15 @@ def render(
 ) -> list[Outcome]:
     "Make pages from the records that are there; no cell is run."
     root, chosen = prepare(names, root, "quick", {})
-    own = Path(records).resolve() if records else open_store(root / ".robustnb/records" if root != repository() else None).path
-    run = Run(root, Path(runs or root / ".robustnb/runs").resolve(), "quick", {}, own, True, workers or usable_cores(), force, False, None, compute=False)
+    own = (
+        Path(records).resolve()
+        if records
+        else open_store(root / ".robustnb/records" if root != repository() else None).path
+    )
+    run = Run(
+        root, Path(runs or root / ".robustnb/runs").resolve(), "quick", {}, own, True, workers or usable_cores(),
+        force, False, None, compute=False,
+    )
     return render_all(chosen, run, Display(len(chosen), progress))
 
 # %% ../../nbs/lab/40_reproduce.ipynb #479f1d01
@@ -717,7 +831,13 @@ def reproduce(
 ) -> list[Outcome]:  # one per notebook, in order
     "Execute result notebooks; what is up to date is skipped, what fails is kept."
     root, chosen = prepare(names, root, profile, parameters or {})
-    own = Path(records).resolve() if records else open_store(root / ".robustnb/records" if root != repository() else None).path
-    run = Run(root, Path(runs or root / ".robustnb/runs").resolve(), profile, dict(parameters or {}), own, reuse, workers or usable_cores(), force, stale,
-              Path(data_dir).resolve() if data_dir else None)
+    own = (
+        Path(records).resolve()
+        if records
+        else open_store(root / ".robustnb/records" if root != repository() else None).path
+    )
+    run = Run(
+        root, Path(runs or root / ".robustnb/runs").resolve(), profile, dict(parameters or {}), own, reuse,
+        workers or usable_cores(), force, stale, Path(data_dir).resolve() if data_dir else None,
+    )
     return run_all(chosen, run, Display(len(chosen), progress))

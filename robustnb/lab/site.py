@@ -69,9 +69,15 @@ def page_notebook(
     else: cells = library_cells(cells)
     for cell in cells:
         if cell["cell_type"] == "markdown": cell["source"] = link_names(cell["source"], symbols, page)
-    front = {"cell_type": "raw", "metadata": {}, "source": f"---\n{yaml.safe_dump(meta, sort_keys=False, allow_unicode=True)}---"}
+    front = {
+        "cell_type": "raw", "metadata": {},
+        "source": f"---\n{yaml.safe_dump(meta, sort_keys=False, allow_unicode=True)}---",
+    }
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    staged = {"cells": [front, *cells, footer(page, module_name(notebook), run)], "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}
+    staged = {
+        "cells": [front, *cells, footer(page, module_name(notebook), run)], "metadata": kernel, "nbformat": 4,
+        "nbformat_minor": 4,
+    }
     return staged, meta["title"]
 
 # %% ../../nbs/lab/42_site.ipynb #03e4bec8
@@ -98,10 +104,14 @@ def first_page(entry: dict) -> str:
 
 def fill_papers(contents: list) -> list:
     "The contents of a sidebar with a section for each paper in place of the entry `papers`."
-    own = lambda folder: [f"papers/{folder}/90_paper.ipynb", f"papers/{folder}/[a-z]*.ipynb", {"section": "How it is computed", "contents": f"papers/{folder}/[0-9]*.ipynb"}]
+    own = lambda folder: [
+        f"papers/{folder}/90_paper.ipynb", f"papers/{folder}/[a-z]*.ipynb",
+        {"section": "How it is computed", "contents": f"papers/{folder}/[0-9]*.ipynb"},
+    ]
     sections, filled = [{"section": paper.title, "contents": own(folder)} for folder, paper in papers().items()], []
     for entry in contents if isinstance(contents, list) else [contents]:
-        if isinstance(entry, dict) and "contents" in entry: filled.append({**entry, "contents": fill_papers(entry["contents"])})
+        if isinstance(entry, dict) and "contents" in entry:
+            filled.append({**entry, "contents": fill_papers(entry["contents"])})
         else: filled += sections if entry == "papers" else [entry]
     return filled
 
@@ -138,7 +148,8 @@ def verdicts_of(root: Path) -> pd.DataFrame:
 
 def tally(
     frame: pd.DataFrame,  # verdicts
-) -> dict[str, tuple[collections.Counter, collections.Counter]]:  # by paper: of its experiments, with "provisional"; of its printed numbers
+    # by paper: of its experiments, with "provisional"; of its printed numbers
+) -> dict[str, tuple[collections.Counter, collections.Counter]]:
     "Count the verdicts of each paper in its literal reading."
     counts = {paper: (collections.Counter(), collections.Counter()) for paper in (p.name for p in papers().values())}
     for row in frame[frame.reading.isin(main_readings())].itertuples():
@@ -157,27 +168,44 @@ def glance_row(
     "One paper's line of the front page's table."
     folder, about = paper_named(paper)
     own = sorted((p for p in pages if re.match(rf"papers/{folder}/[a-z]", p)), key=natural)
-    links = " ".join(f"<a href='{page.removesuffix('.ipynb')}.html'>{Path(page).stem.replace('_', ' ')}</a>" for page in own)
+    links = " ".join(
+        f"<a href='{page.removesuffix('.ipynb')}.html'>{Path(page).stem.replace('_', ' ')}</a>" for page in own
+    )
     words = ", ".join(f"{measured[v]} {word}" for v, word in VERDICTS.items() if measured[v])
     decided = sum(measured[v] for v in VERDICTS) - measured["not run"]
-    if measured["provisional"]: words += f"; {'all' if measured['provisional'] == decided else measured['provisional']} of the {decided} provisional"
-    bar = "".join(f"<span class='{v.replace(' ', '-')}' style='flex:{measured[v]}'></span>" for v in VERDICTS if measured[v])
+    if measured["provisional"]:
+        words += (
+            f"; {'all' if measured['provisional'] == decided else measured['provisional']} of the {decided} provisional"
+        )
+    bar = "".join(
+        f"<span class='{v.replace(' ', '-')}' style='flex:{measured[v]}'></span>" for v in VERDICTS if measured[v]
+    )
     checked = printed["agrees"] + printed["contradicts"]
     itself = f"{printed['agrees']} of {checked} agree with the paper's own tables" if checked else "none to check"
-    return (f"<tr><th scope='row'>{about.title}<span>{links}</span></th><td><div class='bar' role='img' aria-label='{words}'>{bar}</div>{words}</td>"
-            f"<td><span>printed numbers: </span>{itself}</td></tr>")
+    return (
+        f"<tr><th scope='row'>{about.title}<span>{links}</span></th><td><div class='bar' role='img'"
+        f" aria-label='{words}'>{bar}</div>{words}</td><td><span>printed numbers: </span>{itself}</td></tr>"
+    )
 
 
 def glance(frame: pd.DataFrame, pages: list[str]) -> str:
     "The front page's table of verdicts, as HTML for a markdown cell."
     rows = "\n".join(glance_row(paper, *counts, pages) for paper, counts in tally(frame).items())
-    head = "<tr><th scope='col'>Paper</th><th scope='col'>Claims about its experiments</th><th scope='col'>Claims about its printed numbers</th></tr>"
-    return raw(f"<div class='table-box'><table class='table glance'><thead>{head}</thead><tbody>\n{rows}\n</tbody></table></div>")
+    head = (
+        "<tr><th scope='col'>Paper</th><th scope='col'>Claims about its experiments</th><th scope='col'>Claims about"
+        " its printed numbers</th></tr>"
+    )
+    return raw(
+        "<div class='table-box'><table class='table"
+        f" glance'><thead>{head}</thead><tbody>\n{rows}\n</tbody></table></div>"
+    )
 
 # %% ../../nbs/lab/42_site.ipynb #cee09916
 def nbs_files(nbs: Path) -> list[Path]:
     "The files below nbs that belong to the site, without hidden ones and those that start with an underscore."
-    return sorted(p for p in nbs.rglob("*") if p.is_file() and not any(part[0] in "._" for part in p.relative_to(nbs).parts))
+    return sorted(
+        p for p in nbs.rglob("*") if p.is_file() and not any(part[0] in "._" for part in p.relative_to(nbs).parts)
+    )
 
 
 def stage(
@@ -191,14 +219,19 @@ def stage(
     shutil.rmtree(out, ignore_errors=True)
     files = {p.relative_to(nbs).as_posix(): p for p in nbs_files(nbs)}
     notebooks = {page: load_notebook(path) for page, path in files.items() if page.endswith(".ipynb")}
-    symbols = exported_names({page: n for page, n in notebooks.items() if module_name(n) or not page.startswith(RESULTS)})
+    symbols = exported_names(
+        {page: n for page, n in notebooks.items() if module_name(n) or not page.startswith(RESULTS)}
+    )
     titles, counted = {}, glance(verdicts_of(root) if frame is None else frame, list(notebooks))
     for page, path in progress(files.items(), "staging pages", len(files)):
         (out / page).parent.mkdir(parents=True, exist_ok=True)
         if page not in notebooks: shutil.copy(path, out / page)
         else:
             staged, titles[page] = page_notebook(page, notebooks[page], root / runs, symbols)
-            staged["cells"] = describe_pictures([markdown(counted) if "verdicts" in cell["metadata"].get("tags", []) else cell for cell in staged["cells"]])
+            staged["cells"] = describe_pictures([
+                markdown(counted) if "verdicts" in cell["metadata"].get("tags", []) else cell
+                for cell in staged["cells"]
+            ])
             (out / page).write_text(json.dumps(staged, ensure_ascii=False, indent=1), encoding="utf-8")
     config = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
     config = site_description(config, titles, commit_of(root))
@@ -268,7 +301,8 @@ def formula(
 ) -> str:
     "A formula as MathML, its TeX kept as the text for screen readers."
     mathml = convert(known_tex(tex), display="block" if display else "inline")
-    if "\\" in mathml or "&#x0005C;" in mathml: raise SiteError(f"latex2mathml does not know a command in the formula {tex!r}")
+    if "\\" in mathml or "&#x0005C;" in mathml:
+        raise SiteError(f"latex2mathml does not know a command in the formula {tex!r}")
     mathml = mathml.replace("<math ", f'<math alttext="{html.escape(tex)}" ', 1)
     return mathml if display or len(tex) < 40 else f"<span class='long-formula'>{mathml}</span>"
 
@@ -277,7 +311,10 @@ SPAN = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</spa
 CAPTION = re.compile(r"(<(figcaption|caption)\b[^>]*>)(.*?)(</\2>)", re.S)
 
 
-BOXED_CAPTION = re.compile(r"""(<div class="(?:cell-output cell-output-display|sd-table)">)((?:(?!</div>|<caption).)*)<caption>(.*?)</caption>""", re.S)
+BOXED_CAPTION = re.compile(
+    r"""(<div class="(?:cell-output cell-output-display|sd-table)">)((?:(?!</div>|<caption).)*)<caption>(.*?)</caption>""",
+    re.S,
+)
 
 
 def lift_captions(page: str) -> str:
@@ -298,7 +335,8 @@ class PlainSite(smalldocs.site.Site):
 
     def render_page(self, page):
         "Render one page."
-        if not hasattr(self, "bar"): self.bar = iter(progress(range(len(self.pages)), "rendering pages", len(self.pages)))
+        if not hasattr(self, "bar"):
+            self.bar = iter(progress(range(len(self.pages)), "rendering pages", len(self.pages)))
         next(self.bar, None)
         super().render_page(page)
         page.env["math"] = False
@@ -318,14 +356,16 @@ def render_smalldocs(staged: Path) -> Path:
     site.build()
     for warning in site.warnings:
         if not any(word in warning for word in EXPECTED): print(f"smalldocs: {warning}", file=sys.stderr)
-    for path in site.out.rglob("*.html"): path.write_text(lift_captions(draw_formulas(path.read_text(encoding="utf-8"))), encoding="utf-8")
+    for path in site.out.rglob("*.html"):
+        path.write_text(lift_captions(draw_formulas(path.read_text(encoding="utf-8"))), encoding="utf-8")
     return site.out
 
 
 def render_quarto(staged: Path) -> Path:
     "Render a staged folder with Quarto, whose messages pass through."
     done = subprocess.run(["quarto", "render", str(staged)])
-    if done.returncode: raise SiteError(f"quarto render stopped with status {done.returncode}; renderer='smalldocs' needs no Quarto")
+    if done.returncode:
+        raise SiteError(f"quarto render stopped with status {done.returncode}; renderer='smalldocs' needs no Quarto")
     config = yaml.safe_load((staged / "_quarto.yml").read_text(encoding="utf-8"))
     return staged / config["project"]["output-dir"]
 
@@ -359,7 +399,11 @@ class PageReader(HTMLParser):
         if "id" in found: self.ids[found["id"]] += 1
         if tag == "a" and "name" in found: self.ids[found["name"]] += 0
         urls = [found[key] for key in LOADED & found.keys() if key != "srcset"]
-        urls += [part.split()[0] for part in found.get("srcset", "").split(",") if part.strip() and not part.startswith("data:")]
+        urls += [
+            part.split()[0]
+            for part in found.get("srcset", "").split(",")
+            if part.strip() and not part.startswith("data:")
+        ]
         if tag == "link" and not set(found.get("rel", "").split()) <= UNLOADED: urls.append(found.get("href", ""))
         if tag in ("image", "use"): urls.append(found.get("href", ""))
         self.loads += [(tag, url) for url in urls + css_urls(found.get("style", "")) if url]
@@ -397,23 +441,30 @@ def page_problems(
     for tag, url in reader.loads:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") or parts.netloc: problems.append(f"<{tag}> loads {url} from another host")
-        elif not parts.scheme and parts.path and not target(out, page, parts.path).is_file(): problems.append(f"<{tag}> loads {url}, which is missing")
+        elif not parts.scheme and parts.path and not target(out, page, parts.path).is_file():
+            problems.append(f"<{tag}> loads {url}, which is missing")
     for url in reader.links:
         parts = urlsplit(url)
         if parts.scheme or parts.netloc: continue
         file = target(out, page, parts.path) if parts.path else out / page
         goal = readers.get(file.relative_to(out).as_posix()) if file.is_relative_to(out) else None
         if not file.is_file(): problems.append(f"link to {url} leads nowhere")
-        elif goal and parts.fragment and unquote(parts.fragment) not in goal.ids: problems.append(f"link to {url}: no such place on that page")
+        elif goal and parts.fragment and unquote(parts.fragment) not in goal.ids:
+            problems.append(f"link to {url}: no such place on that page")
     for what, pattern in UNDONE.items():
         problems += [f"{what}: {m[0]!r}" for text in reader.text for m in pattern.finditer(text)]
-    problems += [f"directive shown: {block.strip().splitlines()[0]!r}" for block in reader.code if re.match(r"\s*#\s*\|", block)]
+    problems += [
+        f"directive shown: {block.strip().splitlines()[0]!r}" for block in reader.code if re.match(r"\s*#\s*\|", block)
+    ]
     return problems + [f"id {name!r} is used {n} times" for name, n in reader.ids.items() if n > 1]
 
 
 def target(out: Path, page: str, path: str) -> Path:
     "The file that a path on a page points at."
-    joined = posixpath.join("" if path.startswith("/") else posixpath.dirname(page), unquote(path).lstrip("/") if path.startswith("/") else unquote(path))
+    joined = posixpath.join(
+        "" if path.startswith("/") else posixpath.dirname(page),
+        unquote(path).lstrip("/") if path.startswith("/") else unquote(path),
+    )
     file = out / posixpath.normpath(joined)
     return file / "index.html" if file.is_dir() else file
 
@@ -421,13 +472,23 @@ def target(out: Path, page: str, path: str) -> Path:
 def check(
     out: str | Path,  # a built site
 ) -> list[str]:  # "page: problem", empty when all is well
-    "List what a page loads from elsewhere, links that lead nowhere, missing pictures, and syntax that was not rendered."
+    """List what a page loads from elsewhere, links that lead nowhere, missing pictures, and syntax that was not
+    rendered."""
     out = Path(out).resolve()
     paths = sorted(out.rglob("*.html"))
-    readers = {p.relative_to(out).as_posix(): PageReader(p.read_text(encoding="utf-8")) for p in progress(paths, "checking pages", len(paths))}
-    problems = [f"{page}: {problem}" for page in readers for problem in dict.fromkeys(page_problems(out, page, readers))]
+    readers = {
+        p.relative_to(out).as_posix(): PageReader(p.read_text(encoding="utf-8"))
+        for p in progress(paths, "checking pages", len(paths))
+    }
+    problems = [
+        f"{page}: {problem}" for page in readers for problem in dict.fromkeys(page_problems(out, page, readers))
+    ]
     for path in sorted(out.rglob("*.css")):
-        urls = [url for url in css_urls(path.read_text(encoding="utf-8")) if urlsplit(url).scheme in ("http", "https") or url.startswith("//")]
+        urls = [
+            url
+            for url in css_urls(path.read_text(encoding="utf-8"))
+            if urlsplit(url).scheme in ("http", "https") or url.startswith("//")
+        ]
         problems += [f"{path.relative_to(out).as_posix()}: loads {url} from another host" for url in urls]
     return problems
 
@@ -437,9 +498,12 @@ MARK = ".robustnb-site"  # this file tells a folder that may be replaced
 
 def refuse_foreign(out: Path, root: Path) -> None:
     "Refuse to replace a folder that is not a site of ours."
-    if out == root or out in root.parents: raise ValueError(f"{out} holds the repository; choose a folder inside or beside it, such as _docs")
+    if out == root or out in root.parents:
+        raise ValueError(f"{out} holds the repository; choose a folder inside or beside it, such as _docs")
     if out.exists() and not (out.is_dir() and ((out / MARK).exists() or not any(out.iterdir()))):
-        raise ValueError(f"{out} is there and is no site built by robustnb; choose another folder or remove it yourself")
+        raise ValueError(
+            f"{out} is there and is no site built by robustnb; choose another folder or remove it yourself"
+        )
 
 
 def put_in_place(built: Path, out: Path) -> None:
@@ -471,14 +535,19 @@ def build(
     out = (root / out).resolve()
     renderer = renderer or ("quarto" if shutil.which("quarto") else "smalldocs")
     if renderer not in RENDERERS: raise ValueError(nearest(renderer, RENDERERS, "renderer"))
-    if not (root / "_quarto.yml").is_file(): raise FileNotFoundError(f"no _quarto.yml in {root}; root is the repository's top folder")
+    if not (root / "_quarto.yml").is_file():
+        raise FileNotFoundError(f"no _quarto.yml in {root}; root is the repository's top folder")
     (root / STAGE).parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f"{STAGE}.lock"):
         recover(out)
         refuse_foreign(out, root)
         built = RENDERERS[renderer](stage(root, runs))
         problems = check(built)
-        if problems: raise SiteError(f"the site has {len(problems)} problems and was not put in place; it is kept in {built}:\n  " + "\n  ".join(problems[:40]))
+        if problems:
+            raise SiteError(
+                f"the site has {len(problems)} problems and was not put in place; it is kept in {built}:\n  "
+                + "\n  ".join(problems[:40])
+            )
         put_in_place(built, out)
     return out / "index.html"
 
@@ -499,7 +568,8 @@ def server(
     port: int = 8000,  # 0: any free one
 ) -> http.server.ThreadingHTTPServer:  # call serve_forever() to start and shutdown() to stop
     "A server of the site on 127.0.0.1."
-    if not (Path(out) / "index.html").is_file(): raise FileNotFoundError(f"no site in {out}; build it with: robustnb site")
+    if not (Path(out) / "index.html").is_file():
+        raise FileNotFoundError(f"no site in {out}; build it with: robustnb site")
     handler = functools.partial(QuietHandler, directory=str(out))
     try: return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:

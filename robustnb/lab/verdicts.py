@@ -26,7 +26,11 @@ from .registry import Paper, imported, paper_folder, paper_named, papers
 @cache
 def printed_tables() -> dict[str, Path]:  # name -> file
     "The printed tables of all papers, each named by its paper's folder and its file."
-    return {f"{folder}_{file.stem}": file for folder in papers() for file in sorted((paper_folder(folder) / "printed").glob("*.csv"))}
+    return {
+        f"{folder}_{file.stem}": file
+        for folder in papers()
+        for file in sorted((paper_folder(folder) / "printed").glob("*.csv"))
+    }
 
 
 @lru_cache
@@ -36,7 +40,9 @@ def paper_table(
 ) -> pd.DataFrame:
     "A printed table of one of the papers."
     if name not in printed_tables(): raise ValueError(nearest(name, printed_tables(), "table"))
-    return pd.read_csv(printed_tables()[name], dtype=str if text else None, keep_default_na=False, na_values=[] if text else [""])
+    return pd.read_csv(
+        printed_tables()[name], dtype=str if text else None, keep_default_na=False, na_values=[] if text else [""]
+    )
 
 
 def claim_table() -> pd.DataFrame:  # id, paper, kind, source, claim, predicate, holds_in_paper
@@ -44,7 +50,8 @@ def claim_table() -> pd.DataFrame:  # id, paper, kind, source, claim, predicate,
     columns, found = ["id", "paper", "kind", "source", "claim", "predicate", "holds_in_paper"], []
     for folder, paper in papers().items():
         file = paper_folder(folder) / "claims.csv"
-        if file.is_file(): found.append(pd.read_csv(file, dtype=str, keep_default_na=False).assign(paper=paper.name)[columns])
+        if file.is_file():
+            found.append(pd.read_csv(file, dtype=str, keep_default_na=False).assign(paper=paper.name)[columns])
     return pd.concat(found, ignore_index=True)
 
 # %% ../../nbs/lab/21_verdicts.ipynb #05df8693
@@ -104,22 +111,42 @@ def judge(
         true = at_once(predicate, world, names)
         if true is None: true = one_by_one(predicate, world, names)
         true = [bool(value) for value in islice(true, min(resamples, world.size - 1) + 1)]
-    except Missing as missing: return dict(verdict="not run", share=float("nan"), n_seeds=0, why=str(missing.args[0]), damaged=isinstance(missing, Damaged))
+    except Missing as missing:
+        return dict(
+            verdict="not run", share=float("nan"), n_seeds=0, why=str(missing.args[0]),
+            damaged=isinstance(missing, Damaged),
+        )
     finally: world.at = 0
     share = mean(true[1:]) if len(true) > 1 else float(true[0])
     seeds = min((n for _, _, n in world.used), default=len(world.seeds))
-    return dict(verdict="holds" if share >= 0.95 else "fails" if share <= 0.05 else "inconclusive", share=share, n_seeds=seeds, why="", damaged=False)
+    return dict(
+        verdict="holds" if share >= 0.95 else "fails" if share <= 0.05 else "inconclusive", share=share,
+        n_seeds=seeds, why="", damaged=False,
+    )
 
 
 def about_print(claim: pd.Series) -> bool:
     "Is a claim about printed numbers, so that no experiment can decide it?"
-    if names_in(claim.predicate) & set(paper_named(claim.paper)[1].facts): return False  # it asks for what our code counts
-    narrow = [float(n.value) for node in ast.walk(parsed(claim.predicate)) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "near"
-              for n in ([*node.args[2:], *(k.value for k in node.keywords)] or [ast.Constant(0.051)])]
-    return claim.kind in ("exact", "consistency", "confound") or claim.kind == "magnitude" and bool(narrow) and min(narrow) < 0.1
+    if names_in(claim.predicate) & set(paper_named(claim.paper)[1].facts):
+        return False  # it asks for what our code counts
+    narrow = [
+        float(n.value)
+        for node in ast.walk(parsed(claim.predicate))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "near"
+        for n in [*node.args[2:], *(k.value for k in node.keywords)] or [ast.Constant(0.051)]
+    ]
+    return (
+        claim.kind in ("exact", "consistency", "confound")
+        or claim.kind == "magnitude"
+        and bool(narrow)
+        and min(narrow) < 0.1
+    )
 
 # %% ../../nbs/lab/21_verdicts.ipynb #1be79084
-COLUMNS = ["id", "paper", "kind", "source", "claim", "about", "in_print", "reading", "verdict", "share", "n_seeds", "profile", "provisional", "why"]
+COLUMNS = [
+    "id", "paper", "kind", "source", "claim", "about", "in_print", "reading", "verdict", "share", "n_seeds",
+    "profile", "provisional", "why",
+]
 
 
 def paper_verdicts(
@@ -135,9 +162,16 @@ def paper_verdicts(
     unknown = dict(reading=next(iter(paper.readings)), share=float("nan"), n_seeds=0, profile="", provisional=False)
     words = {"yes": "agrees", "no": "disagrees"}
     printed = claims[[about_print(claim) for _, claim in claims.iterrows()]]
-    rows = [dict(claim) | unknown | dict(about="print", verdict=words.get(claim.in_print, "not run"), why="") for _, claim in printed.iterrows()]
+    rows = [
+        dict(claim) | unknown | dict(about="print", verdict=words.get(claim.in_print, "not run"), why="")
+        for _, claim in printed.iterrows()
+    ]
     measured = claims.drop(printed.index)
-    if not paper.verdicts: rows += [dict(claim) | unknown | dict(about="measured", verdict="not run", why="no records") for _, claim in measured.iterrows()]
+    if not paper.verdicts:
+        rows += [
+            dict(claim) | unknown | dict(about="measured", verdict="not run", why="no records")
+            for _, claim in measured.iterrows()
+        ]
     elif len(measured): rows += imported(paper.verdicts)(measured, store, profile, facts, resamples)
     order = {name: i for i, name in enumerate(claims.id)}
     return sorted(rows, key=lambda row: order[row["id"]]) if len(printed) else rows
@@ -164,5 +198,9 @@ def verdicts(
     claims = claims[claims.paper.isin([p.name for p in chosen]) & claims.id.str.startswith(finding or "")]
     claims = claims.assign(in_print=[in_print(claim) for _, claim in claims.iterrows()])
     store = store or open_store(reuse=True)
-    rows = [row for p in chosen for row in paper_verdicts(claims[claims.paper == p.name], p, store, profile, facts, resamples)]
+    rows = [
+        row
+        for p in chosen
+        for row in paper_verdicts(claims[claims.paper == p.name], p, store, profile, facts, resamples)
+    ]
     return pd.DataFrame(rows, columns=COLUMNS)
