@@ -39,7 +39,7 @@ from .provenance import (Package, Where, address_of, choices_of, closure, digest
                                      package_today)
 from ..basics import machine, now, versions
 from .records import (PROFILES, Record, RecordError, Store, addresses_today, append_line, canonical,
-    git_state, plain, repository, stale)
+                                  git_state, plain, repository, stale)
 
 # %% ../../nbs/lab/02_canaries.ipynb #6111c51d
 def rebuild(

@@ -44,9 +44,11 @@ class BaselineCell:
 
 
 PROTOCOLS = {
-    "smoke": dict(data="sample", epochs=1, batch=50, corruptions=("gaussian_noise", "fog", "contrast"), severities=(1, 5), images=100),
-    "quick": dict(epochs=4, batch=128, warmup=0.5, images=1_000),
-    "full": {},
+    "smoke": dict(
+        data="sample", epochs=1, batch=50, corruptions=("gaussian_noise", "fog", "contrast"), severities=(1, 5),
+        images=100,
+    ),
+    "quick": dict(epochs=4, batch=128, warmup=0.5, images=1_000), "full": {},
 }
 
 
@@ -75,8 +77,10 @@ def images_of(
 
 def recipe_of(cell: BaselineCell) -> Recipe:
     "The public recipe with the cell's numbers."
-    return Recipe(epochs=cell.epochs, batch=cell.batch, optimizer="sgd", lr=cell.lr, momentum=0.9, nesterov=True, weight_decay=cell.weight_decay,
-                  schedule="cosine", warmup=cell.warmup, augment=crop_flip)
+    return Recipe(
+        epochs=cell.epochs, batch=cell.batch, optimizer="sgd", lr=cell.lr, momentum=0.9, nesterov=True,
+        weight_decay=cell.weight_decay, schedule="cosine", warmup=cell.warmup, augment=crop_flip,
+    )
 
 
 def trained(
@@ -91,7 +95,10 @@ def trained(
     with context.parent(replace(cell, corruptions=(), severities=(), benchmark="", images=0)) as folder:
         kept = folder / "model.pt"
         if not kept.is_file():
-            fit(model, train, recipe=recipe_of(cell), seed=cell.seed, checkpoint=folder / "training.pt", device=context.device, progress=show)
+            fit(
+                model, train, recipe=recipe_of(cell), seed=cell.seed, checkpoint=folder / "training.pt",
+                device=context.device, progress=show,
+            )
             atomic_write(kept, lambda part: torch.save(model.state_dict(), part))
             (folder / "training.pt").unlink(missing_ok=True)
         model.load_state_dict(torch.load(kept, map_location=context.device, weights_only=True))
@@ -100,32 +107,49 @@ def trained(
 # %% ../../../nbs/papers/dem_hec/00_baseline.ipynb #fc04b02d
 def packed(answers: Answers) -> dict[str, np.ndarray]:
     "Whether each guess was right, a bit each, with the conditions' names."
-    return dict(correct=np.packbits(answers.correct.numpy(), axis=1), n=np.array(len(answers)), benchmark=np.array(answers.benchmark),
-                corruption=np.array([name for name, _ in answers.rows]), severity=np.array([severity for _, severity in answers.rows]))
+    return dict(
+        correct=np.packbits(answers.correct.numpy(), axis=1), n=np.array(len(answers)),
+        benchmark=np.array(answers.benchmark), corruption=np.array([name for name, _ in answers.rows]),
+        severity=np.array([severity for _, severity in answers.rows]),
+    )
 
 
 def unpacked(arrays: dict[str, np.ndarray]) -> Answers:  # its confidences are NaN: they were not kept
     "The answers of a record."
     correct = torch.from_numpy(np.unpackbits(arrays["correct"], axis=1, count=int(arrays["n"])).astype(bool))
     rows = list(zip(map(str, arrays["corruption"]), map(int, arrays["severity"])))
-    return Answers(rows, correct, torch.full(correct.shape, float("nan"), dtype=torch.float16), str(arrays["benchmark"]))
+    return Answers(
+        rows, correct, torch.full(correct.shape, float("nan"), dtype=torch.float16), str(arrays["benchmark"])
+    )
 
 
 def run_baseline_cell(
     cell: BaselineCell,
     context,  # of the experiment
-) -> dict:  # test, mean: accuracies in [0,1]; parameters; n_test; table and summary: lists of rows of `tabulate` and `summarise`
+    # test, mean: accuracies in [0,1]; parameters; n_test; table and summary: lists of rows of `tabulate` and
+    # `summarise`
+) -> dict:
     "Train a network on clean images and put it through the corruptions."
     model = trained(cell, context, show=context.workers == 1)
     test = images_of(cell.data, "test")
     test = test.balanced(cell.images) if cell.images < len(test) else test
-    answers = ask(model, test, cell.corruptions, cell.severities, cell.benchmark, batch=250, device=context.device, show=context.workers == 1)
+    answers = ask(
+        model, test, cell.corruptions, cell.severities, cell.benchmark, batch=250, device=context.device,
+        show=context.workers == 1,
+    )
     context.artefact("answers.npz", packed(answers))
-    published = set(cell.corruptions) == set(CORRUPTIONS) and set(cell.severities) == {1, 2, 3, 4, 5} and cell.benchmark == "cifar10-c"
+    published = (
+        set(cell.corruptions) == set(CORRUPTIONS)
+        and set(cell.severities) == {1, 2, 3, 4, 5}
+        and cell.benchmark == "cifar10-c"
+    )
     table, summary = tabulate(answers), summarise(answers, baseline="wrn-28-10" if published else None)
     means = summary.set_index("quantity").value
-    return dict(test=means["accuracy, clean"], mean=means["accuracy, corrupted"], n_test=len(test), parameters=sum(p.numel() for p in model.parameters()),
-                table=table.to_dict("records"), summary=summary.to_dict("records"))
+    return dict(
+        test=means["accuracy, clean"], mean=means["accuracy, corrupted"], n_test=len(test),
+        parameters=sum(p.numel() for p in model.parameters()), table=table.to_dict("records"),
+        summary=summary.to_dict("records"),
+    )
 
 # %% ../../../nbs/papers/dem_hec/00_baseline.ipynb #66c6a59f
 @dataclass(frozen=True)

@@ -41,7 +41,9 @@ def eq12(
         clean, hard = (-float(z[i].double().softmax(0)[y[i]].log()) for z in logits)
         there, back = (-float(((one[i] @ other.T) / tau).softmax(0)[i].log()) for one, other in ((v, w), (w, v)))
         divergence = sum(float(s * (s / t).log()) for s, t in zip(softened[0][i], softened[1][i]))
-        total += ((1 - alpha) * clean + alpha * hard + lambda_c * (there + back) / 2 + lambda_kd * temperature**2 * divergence) / n
+        total += (
+            (1 - alpha) * clean + alpha * hard + lambda_c * (there + back) / 2 + lambda_kd * temperature**2 * divergence
+        ) / n
     return total
 
 # %% ../../../nbs/papers/dem_hec/15_checks.ipynb #a849e2e9
@@ -58,7 +60,10 @@ def loss_error(objective: DemHEC, seed: int, count: int = 32) -> float:
     with torch.no_grad():
         harder = objective.harder(model, x)
         (z, e), (z_hard, e_hard), told = answers(model, x), answers(model, harder), objective.teacher(x)
-    wanted = eq12((z, z_hard), (e, e_hard), told, y, objective.alpha, objective.lambda_c, objective.lambda_kd, objective.tau, objective.temperature)
+    wanted = eq12(
+        (z, z_hard), (e, e_hard), told, y, objective.alpha, objective.lambda_c, objective.lambda_kd, objective.tau,
+        objective.temperature,
+    )
     objective.generator, model = torch.Generator().manual_seed(seed), small(seed).train()
     return abs(objective.loss(model, x, y).total.item() - wanted) / wanted
 
@@ -67,9 +72,16 @@ def teacher_stays(objective: DemHEC, seed: int) -> bool:
     "Is the teacher after a short training what the network was before it, and the student something else?"
     model = small(seed)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    fit(model, sample("cifar10").take(slice(0, 64)), objective, Recipe(epochs=1, batch=16), seed=seed, device="cpu", progress=False)
+    fit(
+        model, sample("cifar10").take(slice(0, 64)), objective, Recipe(epochs=1, batch=16), seed=seed, device="cpu",
+        progress=False,
+    )
     same = lambda state: all(before[name].equal(state[name]) for name in before)
-    return same(objective.teacher.state_dict()) and not same(model.state_dict()) and not any(p.requires_grad for p in objective.teacher.parameters())
+    return (
+        same(objective.teacher.state_dict())
+        and not same(model.state_dict())
+        and not any(p.requires_grad for p in objective.teacher.parameters())
+    )
 
 
 def first_distillation(seed: int, training: bool) -> float:  # nats
@@ -95,8 +107,12 @@ def ball(radii: tuple, seed: int) -> list[dict]:  # of each attempt: eps, linf, 
     x[0], x[1] = 0, 1
     for eps in radii:
         for random_start in (False, True):
-            raised = raise_entropy(model, x, eps, random_start=random_start, generator=torch.Generator().manual_seed(seed))
-            found.append(dict(eps=eps, linf=float((raised - x).abs().max()), low=float(raised.min()), high=float(raised.max())))
+            raised = raise_entropy(
+                model, x, eps, random_start=random_start, generator=torch.Generator().manual_seed(seed)
+            )
+            found.append(
+                dict(eps=eps, linf=float((raised - x).abs().max()), low=float(raised.min()), high=float(raised.max()))
+            )
     return found
 
 # %% ../../../nbs/papers/dem_hec/15_checks.ipynb #8abf900b
@@ -108,12 +124,14 @@ class InvariantCell:
     radii: tuple = (2 / 255, 4 / 255, 8 / 255, 0.5)
 
 
-PRINTED_NETS = {"ResNet20": "resnet20", "ResNet56": "resnet56", "RepVGG_a0": "repvgg_a0", "RepVGG_a2": "repvgg_a2"}  # as printed -> ours
+# as printed -> ours
+PRINTED_NETS = {"ResNet20": "resnet20", "ResNet56": "resnet56", "RepVGG_a0": "repvgg_a0", "RepVGG_a2": "repvgg_a2"}
 
 
 def counted(net: str) -> int:
     "Parameters of a network of 10 classes; no weight is drawn."
-    with torch.device("meta"): return sum(p.numel() for p in NETS[net](statistics=None).parameters())  # normalisation has none
+    with torch.device("meta"):
+        return sum(p.numel() for p in NETS[net](statistics=None).parameters())  # normalisation has none
 
 
 def run_invariant_cell(
@@ -123,9 +141,13 @@ def run_invariant_cell(
     "Compute the invariants of Dem-HEC."
     errors = [loss_error(DemHEC(alpha=a, lambda_c=c, lambda_kd=kd), cell.seed) for a, c, kd in cell.weights]
     swapped, permuted = contrast_errors(info_nce, torch.Generator().manual_seed(cell.seed))
-    return dict(loss_identity=max(errors) < 1e-5, teacher_frozen=teacher_stays(DemHEC(), cell.seed), kd0=first_distillation(cell.seed, False),
-                nce_sym=swapped < 1e-5, nce_perm=permuted < 1e-5, kd0_training=first_distillation(cell.seed, True), loss_error=max(errors),
-                swap_error=swapped, permutation_error=permuted, ball=ball(cell.radii, cell.seed), params={name: counted(net) for name, net in PRINTED_NETS.items()})
+    return dict(
+        loss_identity=max(errors) < 1e-5, teacher_frozen=teacher_stays(DemHEC(), cell.seed),
+        kd0=first_distillation(cell.seed, False), nce_sym=swapped < 1e-5, nce_perm=permuted < 1e-5,
+        kd0_training=first_distillation(cell.seed, True), loss_error=max(errors), swap_error=swapped,
+        permutation_error=permuted, ball=ball(cell.radii, cell.seed),
+        params={name: counted(net) for name, net in PRINTED_NETS.items()},
+    )
 
 
 @dataclass(frozen=True)

@@ -32,28 +32,49 @@ from .protocol import METHODS, dem_hec_cells
 from ...resampling import image_draws, seed_draws
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #b9496446
-C7, NOISE, ENV, DIG, SEV = ["Gaussian", "Shot", "Impulse", "Snow", "Frost", "Pixelate", "JPEG"], ["Gaussian", "Shot", "Impulse"], ["Snow", "Frost"], ["Pixelate", "JPEG"], [1, 3, 5]
-BB = {"CIFAR10-C": ["ResNet20", "ResNet56", "RepVGG_a0", "RepVGG_a2"], "Tiny-ImageNet-C": ["ResNet18", "ResNet50", "ViT"], "CIFAR100-C": ["ResNet20", "ResNet56", "RepVGG_a0", "RepVGG_a2"]}
-LISTS = dict(BB=BB, C7=C7, NOISE=NOISE, ENV=ENV, DIG=DIG, SEV=SEV, CLEAN_CIFAR=[("CIFAR100", "ResNet56")], mean=mean, near=near)
+C7, NOISE, ENV, DIG, SEV = (
+    ["Gaussian", "Shot", "Impulse", "Snow", "Frost", "Pixelate", "JPEG"], ["Gaussian", "Shot", "Impulse"],
+    ["Snow", "Frost"], ["Pixelate", "JPEG"], [1, 3, 5],
+)
+BB = {
+    "CIFAR10-C": ["ResNet20", "ResNet56", "RepVGG_a0", "RepVGG_a2"],
+    "Tiny-ImageNet-C": ["ResNet18", "ResNet50", "ViT"],
+    "CIFAR100-C": ["ResNet20", "ResNet56", "RepVGG_a0", "RepVGG_a2"],
+}
+LISTS = dict(
+    BB=BB, C7=C7, NOISE=NOISE, ENV=ENV, DIG=DIG, SEV=SEV, CLEAN_CIFAR=[("CIFAR100", "ResNet56")], mean=mean, near=near
+)
 UNPRINTED = ("H", "Hc")
-FACTS = ("H_clean", "H_he", "eps", "linf", "inrange", "im_clean_drop", "im_corr_gain", "kd0", "loss_identity", "nce_perm", "nce_sym", "teacher_frozen", "params")  # our code computes them
+FACTS = (
+    "H_clean", "H_he", "eps", "linf", "inrange", "im_clean_drop", "im_corr_gain", "kd0", "loss_identity",
+    "nce_perm", "nce_sym", "teacher_frozen", "params",
+)  # our code computes them
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #704fa994
 @cache
 def printed_names() -> dict:
     "The language of claims.csv, over the printed tables."
     d1, table3 = pd.concat([paper_table(f"dem_hec_table{i}") for i in (1, 2, 5)]), paper_table("dem_hec_table3")
-    before, after = (cells(d1.assign(when=w), ["dataset", "backbone", "corruption", "severity", "when"], w, "d") for w in ("before", "after"))
-    dc = {w: cells(paper_table("dem_hec_clean").query("method == 'Dem-HEC'"), ["dataset", "backbone"], w, "dc") for w in ("before", "after")}
+    before, after = (
+        cells(d1.assign(when=w), ["dataset", "backbone", "corruption", "severity", "when"], w, "d")
+        for w in ("before", "after")
+    )
+    dc = {
+        w: cells(paper_table("dem_hec_clean").query("method == 'Dem-HEC'"), ["dataset", "backbone"], w, "dc")
+        for w in ("before", "after")
+    }
     d = lambda x, b, k, s, w: (before if w == "before" else after)(x, b, k, s, w)
     gain = lambda x, b, k, s: d(x, b, k, s, "after") - d(x, b, k, s, "before")
-    names = dict(LISTS, d=d, gain=gain, mg=lambda x, b, s: mean(gain(x, b, k, s) for k in C7),
-                 mk=lambda x, b, ks: mean(gain(x, b, k, s) for k in ks for s in SEV),
-                 maxcell=lambda x: max(((b, k, s) for b in BB[x] for k in C7 for s in SEV), key=lambda cell: gain(x, *cell)),
-                 d3=cells(table3, ["category", "method"], "accuracy", "d3"),
-                 CAT=list(dict.fromkeys(table3.category)), M3=list(dict.fromkeys(table3.method)),
-                 d4=cells(paper_table("dem_hec_table4"), ["method", "corruption"], "accuracy", "d4"),
-                 d6=cells(paper_table("dem_hec_table6"), ["when", "corruption"], "accuracy", "d6"), dc=lambda x, b, w: dc[w](x, b))
+    names = dict(
+        LISTS, d=d, gain=gain, mg=lambda x, b, s: mean(gain(x, b, k, s) for k in C7),
+        mk=lambda x, b, ks: mean(gain(x, b, k, s) for k in ks for s in SEV),
+        maxcell=lambda x: max(((b, k, s) for b in BB[x] for k in C7 for s in SEV), key=lambda cell: gain(x, *cell)),
+        d3=cells(table3, ["category", "method"], "accuracy", "d3"), CAT=list(dict.fromkeys(table3.category)),
+        M3=list(dict.fromkeys(table3.method)),
+        d4=cells(paper_table("dem_hec_table4"), ["method", "corruption"], "accuracy", "d4"),
+        d6=cells(paper_table("dem_hec_table6"), ["when", "corruption"], "accuracy", "d6"),
+        dc=lambda x, b, w: dc[w](x, b),
+    )
     return names | {n: partial(absent, n) for n in UNPRINTED} | {n: Missing(n) for n in FACTS}
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #89540c98
@@ -65,7 +86,16 @@ def records_of(
     "The records of a protocol's cells: any net by any method, on CIFAR-10 and CIFAR-100."
     known = store.records("dem-hec", protocol)
     seeds = tuple(sorted({r.cell["seed"] for r in known}))
-    wanted = {record_key("dem-hec", cell) for data in (None, "cifar100") for net in NETS for cell in dem_hec_cells(protocol, "main", (net,), seeds, data, **options)} if known else ()
+    wanted = (
+        {
+            record_key("dem-hec", cell)
+            for data in (None, "cifar100")
+            for net in NETS
+            for cell in dem_hec_cells(protocol, "main", (net,), seeds, data, **options)
+        }
+        if known
+        else ()
+    )
     return [r for r in known if r.key in wanted]
 
 
@@ -77,24 +107,36 @@ def large_records(
     known = store.records("dem-hec-large", protocol)
     seeds = tuple(sorted({r.cell["seed"] for r in known}))
     weights = {r.cell["base"]["weights"] for r in known} | {None}
-    wanted = {record_key("dem-hec-large", cell) for w in weights for cell in large_cells(protocol, seeds=seeds, weights=w)} if known else ()
+    wanted = (
+        {record_key("dem-hec-large", cell) for w in weights for cell in large_cells(protocol, seeds=seeds, weights=w)}
+        if known
+        else ()
+    )
     return [r for r in known if r.key in wanted]
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #cba6ba1e
-def answers_of(arrays: dict[str, np.ndarray]) -> tuple[list, Tensor]:  # (corruption, severity) of K conditions; [N,K] in per cent
+def answers_of(
+    arrays: dict[str, np.ndarray],
+) -> tuple[list, Tensor]:  # (corruption, severity) of K conditions; [N,K] in per cent
     "What was right."
     answers = unpacked(arrays)
     return answers.rows, answers.correct.T.float() * 100
 
 
-def entropies_of(arrays: dict[str, np.ndarray]) -> tuple[list, Tensor]:  # (corruption, severity, depth) of K means; [N,K] nats
+def entropies_of(
+    arrays: dict[str, np.ndarray],
+) -> tuple[list, Tensor]:  # (corruption, severity, depth) of K means; [N,K] nats
     "Mean entropy of the shallow layers, of the deep ones, and of the output."
     layers = [str(name) for name in arrays["layer"]]
     features = [name for name in layers if name != "output"]
     half = max(len(features) // 2, 1)
     depths = dict(shallow=features[:half], deep=features[-half:], output=["output"])
     rows = list(zip(map(str, arrays["corruption"]), map(int, arrays["severity"])))
-    means = [arrays["entropy"][i][[layers.index(n) for n in names]].mean(0) for i in range(len(rows)) for names in depths.values()]
+    means = [
+        arrays["entropy"][i][[layers.index(n) for n in names]].mean(0)
+        for i in range(len(rows))
+        for names in depths.values()
+    ]
     return [(*row, depth) for row in rows for depth in depths], torch.from_numpy(np.stack(means, 1)).double()
 
 
@@ -110,21 +152,30 @@ def resampled(
 ) -> dict[tuple, np.ndarray]:  # what -> [1+R]; first the measurement itself
     "The numbers of one network on resampled images; ValueError where its artefact is lost."
     try: keys, columns = READ[artefact](store.artefact(record, artefact))
-    except (LookupError, TypeError, ValueError, EOFError, OSError, BadZipFile, RecordError) as error: raise ValueError(f"{artefact} is lost or damaged: {error}") from None
+    except (LookupError, TypeError, ValueError, EOFError, OSError, BadZipFile, RecordError) as error:
+        raise ValueError(f"{artefact} is lost or damaged: {error}") from None
     values = image_draws(len(columns), resamples, seed).to(columns.dtype) @ columns / len(columns)
     return dict(zip(keys, values.double().numpy().T))
 
 
-def all_resampled(records: list[Record], store: Store, artefact: str, resamples: int, seed: int = 0) -> dict[str, dict[tuple, np.ndarray]]:
+def all_resampled(
+    records: list[Record], store: Store, artefact: str, resamples: int, seed: int = 0
+) -> dict[str, dict[tuple, np.ndarray]]:
     "`resampled` by key; records whose artefact is lost are left out with a warning."
     found = {}
     for record in (r for r in records if artefact in r.artefacts):
         try: found[record.key] = resampled(record, store, artefact, resamples, seed)
-        except ValueError as error: warnings.warn(f"record {record.key} ({record.cell['base']['net']} {record.cell['method']}, seed {record.cell['seed']}) is left out: {error}", stacklevel=2)
+        except ValueError as error:
+            warnings.warn(
+                f"record {record.key} ({record.cell['base']['net']} {record.cell['method']}, seed"
+                f" {record.cell['seed']}) is left out: {error}",
+                stacklevel=2,
+            )
     return found
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #9f2dbb11
-PAPER_DATA = {"CIFAR10-C": "cifar10", "CIFAR100-C": "cifar100", "Tiny-ImageNet-C": "tiny_imagenet"}  # as printed -> ours
+# as printed -> ours
+PAPER_DATA = {"CIFAR10-C": "cifar10", "CIFAR100-C": "cifar100", "Tiny-ImageNet-C": "tiny_imagenet"}
 PAPER_NETS = PRINTED_NETS | {"ResNet18": "resnet18", "ResNet50": "resnet50", "ViT": "vit_l_16", "AlexNet": "alexnet"}
 WHEN = {"before": "none", "after": "dem_hec"}
 PAIR = tuple(WHEN.values())
@@ -142,7 +193,9 @@ class DemHecData:
         seed: int = 0,  # of the draws
     ):
         self.protocol, self.profile = protocol, protocol
-        self.records = {(r.cell["base"]["data"], r.cell["base"]["net"], r.cell["method"], r.cell["seed"]): r for r in records}
+        self.records = {
+            (r.cell["base"]["data"], r.cell["base"]["net"], r.cell["method"], r.cell["seed"]): r for r in records
+        }
         self.values = {artefact: all_resampled(records, store, artefact, resamples, seed) for artefact in READ}
         self.seeds = sorted({seed for *_, seed in self.records})
         self.at, self.used, self.memo, self.size, self.seed, self.draws = 0, set(), {}, resamples + 1, seed, {}
@@ -156,21 +209,29 @@ class DemHecData:
         "Seeds with all of these networks."
         return [s for s in self.seeds if all(self.record(data, net, method, s) for method in methods)]
 
-    def array(self, data: str, net: str, method: str, rows: tuple, together: tuple = PAIR, artefact: str = "answers.npz") -> np.ndarray:  # [1+R]
+    def array(
+        self, data: str, net: str, method: str, rows: tuple, together: tuple = PAIR, artefact: str = "answers.npz"
+    ) -> np.ndarray:  # [1+R]
         "Mean over some rows of an artefact and over the seeds that all of `together` have, and its resamples."
         key = data, net, method, rows, together, artefact
         if key not in self.memo: self.memo[key] = self.averaged(*key)
         values, seeds = self.memo[key]
-        if self.protocol == "full" or METHODS[method] is not None: self.used.add((data, net, seeds))  # elsewhere a network that is not fine-tuned is one and the same
+        if self.protocol == "full" or METHODS[method] is not None:
+            self.used.add((data, net, seeds))  # elsewhere a network that is not fine-tuned is one and the same
         return values if self.at is None else values[self.at].item()
 
-    def averaged(self, data: str, net: str, method: str, rows: tuple, together: tuple, artefact: str) -> tuple[np.ndarray, int]:
+    def averaged(
+        self, data: str, net: str, method: str, rows: tuple, together: tuple, artefact: str
+    ) -> tuple[np.ndarray, int]:
         seeds, known, each = self.seeds_of(data, net, together), self.values[artefact], []
-        if not seeds: raise Missing(f"{net} on {data}: no seed has {' and '.join(together)} in the {self.protocol} protocol")
+        if not seeds:
+            raise Missing(f"{net} on {data}: no seed has {' and '.join(together)} in the {self.protocol} protocol")
         for seed in seeds:
             record = self.record(data, net, method, seed)
-            if artefact not in record.artefacts: raise Missing(f"{net} {method} on {data}: its record has no {artefact}")
-            if record.key not in known: raise Damaged(f"{net} {method} on {data}, seed {seed}: its {artefact} is lost or damaged")
+            if artefact not in record.artefacts:
+                raise Missing(f"{net} {method} on {data}: its record has no {artefact}")
+            if record.key not in known:
+                raise Damaged(f"{net} {method} on {data}, seed {seed}: its {artefact} is lost or damaged")
             gone = [row for row in rows if row not in known[record.key]]
             if gone: raise Missing(f"{' '.join(map(str, gone[0]))} is not in the {self.protocol} protocol")
             each.append(np.mean([known[record.key][row] for row in rows], 0))
@@ -180,9 +241,13 @@ class DemHecData:
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #a4af8faf
 OURS = dict(zip(C7, ("gaussian_noise", "shot_noise", "impulse_noise", "snow", "frost", "pixelate", "jpeg_compression")))
-TABLE3 = {"Pad-Crop": "standard", "TA": "trivial_augment", "BA": "batch_augment", "AugMix": "augmix", "Dem-HEC": "dem_hec"}  # as printed -> ours; the others are not rerun
+TABLE3 = {
+    "Pad-Crop": "standard", "TA": "trivial_augment", "BA": "batch_augment", "AugMix": "augmix",
+    "Dem-HEC": "dem_hec",
+}  # as printed -> ours; the others are not rerun
 INVARIANTS = ("loss_identity", "teacher_frozen", "kd0", "nce_sym", "nce_perm", "params")
-CALLED = ("H_clean", "H_he", "im_clean_drop", "im_corr_gain")  # facts of the language that are measured, and so vary between resamples
+# facts of the language that are measured, and so vary between resamples
+CALLED = ("H_clean", "H_he", "im_clean_drop", "im_corr_gain")
 
 
 class Ran(dict):
@@ -214,10 +279,15 @@ class DemHecWorld(DemHecData):
 
     def maxcell(self, x):
         if self.at is None: raise PredicateError("which gain is the largest differs between resamples")
-        if len(self.ran[x]) < len(BB[x]): raise Missing(f"the largest gain of all {len(BB[x])} nets of {x}: only {', '.join(self.ran[x])} in the {self.protocol} protocol")
+        if len(self.ran[x]) < len(BB[x]):
+            raise Missing(
+                f"the largest gain of all {len(BB[x])} nets of {x}: only {', '.join(self.ran[x])} in the"
+                f" {self.protocol} protocol"
+            )
         return max(((b, k, s) for b in self.ran[x] for k in C7 for s in SEV), key=lambda cell: self.gain(x, *cell))
 
-    def d3(self, category, method): raise Missing("Table 3: its ViT on Tiny-ImageNet-C is not rerun beside other methods")
+    def d3(self, category, method):
+        raise Missing("Table 3: its ViT on Tiny-ImageNet-C is not rerun beside other methods")
 
     def d4(self, method, corruption):
         if method != "Dem-HEC": raise Missing(f"Table 4: {method} is not rerun")
@@ -235,28 +305,48 @@ class DemHecWorld(DemHecData):
 
     def im_clean_drop(self): return -self.imagenet((("clean", 0),))
     def im_corr_gain(self): return self.imagenet(tuple((name, s) for name in CORRUPTIONS for s in range(1, 6)))
-    def entropy(self, when, *row): return self.array("cifar10", "resnet20", WHEN[when], (row,), artefact="entropies.npz")
-    def H(self, when, what, depth): return self.entropy(when, *(("clean", 0) if what == "clean" else ("pixelate", 5)), depth)
+    def entropy(self, when, *row):
+        return self.array("cifar10", "resnet20", WHEN[when], (row,), artefact="entropies.npz")
+    def H(self, when, what, depth):
+        return self.entropy(when, *(("clean", 0) if what == "clean" else ("pixelate", 5)), depth)
     def Hc(self, when, k, depth): return self.entropy(when, OURS[k], 5, depth)
 
     def names(self, facts: dict | None = None) -> dict:
         "Everything that a predicate may use."
         clean = [(x.removesuffix("-C"), b) for x in PAPER_DATA if x.startswith("CIFAR") for b in self.ran.get(x, [])]
-        own = {name: getattr(self, name) for name in ("d", "dc", "gain", "mg", "mk", "maxcell", "d3", "d4", "d6", "H", "Hc")}
-        own |= dict(BB=self.ran or Missing(f"a net before and after Dem-HEC in the {self.protocol} protocol"), CLEAN_CIFAR=clean or Missing(f"a net on CIFAR before and after Dem-HEC in the {self.protocol} protocol"),
-                    im_clean_drop=self.im_clean_drop, im_corr_gain=self.im_corr_gain, H_clean=lambda: self.entropy("before", "clean", 0, "output"), H_he=lambda: self.entropy("before", "high_entropy", 0, "output"))
-        own |= {name: self.computed.get(name, Missing(f"{name} is not computed: run dem-hec-invariants")) for name in (*INVARIANTS, "linf", "eps", "inrange")}
+        own = {
+            name: getattr(self, name)
+            for name in ("d", "dc", "gain", "mg", "mk", "maxcell", "d3", "d4", "d6", "H", "Hc")
+        }
+        own |= dict(
+            BB=self.ran or Missing(f"a net before and after Dem-HEC in the {self.protocol} protocol"),
+            CLEAN_CIFAR=clean or Missing(f"a net on CIFAR before and after Dem-HEC in the {self.protocol} protocol"),
+            im_clean_drop=self.im_clean_drop, im_corr_gain=self.im_corr_gain,
+            H_clean=lambda: self.entropy("before", "clean", 0, "output"),
+            H_he=lambda: self.entropy("before", "high_entropy", 0, "output"),
+        )
+        own |= {
+            name: self.computed.get(name, Missing(f"{name} is not computed: run dem-hec-invariants"))
+            for name in (*INVARIANTS, "linf", "eps", "inrange")
+        }
         return printed_names() | own | (facts or {})
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #6afb224d
-def computed_facts(store: Store, records: list[Record]) -> tuple[dict, str]:  # by name; profile of the record of invariants, "" if there is none
+def computed_facts(
+    store: Store,
+    records: list[Record],
+) -> tuple[dict, str]:  # by name; profile of the record of invariants, "" if there is none
     "What was computed about the method; nothing where nobody did."
     checks = [r for profile in reversed(PROFILES) for r in store.records("dem-hec-invariants", profile)][:1]
     found = {name: r.metrics[name] for r in checks for name in INVARIANTS}
-    rows = [row for r in checks for row in r.metrics["ball"]] + [dict(r.metrics, eps=r.cell["eps"]) for r in records if "linf" in r.metrics]
+    rows = [row for r in checks for row in r.metrics["ball"]] + [
+        dict(r.metrics, eps=r.cell["eps"]) for r in records if "linf" in r.metrics
+    ]
     if rows:
         worst = max(rows, key=lambda row: row["linf"] - row["eps"])
-        found |= dict(linf=worst["linf"], eps=worst["eps"], inrange=all(row["low"] >= 0 and row["high"] <= 1 for row in rows))
+        found |= dict(
+            linf=worst["linf"], eps=worst["eps"], inrange=all(row["low"] >= 0 and row["high"] <= 1 for row in rows)
+        )
     return found, checks[0].profile if checks else ""
 
 
@@ -269,7 +359,8 @@ def dem_hec_worlds(
     worlds = []
     for protocol in at_least(profile):
         records = records_of(store, protocol)
-        larger = large_records(store, protocol) if protocol != "smoke" else []  # there they would share a name with the others
+        # there they would share a name with the others
+        larger = large_records(store, protocol) if protocol != "smoke" else []
         world = DemHecWorld(records + larger, store, protocol, resamples)
         world.computed, world.checked = computed_facts(store, records)
         worlds.append(world)
@@ -292,17 +383,28 @@ def gaps(claim: pd.Series, world: DemHecWorld) -> list[str]:
     return found
 
 
-def try_claim(claim: pd.Series, world: DemHecWorld, facts: dict | None, resamples: int) -> dict:  # of `judge`, with profile and provisional
+def try_claim(
+    claim: pd.Series,
+    world: DemHecWorld,
+    facts: dict | None,
+    resamples: int,
+) -> dict:  # of `judge`, with profile and provisional
     "One claim in one world."
     called, fixed = "|".join(name for name in CALLED if name not in (facts or {})), is_computed(claim)
     predicate = re.sub(rf"\b({called})\b", r"\1()", claim.predicate) if called else claim.predicate
     found = judge(predicate, world, facts, resamples)
     if found["verdict"] == "not run": return found | dict(profile="", provisional=False)
-    if fixed: return found | dict(profile=world.checked or world.profile, provisional=False, why="computed", n_seeds=1, share=float("nan"))
+    if fixed:
+        return found | dict(
+            profile=world.checked or world.profile, provisional=False, why="computed", n_seeds=1, share=float("nan")
+        )
     if not world.used: found["n_seeds"] = 1  # about the network before alone
     missing = gaps(claim, world)
     off = bool(missing) or found["n_seeds"] < 3 or world.profile != "full"
-    return found | dict(profile=world.profile, provisional=off, why="; ".join([f"{world.protocol} protocol"] * (world.protocol != "full") + missing))
+    return found | dict(
+        profile=world.profile, provisional=off,
+        why="; ".join([f"{world.protocol} protocol"] * (world.protocol != "full") + missing),
+    )
 
 
 def dem_hec_verdicts(

@@ -42,7 +42,9 @@ CLEAN, UNIVERSAL, RAISED = ("clean", 0), ("universal", 0), ("high_entropy", 0)
 FIGURE = ("pixelate", 5)  # what Figs. 3 and 4 show
 
 
-def layers_of(arrays: dict[str, np.ndarray]) -> tuple[list, Tensor]:  # (corruption, severity, layer) of K columns; [N,K] nats
+def layers_of(
+    arrays: dict[str, np.ndarray],
+) -> tuple[list, Tensor]:  # (corruption, severity, layer) of K columns; [N,K] nats
     "The entropy of each layer in each condition."
     seen = zip(map(str, arrays["corruption"]), map(int, arrays["severity"]))
     keys = [(*row, str(layer)) for row in seen for layer in arrays["layer"]]
@@ -61,7 +63,14 @@ class EntropyData(DemHecData):
         seed: int = 0,  # of the draws
     ):
         super().__init__([r for r in records if ENTROPIES in r.artefacts], store, protocol, resamples, seed)
-        self.at, self.arrays = None, {key: store.artefact(r, ENTROPIES) for r in self.records.values() if (key := r.key) in self.values[ENTROPIES]}
+        self.at, self.arrays = (
+            None,
+            {
+                key: store.artefact(r, ENTROPIES)
+                for r in self.records.values()
+                if (key := r.key) in self.values[ENTROPIES]
+            },
+        )
         for key, arrays in self.arrays.items():
             names, columns = layers_of(arrays)
             values = image_draws(len(columns), resamples, seed).double() @ columns / len(columns)
@@ -94,7 +103,11 @@ def layers_at(world: EntropyData, place: tuple[str, str]) -> dict[str, int]:  # 
 def corruptions_at(world: EntropyData, place: tuple[str, str]) -> list[tuple[str, int]]:
     "The corruptions and severities whose entropies were kept."
     arrays = sample_of(world, place)
-    return [row for row in zip(map(str, arrays["corruption"]), map(int, arrays["severity"])) if row not in (CLEAN, UNIVERSAL, RAISED)]
+    return [
+        row
+        for row in zip(map(str, arrays["corruption"]), map(int, arrays["severity"]))
+        if row not in (CLEAN, UNIVERSAL, RAISED)
+    ]
 
 
 def images_at(world: EntropyData, place: tuple[str, str]) -> int:
@@ -116,7 +129,9 @@ def gap(
     together: tuple = (),  # methods whose common seeds count; (): this one's
 ) -> np.ndarray:  # [1+R] nats
     "How far entropy rises from clean images to those of some conditions, on average over them."
-    ask = lambda rows: world.array(*place, method, tuple((*row, layer) for row in rows), together or (method,), ENTROPIES)
+    ask = lambda rows: world.array(
+        *place, method, tuple((*row, layer) for row in rows), together or (method,), ENTROPIES
+    )
     return ask(rows) - ask((CLEAN,))
 
 
@@ -184,15 +199,23 @@ def image_rows(
 ) -> pd.DataFrame:  # layer, images (clean | changed), entropy in nats, share of log(neurons)
     "The entropies of the first network of a method, image by image."
     names, columns = layers_of(sample_of(world, place, method))
-    parts = [pd.DataFrame(dict(layer=layer, images=title, entropy=columns[:, names.index((*which, layer))].numpy(), neurons=n))
-             for layer, n in layers_at(world, place).items() for title, which in zip(PALETTE, (CLEAN, row))]
+    parts = [
+        pd.DataFrame(
+            dict(layer=layer, images=title, entropy=columns[:, names.index((*which, layer))].numpy(), neurons=n)
+        )
+        for layer, n in layers_at(world, place).items()
+        for title, which in zip(PALETTE, (CLEAN, row))
+    ]
     frame = pd.concat(parts, ignore_index=True)
     return frame.assign(share=frame.entropy / np.log(frame.neurons))
 
 
 def violins(ax, frame: pd.DataFrame, value: str) -> None:  # value: entropy | share
     "Clean images left and changed ones right, in each layer."
-    sns.violinplot(frame, x="layer", y=value, hue="images", split=True, inner="quart", cut=0, density_norm="width", palette=PALETTE, linewidth=0.8, legend=False, ax=ax)
+    sns.violinplot(
+        frame, x="layer", y=value, hue="images", split=True, inner="quart", cut=0, density_norm="width",
+        palette=PALETTE, linewidth=0.8, legend=False, ax=ax,
+    )
     ax.set(xlabel="", ylabel="")
 
 
@@ -215,7 +238,9 @@ def share_figure(
 ) -> plt.Figure:
     "Entropy by layer as a share of the most there can be, clean and changed images (Dem-HEC, Figs. 3 and 4)."
     theme()
-    fig, axes = plt.subplots(1, len(methods), figsize=(3.7 * len(methods), 3.0), sharey=True, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        1, len(methods), figsize=(3.7 * len(methods), 3.0), sharey=True, squeeze=False, layout="constrained"
+    )
     for ax, method in zip(axes[0], methods):
         violins(ax, image_rows(world, place, method, row), "share")
         ax.set_title(TITLES[method])
@@ -234,12 +259,18 @@ def layer_figure(
     "Entropy of each layer on its own scale, before and after, with the separation of the two groups below."
     theme()
     layers = layers_at(world, place)
-    fig, axes = plt.subplots(len(methods), len(layers), figsize=(1.35 * len(layers), 2.1 * len(methods)), sharey="col", squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        len(methods), len(layers), figsize=(1.35 * len(layers), 2.1 * len(methods)), sharey="col", squeeze=False,
+        layout="constrained",
+    )
     for line, method in zip(axes, methods):
         frame = image_rows(world, place, method, row)
         for ax, layer in zip(line, layers):
             violins(ax, frame[frame.layer == layer], "entropy")
-            ax.set(xticks=[], xlabel=f"sep. {separated(world, place, method, row, layer).value:.2f}", title=layer if method == methods[0] else "")
+            ax.set(
+                xticks=[], xlabel=f"sep. {separated(world, place, method, row, layer).value:.2f}",
+                title=layer if method == methods[0] else "",
+            )
             ax.yaxis.set_major_locator(plt.MaxNLocator(4))
             ax.tick_params(labelsize=8, pad=1)
         line[0].set_ylabel(f"{TITLES[method]}\nentropy, nats")
@@ -257,7 +288,12 @@ def rise_frame(
     for name, severity in corruptions_at(world, place):
         for layer, n in layers_at(world, place).items():
             found = rises(world, place, method, ((name, severity),), layer)
-            rows.append(dict(corruption=name, severity=severity, layer=layer, value=found.value, low=found.low, high=found.high, share=100 * found.value / np.log(n), word=word(found)))
+            rows.append(
+                dict(
+                    corruption=name, severity=severity, layer=layer, value=found.value, low=found.low, high=found.high,
+                    share=100 * found.value / np.log(n), word=word(found),
+                )
+            )
     return pd.DataFrame(rows)
 
 
@@ -272,7 +308,9 @@ def rise_table(frame: pd.DataFrame, caption: str = "") -> HTML:  # frame: of `ri
     "Each condition's rise in each layer."
     cells = frame.assign(cell=[nats(Estimate(r.value, r.low, r.high, 1)) for r in frame.itertuples()])
     wide = cells.pivot(index=["corruption", "severity"], columns="layer", values="cell")
-    wide = wide.reindex(index=list(dict.fromkeys(zip(frame.corruption, frame.severity))), columns=list(dict.fromkeys(frame.layer))).reset_index()
+    wide = wide.reindex(
+        index=list(dict.fromkeys(zip(frame.corruption, frame.severity))), columns=list(dict.fromkeys(frame.layer))
+    ).reset_index()
     return table(wide.assign(corruption=wide.corruption.str.replace("_", " ")), caption)
 
 
@@ -289,7 +327,9 @@ def count_table(
         row = {"layer": layer, "neurons": f"{n:,}", "log(neurons)": f"{np.log(n):.2f}"}
         for m, frame in frames.items():
             words = frame[frame.layer == layer].word.value_counts()
-            row[f"{TITLES[m]}: rises / falls / unclear"] = " / ".join(str(words.get(w, 0)) for w in ("rises", "falls", "unclear"))
+            row[f"{TITLES[m]}: rises / falls / unclear"] = " / ".join(
+                str(words.get(w, 0)) for w in ("rises", "falls", "unclear")
+            )
             row[f"{TITLES[m]}: mean rise"] = nats(rises(world, place, m, every, layer))
         rows.append(row)
     return table(pd.DataFrame(rows), caption)
@@ -305,22 +345,33 @@ def rise_maps(
     frames = {m: rise_frame(world, place, m) for m in methods}
     rows, layers = list(dict.fromkeys(corruptions_at(world, place))), list(layers_at(world, place))
     limit = max(0.1, float(np.percentile(pd.concat(frames.values()).share.abs(), 97)))
-    fig, axes = plt.subplots(1, len(methods), figsize=(1.6 + 2.0 * len(methods), 1.4 + 0.2 * len(rows)), sharey=True, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        1, len(methods), figsize=(1.6 + 2.0 * len(methods), 1.4 + 0.2 * len(rows)), sharey=True, squeeze=False,
+        layout="constrained",
+    )
     for ax, (method, frame) in zip(axes[0], frames.items()):
         values, words = (frame[column].to_numpy().reshape(len(rows), len(layers)) for column in ("share", "word"))
-        sns.heatmap(values, cmap="vlag", norm=Normalize(-limit, limit), cbar=False, ax=ax, linewidths=0.4, xticklabels=layers, yticklabels=[f"{n.replace('_', ' ')} {s}" for n, s in rows])
+        sns.heatmap(
+            values, cmap="vlag", norm=Normalize(-limit, limit), cbar=False, ax=ax, linewidths=0.4, xticklabels=layers,
+            yticklabels=[f"{n.replace('_', ' ')} {s}" for n, s in rows],
+        )
         for i, j in np.argwhere(words == "unclear"): ax.plot(j + 0.5, i + 0.5, ".", color="0.2", markersize=4)
         for i in range(1, len(rows)):
             if rows[i][0] != rows[i - 1][0]: ax.axhline(i, color="0.3", lw=0.8)
         ax.set_title(TITLES[method], fontsize=10)
         ax.tick_params(axis="x", rotation=60)
-    fig.colorbar(axes[0][0].collections[0], ax=axes[0], label="rise of entropy, % of log(neurons)", extend="both", aspect=35)
+    fig.colorbar(
+        axes[0][0].collections[0], ax=axes[0], label="rise of entropy, % of log(neurons)", extend="both", aspect=35
+    )
     return fig
 
 # %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #c6c975a0
 def share_of(found: Estimate) -> str:
     "A separation with its interval."
-    return f"{found.value:.2f} <span class='interval' style='white-space:nowrap;opacity:.75'>[{found.low:.2f}, {found.high:.2f}]</span>"
+    return (
+        f"{found.value:.2f} <span class='interval' style='white-space:nowrap;opacity:.75'>[{found.low:.2f},"
+        f" {found.high:.2f}]</span>"
+    )
 
 
 def gap_table(
@@ -335,9 +386,14 @@ def gap_table(
         line = {"layer": layer}
         for m in methods:
             found = rises(world, place, m, (row,), layer)
-            line[f"{TITLES[m]}: gap"] = nats(found) + f"<br><small>{100 * found.value / np.log(n):+.2f}% of log(neurons)</small>".replace("-", "−")
+            line[f"{TITLES[m]}: gap"] = nats(
+                found
+            ) + f"<br><small>{100 * found.value / np.log(n):+.2f}% of log(neurons)</small>".replace("-", "−")
             line[f"{TITLES[m]}: separation"] = share_of(separated(world, place, m, row, layer))
-        for over in [m for m in methods if m != "dem_hec"]: line[f"size of the gap, Dem-HEC against {TITLES[over]}"] = nats(gap_change(world, place, (row,), layer, over=over))
+        for over in [m for m in methods if m != "dem_hec"]:
+            line[f"size of the gap, Dem-HEC against {TITLES[over]}"] = nats(
+                gap_change(world, place, (row,), layer, over=over)
+            )
         rows.append(line)
     return table(pd.DataFrame(rows), caption)
 
@@ -347,7 +403,11 @@ def control_table(world: EntropyData, place: tuple[str, str], caption: str = "")
     every, methods, rows = tuple(corruptions_at(world, place)), methods_of(world, place), []
     for layer in layers_at(world, place):
         line = {"layer": layer} | {TITLES[m]: nats(rises(world, place, m, every, layer)) for m in methods}
-        line |= {f"size, Dem-HEC against {TITLES[m]}": nats(gap_change(world, place, every, layer, over=m)) for m in methods if m != "dem_hec"}
+        line |= {
+            f"size, Dem-HEC against {TITLES[m]}": nats(gap_change(world, place, every, layer, over=m))
+            for m in methods
+            if m != "dem_hec"
+        }
         rows.append(line)
     return table(pd.DataFrame(rows), caption)
 
@@ -370,7 +430,10 @@ def profiles(
     rows: list[tuple[str, int]],  # conditions
 ) -> np.ndarray:  # [conditions, layers, 1+R], % of log(neurons)
     "The rise of each layer in each condition."
-    return np.stack([[100 * gap(world, place, method, (row,), layer) / np.log(n) for layer, n in layers_at(world, place).items()] for row in rows])
+    return np.stack([
+        [100 * gap(world, place, method, (row,), layer) / np.log(n) for layer, n in layers_at(world, place).items()]
+        for row in rows
+    ])
 
 
 def profile_figure(
@@ -382,14 +445,23 @@ def profile_figure(
     theme()
     every, layers = corruptions_at(world, place), list(layers_at(world, place))
     most = [row for row in every if row[1] == max(s for _, s in every)]
-    fig, axes = plt.subplots(1, len(methods), figsize=(1.5 + 3.2 * len(methods), 3.3), sharey=True, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        1, len(methods), figsize=(1.5 + 3.2 * len(methods), 3.3), sharey=True, squeeze=False, layout="constrained"
+    )
     for ax, method in zip(axes[0], methods):
-        for row, values, colour in zip(most, profiles(world, place, method, most), sns.color_palette("husl", len(most))):
-            ax.plot(layers, values[:, 0], color=colour, lw=1.1, marker=".", label=f"{row[0].replace('_', ' ')} {row[1]}")
+        for row, values, colour in zip(
+            most, profiles(world, place, method, most), sns.color_palette("husl", len(most))
+        ):
+            ax.plot(
+                layers, values[:, 0], color=colour, lw=1.1, marker=".", label=f"{row[0].replace('_', ' ')} {row[1]}"
+            )
         for row, style, title in ((UNIVERSAL, "--s", "universal perturbation"), (RAISED, "-o", "high-entropy images")):
             values, = profiles(world, place, method, [row])
             low, high = np.percentile(values[:, 1:], [2.5, 97.5], axis=1)
-            ax.errorbar(layers, values[:, 0], yerr=[np.maximum(values[:, 0] - low, 0), np.maximum(high - values[:, 0], 0)], fmt=style, color="0.1", lw=1.8, markersize=4.5, capsize=2, label=title)
+            ax.errorbar(
+                layers, values[:, 0], yerr=[np.maximum(values[:, 0] - low, 0), np.maximum(high - values[:, 0], 0)],
+                fmt=style, color="0.1", lw=1.8, markersize=4.5, capsize=2, label=title,
+            )
         ax.axhline(0, color="0.4", lw=1)
         ax.set_title(TITLES[method])
         ax.tick_params(axis="x", rotation=35)
@@ -404,15 +476,26 @@ def contrast_table(
     method: str = "none",  # one of WATCHED
     caption: str = "",
 ) -> HTML:
-    "By layer: what corruptions, the universal perturbation and high-entropy images do, and whether the paper's contrast is there."
+    """By layer: what corruptions, the universal perturbation and high-entropy images do, and whether the paper's
+    contrast is there."""
     every, rows = tuple(corruptions_at(world, place)), []
     for layer in layers_at(world, place):
-        natural, universal, raised = (rises(world, place, method, which, layer) for which in (every, (UNIVERSAL,), (RAISED,)))
+        natural, universal, raised = (
+            rises(world, place, method, which, layer) for which in (every, (UNIVERSAL,), (RAISED,))
+        )
         ends = [rises(world, place, method, (row,), layer).value for row in every]
         below = sum(value < raised.value for value in ends)
-        rows.append({"layer": layer, "corruptions, mean": nats(natural), "lowest and highest of them": f"{min(ends):+.3f} to {max(ends):+.3f}".replace("-", "−"), "universal perturbation": nats(universal),
-                     "universal falls, corruptions rise": "yes" if (word(universal), word(natural)) == ("falls", "rises") else f"no: {word(universal)}, {word(natural)}",
-                     "high-entropy images": nats(raised), "above": f"{below} of {len(ends)} corruptions"})
+        rows.append({
+            "layer": layer, "corruptions, mean": nats(natural),
+            "lowest and highest of them": f"{min(ends):+.3f} to {max(ends):+.3f}".replace("-", "−"),
+            "universal perturbation": nats(universal),
+            "universal falls, corruptions rise": (
+                "yes"
+                if (word(universal), word(natural)) == ("falls", "rises")
+                else f"no: {word(universal)}, {word(natural)}"
+            ),
+            "high-entropy images": nats(raised), "above": f"{below} of {len(ends)} corruptions",
+        })
     return table(pd.DataFrame(rows), caption)
 
 
@@ -435,8 +518,15 @@ def likeness(
     away = np.sqrt(((own - raised) ** 2).sum(1))
     between = np.sqrt(((own[:, None, :, 0] - own[None, :, :, 0]) ** 2).sum(2))
     same = np.array([[a[0] == b[0] for b in every] for a in every])
-    beyond = [layer for layer, values, value in zip(layers_at(world, place), own[:, :, 0].T, raised[:, 0]) if not values.min() <= value <= values.max()]
-    return Likeness(every[int(away[:, 0].argmin())], summary(away.min(0), networks(world, place, method)), np.where(same, np.inf, between).min(1), beyond)
+    beyond = [
+        layer
+        for layer, values, value in zip(layers_at(world, place), own[:, :, 0].T, raised[:, 0])
+        if not values.min() <= value <= values.max()
+    ]
+    return Likeness(
+        every[int(away[:, 0].argmin())], summary(away.min(0), networks(world, place, method)),
+        np.where(same, np.inf, between).min(1), beyond,
+    )
 
 # %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #4a2b11ec
 def shuffled_p(
@@ -474,10 +564,16 @@ def link(
     with np.errstate(invalid="ignore"): r = (a * b).sum(0) / np.sqrt((a ** 2).sum(0) * (b ** 2).sum(0))
     defined = np.append(r[0], r[1:][np.isfinite(r[1:])])  # a resample without any differences has no correlation
     grid = (len({name for name, _ in rows}), -1)
-    return Link(summary(defined if len(defined) > 1 else r, networks(world, place, method)), spearman(up[:, 0], down[:, 0])[1], shuffled_p(up[:, 0].reshape(grid), down[:, 0].reshape(grid)), up[:, 0], down[:, 0])
+    return Link(
+        summary(defined if len(defined) > 1 else r, networks(world, place, method)),
+        spearman(up[:, 0], down[:, 0])[1], shuffled_p(up[:, 0].reshape(grid), down[:, 0].reshape(grid)), up[:, 0],
+        down[:, 0],
+    )
 
 # %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #b2a36cbf
-def links(world: EntropyData, place: tuple[str, str], methods: tuple = PAIR, depths: tuple = ("deep", "output")) -> dict[tuple[str, str], Link]:
+def links(
+    world: EntropyData, place: tuple[str, str], methods: tuple = PAIR, depths: tuple = ("deep", "output")
+) -> dict[tuple[str, str], Link]:
     "`link` by method and depth."
     return {(m, depth): link(world, place, m, depth) for m in methods for depth in depths}
 
@@ -488,8 +584,16 @@ def link_table(
 ) -> HTML:
     "Correlations with both p-values; those of the shuffle corrected for their number after Holm."
     adjusted = holm([l.shuffled for l in found.values()])
-    rows = [{"network": TITLES[m], "entropy of": {"deep": "deep layers", "shallow": "shallow layers"}.get(depth, depth), "rank correlation": share_of(l.r).replace("-", "−"), "conditions": len(l.rises),
-             "p, conditions independent": probability(l.p), "p, corruptions shuffled": probability(l.shuffled), "the same, Holm": probability(p)} for ((m, depth), l), p in zip(found.items(), adjusted)]
+    rows = [
+        {
+            "network": TITLES[m],
+            "entropy of": {"deep": "deep layers", "shallow": "shallow layers"}.get(depth, depth),
+            "rank correlation": share_of(l.r).replace("-", "−"), "conditions": len(l.rises),
+            "p, conditions independent": probability(l.p), "p, corruptions shuffled": probability(l.shuffled),
+            "the same, Holm": probability(p),
+        }
+        for ((m, depth), l), p in zip(found.items(), adjusted)
+    ]
     return table(pd.DataFrame(rows), caption)
 
 
@@ -500,18 +604,34 @@ def link_figure(
 ) -> plt.Figure:
     "Loss of accuracy against the rise of entropy, one point a condition."
     theme()
-    rows, methods, depths = corruptions_at(world, place), list(dict.fromkeys(m for m, _ in found)), list(dict.fromkeys(d for _, d in found))
+    rows, methods, depths = (
+        corruptions_at(world, place), list(dict.fromkeys(m for m, _ in found)),
+        list(dict.fromkeys(d for _, d in found)),
+    )
     names, severities = list(dict.fromkeys(n for n, _ in rows)), sorted({s for _, s in rows})
     colours = dict(zip(names, sns.color_palette("husl", len(names))))
-    fig, axes = plt.subplots(len(methods), len(depths), figsize=(1.6 + 2.7 * len(depths), 2.5 * len(methods)), sharey=True, sharex="col", squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        len(methods), len(depths), figsize=(1.6 + 2.7 * len(depths), 2.5 * len(methods)), sharey=True, sharex="col",
+        squeeze=False, layout="constrained",
+    )
     for (method, depth), one in found.items():
         ax = axes[methods.index(method)][depths.index(depth)]
-        for row, x, y in zip(rows, one.rises, one.losses): ax.plot(x, y, "osD^v"[severities.index(row[1])], color=colours[row[0]], markersize=6, mec="white", mew=0.5)
+        for row, x, y in zip(rows, one.rises, one.losses):
+            ax.plot(x, y, "osD^v"[severities.index(row[1])], color=colours[row[0]], markersize=6, mec="white", mew=0.5)
         ax.axvline(0, color="0.4", lw=1)
         ax.set_title(f"{TITLES[method]}: r = " + f"{one.r.value:.2f}".replace("-", "−"), fontsize=10)
-        ax.set_xlabel(f"rise of entropy, nats\n{'output' if depth == 'output' else depth + ' layers'}" if method == methods[-1] else "")
+        ax.set_xlabel(
+            f"rise of entropy, nats\n{'output' if depth == 'output' else depth + ' layers'}"
+            if method == methods[-1]
+            else ""
+        )
     for line in axes: line[0].set_ylabel("loss of accuracy, points")
-    handles = [plt.Line2D([], [], marker="o", ls="", color=c, label=n.replace("_", " ")) for n, c in colours.items()] + [plt.Line2D([], [], marker="osD^v"[i], ls="", color="0.4", label=f"severity {s}") for i, s in enumerate(severities)]
+    handles = [
+        plt.Line2D([], [], marker="o", ls="", color=c, label=n.replace("_", " ")) for n, c in colours.items()
+    ] + [
+        plt.Line2D([], [], marker="osD^v"[i], ls="", color="0.4", label=f"severity {s}")
+        for i, s in enumerate(severities)
+    ]
     fig.legend(handles=handles, loc="outside right center", fontsize=8)
     return fig
 
@@ -526,61 +646,140 @@ def rise_sentence(world: EntropyData, place: tuple[str, str], method: str = "non
     rows = corruptions_at(world, place)
     def part(depth, title):
         words = [word(rises(world, place, method, (row,), depth)) for row in rows]
-        return f"of the {title} in {words.count('rises')} (falls in {words.count('falls')}; mean {nats(rises(world, place, method, tuple(rows), depth))} nats)"
-    return f"**Corruption.** Network {TITLES[method]}, {len(rows)} conditions: entropy rises " + ", ".join(part(*d) for d in (("deep", "deep layers"), ("output", "output"), ("shallow", "shallow layers"))) + "."
+        return (
+            f"of the {title} in {words.count('rises')} (falls in {words.count('falls')}; mean"
+            f" {nats(rises(world, place, method, tuple(rows), depth))} nats)"
+        )
+    return (
+        f"**Corruption.** Network {TITLES[method]}, {len(rows)} conditions: entropy rises "
+        + ", ".join(part(*d) for d in (("deep", "deep layers"), ("output", "output"), ("shallow", "shallow layers")))
+        + "."
+    )
 
 
 def closing_sentence(world: EntropyData, place: tuple[str, str], row: tuple[str, int] = FIGURE) -> str:  # Markdown
     "What Dem-HEC does to the gap of Figs. 3 and 4, against before and against the control."
     verbs = {"falls": "shrinks", "rises": "grows", "unclear": "does not change that we can tell"}
-    parts = [f"that of the {'output' if depth == 'output' else 'deep layers'} {verbs[word(change)]} (by {nats(change)} nats" for depth, change in closing(world, place, row, ("deep", "output")).items()]
-    control = [f"; against as much training without it {nats(change)}" for change in closing(world, place, row, ("deep", "output"), "standard").values()] if "standard" in methods_of(world, place) else ["", ""]
-    return f"**Dem-HEC.** Of the gaps under {name_of(row)}, " + ", and ".join(f"{part}{more})" for part, more in zip(parts, control)) + "."
+    parts = [
+        f"that of the {'output' if depth == 'output' else 'deep layers'} {verbs[word(change)]} (by {nats(change)} nats"
+        for depth, change in closing(world, place, row, ("deep", "output")).items()
+    ]
+    control = (
+        [
+            f"; against as much training without it {nats(change)}"
+            for change in closing(world, place, row, ("deep", "output"), "standard").values()
+        ]
+        if "standard" in methods_of(world, place)
+        else ["", ""]
+    )
+    return (
+        f"**Dem-HEC.** Of the gaps under {name_of(row)}, "
+        + ", and ".join(f"{part}{more})" for part, more in zip(parts, control))
+        + "."
+    )
 
 
-def closing_all(world: EntropyData, place: tuple[str, str]) -> list[str]:  # Markdown; empty where there are no corruptions
-    "In which layers Dem-HEC makes the mean gap over all conditions smaller or larger, against before and against the control."
+def closing_all(
+    world: EntropyData,
+    place: tuple[str, str],
+) -> list[str]:  # Markdown; empty where there are no corruptions
+    """In which layers Dem-HEC makes the mean gap over all conditions smaller or larger, against before and against
+    the control."""
     every = tuple(corruptions_at(world, place))
     def part(over):
         found = {layer: gap_change(world, place, every, layer, over=over) for layer in layers_at(world, place)}
-        told = lambda verb: ", ".join(f"{layer} (by {nats(f)} nats)" for layer, f in found.items() if word(f) == verb) or "none"
+        told = (
+            lambda verb: ", ".join(f"{layer} (by {nats(f)} nats)" for layer, f in found.items() if word(f) == verb)
+            or "none"
+        )
         return f"against {TITLES[over]} smaller in {told('falls')}, larger in {told('rises')}"
     rivals = [m for m in ("none", "standard") if m in methods_of(world, place)]
-    return [f"**Dem-HEC, all {len(every)} conditions.** The size of the mean gap is " + "; ".join(map(part, rivals)) + "."] if every and rivals else []
+    return (
+        [f"**Dem-HEC, all {len(every)} conditions.** The size of the mean gap is " + "; ".join(map(part, rivals)) + "."]
+        if every and rivals
+        else []
+    )
 
 
 def caption_sentence(world: EntropyData, place: tuple[str, str], row: tuple[str, int] = FIGURE) -> str:  # Markdown
     "Whether the text about Fig. 4 or its caption is right here: the same range, or clearly separated."
     found = {layer: separated(world, place, "dem_hec", row, layer) for layer in layers_at(world, place)}
-    apart, same = ([layer for layer, f in found.items() if (f.low <= 0.5 <= f.high) == alike] for alike in (False, True))
+    apart, same = (
+        [layer for layer, f in found.items() if (f.low <= 0.5 <= f.high) == alike] for alike in (False, True)
+    )
     furthest = max(found, key=lambda layer: abs(found[layer].value - 0.5))
-    return (f"**Figure 4.** After Dem-HEC the separation of {row[0].replace('_', ' ')} from clean differs from 0.5 in {listed(apart)}" + (f" and not in {listed(same)}" if same else "")
-            + f"; it is furthest from it in {furthest}, {share_of(found[furthest])}. The text's \"same range\" would be 0.5, the caption's \"clearly separated\" close to 1 or 0.")
+    return (
+        f"**Figure 4.** After Dem-HEC the separation of {row[0].replace('_', ' ')} from clean differs from 0.5 in"
+        f" {listed(apart)}"
+        + (f" and not in {listed(same)}" if same else "")
+        + f"; it is furthest from it in {furthest}, {share_of(found[furthest])}. The text's \"same range\" would be"
+        " 0.5, the caption's \"clearly separated\" close to 1 or 0."
+    )
 
 
 def contrast_sentence(world: EntropyData, place: tuple[str, str], method: str = "none") -> str:  # Markdown
     "Where universal perturbations lower entropy, and where the contrast of section 3.2 is there."
-    found = {layer: (word(rises(world, place, method, (UNIVERSAL,), layer)), word(rises(world, place, method, tuple(corruptions_at(world, place)), layer))) for layer in layers_at(world, place)}
+    found = {
+        layer: (
+            word(rises(world, place, method, (UNIVERSAL,), layer)),
+            word(rises(world, place, method, tuple(corruptions_at(world, place)), layer)),
+        )
+        for layer in layers_at(world, place)
+    }
     chosen = lambda kept: listed([layer for layer, words in found.items() if kept(*words)])
     fooled = np.mean([world.record(*place, method, s).metrics["fooled"] for s in world.seeds_of(*place, (method,))])
-    return (f"**Universal perturbation.** Network {TITLES[method]}; it changes the answer to {fooled:.0%} of the images. It lowers the entropy of {chosen(lambda u, c: u == 'falls')}, and raises that of {chosen(lambda u, c: u == 'rises')}. "
-            f"The contrast of section 3.2, that corruptions raise what it lowers, is seen in {chosen(lambda u, c: (u, c) == ('falls', 'rises'))}.")
+    return (
+        f"**Universal perturbation.** Network {TITLES[method]}; it changes the answer to {fooled:.0%} of the images. It"
+        f" lowers the entropy of {chosen(lambda u, c: u == 'falls')}, and raises that of"
+        f" {chosen(lambda u, c: u == 'rises')}. The contrast of section 3.2, that corruptions raise what it lowers, is"
+        f" seen in {chosen(lambda u, c: (u, c) == ('falls', 'rises'))}."
+    )
 
 
 def likeness_sentence(world: EntropyData, place: tuple[str, str], method: str = "none") -> str:  # Markdown
     "Whether high-entropy images look like a corruption inside the network."
     f = likeness(world, place, method)
     lonelier = int((f.others >= f.distance.value - 1e-9).sum())
-    near = ("further from every corruption than any of these is from the other kinds" if not lonelier else
-            "no further from a corruption than most of these are from another kind" if lonelier > len(f.others) / 2 else "further from every corruption than most of these are from another kind")
-    return (f"**High-entropy images.** Network {TITLES[method]}: over all layers they are {near}. The nearest, {name_of(f.nearest)}, differs by {share_of(f.distance)}% of log(neurons); {lonelier} of {len(f.others)} corruptions are as far from the nearest of another kind (median {np.median(f.others):.2f}%). "
-            + (f"They lie beyond all corruptions in {listed(f.outside)}." if f.outside else "In no layer do they lie beyond all corruptions."))
+    near = (
+        "further from every corruption than any of these is from the other kinds"
+        if not lonelier
+        else (
+            "no further from a corruption than most of these are from another kind"
+            if lonelier > len(f.others) / 2
+            else "further from every corruption than most of these are from another kind"
+        )
+    )
+    return (
+        f"**High-entropy images.** Network {TITLES[method]}: over all layers they are {near}. The nearest,"
+        f" {name_of(f.nearest)}, differs by {share_of(f.distance)}% of log(neurons); {lonelier} of {len(f.others)}"
+        f" corruptions are as far from the nearest of another kind (median {np.median(f.others):.2f}%). "
+        + (
+            f"They lie beyond all corruptions in {listed(f.outside)}."
+            if f.outside
+            else "In no layer do they lie beyond all corruptions."
+        )
+    )
 
 
-def link_sentence(world: EntropyData, place: tuple[str, str], method: str = "none", level: float = 0.05) -> str:  # Markdown
+def link_sentence(
+    world: EntropyData,
+    place: tuple[str, str],
+    method: str = "none",
+    level: float = 0.05,
+) -> str:  # Markdown
     "Whether accuracy falls most where entropy rises most."
     def part(depth, title):
         one = link(world, place, method, depth)
-        told = "more than severity explains" if one.shuffled <= level else "not beyond what severity alone can explain" if one.p <= level else "which may be chance"
-        return f"{share_of(one.r).replace('-', '−')} with that of the {title} (p {probability(one.p)} if conditions were independent, {probability(one.shuffled)} with corruptions shuffled as wholes: {told})"
-    return f"**Accuracy.** Network {TITLES[method]}: the rank correlation of its loss with the rise of entropy over the conditions is {part('deep', 'deep layers')}, and {part('output', 'output')}."
+        told = (
+            "more than severity explains"
+            if one.shuffled <= level
+            else "not beyond what severity alone can explain" if one.p <= level else "which may be chance"
+        )
+        return (
+            f"{share_of(one.r).replace('-', '−')} with that of the {title} (p {probability(one.p)} if conditions were"
+            f" independent, {probability(one.shuffled)} with corruptions shuffled as wholes: {told})"
+        )
+    return (
+        f"**Accuracy.** Network {TITLES[method]}: the rank correlation of its loss with the rise of entropy over the"
+        f" conditions is {part('deep', 'deep layers')}, and {part('output', 'output')}."
+    )

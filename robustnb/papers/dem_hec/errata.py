@@ -37,7 +37,9 @@ def gain_table(dataset: str) -> pd.DataFrame:  # corruption x (backbone, severit
     "All gains that Dem-HEC prints for a data set."
     if dataset not in BB: raise ValueError(nearest(dataset, BB, "data set of Dem-HEC"))
     rows = pd.concat([paper_table(f"dem_hec_table{i}") for i in (1, 2, 5)]).query("dataset == @dataset")
-    wide = rows.assign(gain=(rows.after - rows.before).round(2)).pivot(index="corruption", columns=["backbone", "severity"], values="gain")
+    wide = rows.assign(gain=(rows.after - rows.before).round(2)).pivot(
+        index="corruption", columns=["backbone", "severity"], values="gain"
+    )
     return wide.loc[C7, [(b, s) for b in BB[dataset] for s in SEV]]
 
 
@@ -50,9 +52,11 @@ def largest_gain(
     gains = gain_table(dataset).stack(["backbone", "severity"], future_stack=True)
     corruption, backbone, severity = gains.idxmax()
     quoted = float(gains[cell[1], cell[0], cell[2]])
-    return [statement(f"the cell it is said of: {cell[0]}, {cell[1]}, S{cell[2]}", said, quoted, tolerance=0.5),
-            statement(f"the largest gain: {backbone}, {corruption}, S{severity}", said, float(gains.max()), tolerance=0.5),
-            statement("cells that gain more than is said to be the most", 0, int((gains > said).sum()))]
+    return [
+        statement(f"the cell it is said of: {cell[0]}, {cell[1]}, S{cell[2]}", said, quoted, tolerance=0.5),
+        statement(f"the largest gain: {backbone}, {corruption}, S{severity}", said, float(gains.max()), tolerance=0.5),
+        statement("cells that gain more than is said to be the most", 0, int((gains > said).sum())),
+    ]
 
 # %% ../../../nbs/papers/dem_hec/40_errata.ipynb #02a99a89
 def falls(dataset: str) -> list[dict]:
@@ -62,35 +66,58 @@ def falls(dataset: str) -> list[dict]:
         part = gains[backbone].stack()
         corruption, severity = part.idxmin()
         worst = f" (worst: {corruption} S{severity}, {plain(part.min())})" if part.min() <= 0 else ""
-        rows.append(statement(f"{dataset}, {backbone}: cells of {len(part)} that do not rise{worst}", 0, int((part <= 0).sum())))
+        rows.append(
+            statement(f"{dataset}, {backbone}: cells of {len(part)} that do not rise{worst}", 0, int((part <= 0).sum()))
+        )
     return rows
 
 
 def falls_by_condition(dataset: str) -> list[dict]:
     "The conditions under which some backbone does not rise, and how many do not."
     down = (gain_table(dataset) <= 0).T.groupby(level="severity").sum().T.stack()
-    return [statement(f"{corruption} S{severity}: backbones of {len(BB[dataset])} that do not rise", 0, int(n)) for (corruption, severity), n in down[down > 0].items()]
+    return [
+        statement(f"{corruption} S{severity}: backbones of {len(BB[dataset])} that do not rise", 0, int(n))
+        for (corruption, severity), n in down[down > 0].items()
+    ]
 
 
 def falls_on_imagenette() -> list[dict]:
     "Dem-HEC's Table 6, corruption by corruption."
     d6 = printed_names()["d6"]
-    return [statement(k, "rises", "rises" if d6("after", k) > d6("before", k) else "falls", difference=d6("after", k) - d6("before", k)) for k in C7]
+    return [
+        statement(
+            k, "rises", "rises" if d6("after", k) > d6("before", k) else "falls",
+            difference=d6("after", k) - d6("before", k),
+        )
+        for k in C7
+    ]
 
 # %% ../../../nbs/papers/dem_hec/40_errata.ipynb #e446c360
 def severity_growth(dataset: str) -> list[dict]:
     "Mean gain over the seven corruptions from severity to severity."
     mg = printed_names()["mg"]
-    return [row | dict(what=f"{backbone}, {row['what']}") for backbone in BB[dataset] for row in growth({f"S{s}": mg(dataset, backbone, s) for s in SEV})]
+    return [
+        row | dict(what=f"{backbone}, {row['what']}")
+        for backbone in BB[dataset]
+        for row in growth({f"S{s}": mg(dataset, backbone, s) for s in SEV})
+    ]
 
 
 def leading_group(dataset: str) -> list[dict]:
     "The group of corruptions with the largest mean gain, and how far noise is ahead of the best other."
     mk, rows = printed_names()["mk"], []
     for backbone in BB[dataset]:
-        gains = {name: mk(dataset, backbone, group) for name, group in dict(noise=NOISE, environment=ENV, digital=DIG).items()}
+        gains = {
+            name: mk(dataset, backbone, group)
+            for name, group in dict(noise=NOISE, environment=ENV, digital=DIG).items()
+        }
         rest = max(gains["environment"], gains["digital"])
-        rows.append(statement(f"{dataset}, {backbone}: group that gains most", "noise", max(gains, key=gains.get), difference=gains["noise"] - rest))
+        rows.append(
+            statement(
+                f"{dataset}, {backbone}: group that gains most", "noise", max(gains, key=gains.get),
+                difference=gains["noise"] - rest,
+            )
+        )
     return rows
 
 # %% ../../../nbs/papers/dem_hec/40_errata.ipynb #382c20bf
@@ -106,10 +133,19 @@ def vit_mean(corruptions: list[str], when: str, backbone: str = "ViT") -> float:
 def table3_means() -> list[dict]:
     "Dem-HEC's row of Table 3 and the means of Table 2."
     d3, groups = printed_names()["d3"], {"Noise": NOISE, "Weather": ENV, "Digital": DIG}
-    rows = [statement(f"{name}: mean of {', '.join(ks)} at S1, S3, S5", d3(name, "Dem-HEC"), vit_mean(ks, "after"), judged=False) for name, ks in groups.items()]
+    rows = [
+        statement(
+            f"{name}: mean of {', '.join(ks)} at S1, S3, S5", d3(name, "Dem-HEC"), vit_mean(ks, "after"), judged=False
+        )
+        for name, ks in groups.items()
+    ]
     other = 2 * d3("Digital", "Dem-HEC") - vit_mean(DIG, "after")
     rows.append(statement("Digital: mean that the other two corruptions of the family would need", None, other))
-    return [*rows, statement("severities that the mean of Noise is over", 5, len(SEV))] if abs(rows[0]["difference"]) <= 0.005 else rows
+    return (
+        [*rows, statement("severities that the mean of Noise is over", 5, len(SEV))]
+        if abs(rows[0]["difference"]) <= 0.005
+        else rows
+    )
 
 
 def backbones_of_table3() -> list[dict]:
@@ -123,7 +159,10 @@ def backbones_of_table3() -> list[dict]:
 def table4_means() -> list[dict]:
     "Dem-HEC's row of Table 4 and the means of ResNet-20's cells in Table 1."
     d, d4 = printed_names()["d"], printed_names()["d4"]
-    return [statement(k, d4("Dem-HEC", k), mean(d("CIFAR10-C", "ResNet20", k, s, "after") for s in SEV), tolerance=0.005) for k in C7]
+    return [
+        statement(k, d4("Dem-HEC", k), mean(d("CIFAR10-C", "ResNet20", k, s, "after") for s in SEV), tolerance=0.005)
+        for k in C7
+    ]
 
 # %% ../../../nbs/papers/dem_hec/40_errata.ipynb #8b28bf09
 def clean_changes(
@@ -131,9 +170,18 @@ def clean_changes(
     kept: float = 0.5,  # points that count as "maintained"; ours
 ) -> list[dict]:
     "Clean accuracy before and after Dem-HEC, where both are printed."
-    rows = [statement(f"section 5.1's own range for CIFAR, {word} fall", 0.0, -fall, tolerance=kept) for word, fall in zip(("smallest", "largest"), said_falls, strict=True)]
+    rows = [
+        statement(f"section 5.1's own range for CIFAR, {word} fall", 0.0, -fall, tolerance=kept)
+        for word, fall in zip(("smallest", "largest"), said_falls, strict=True)
+    ]
     printed = paper_table("dem_hec_clean").dropna(subset=["before", "after"])
-    return rows + [statement(f"{r.dataset}, {r.backbone}: {r.before:g} to {r.after:g}", 0.0, r.after - r.before, r.after - r.before >= -kept) for r in printed.itertuples()]
+    return rows + [
+        statement(
+            f"{r.dataset}, {r.backbone}: {r.before:g} to {r.after:g}", 0.0, r.after - r.before,
+            r.after - r.before >= -kept,
+        )
+        for r in printed.itertuples()
+    ]
 
 
 def printed_severities(*said: tuple[str, tuple]) -> list[dict]:  # place in the text, severities named there
@@ -148,29 +196,56 @@ def size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def model_sizes(said: dict[str, tuple[float, float]]) -> list[dict]:  # network -> millions of parameters that the text gives, unit of its last digit
+def model_sizes(
+    said: dict[str, tuple[float, float]],
+) -> list[dict]:  # network -> millions of parameters that the text gives, unit of its last digit
     "Parameters that the text gives, the network's, and its multiply-adds."
     rows = []
     for name, (millions, unit) in said.items():
         model = create(name, seed=0)
-        rows += [statement(f"{name}: million parameters", millions, size(model) / 1e6, tolerance=unit / 2),
-                 statement(f"{name}: million multiply-adds of a 32 x 32 image, for comparison", None, multiply_adds(model, (3, 32, 32)) / 1e6)]
-    return [*rows, statement("ResNet-44: million parameters, for comparison", None, size(ResNet((16, 32, 64), (7, 7, 7))) / 1e6)]
+        rows += [
+            statement(f"{name}: million parameters", millions, size(model) / 1e6, tolerance=unit / 2),
+            statement(
+                f"{name}: million multiply-adds of a 32 x 32 image, for comparison", None,
+                multiply_adds(model, (3, 32, 32)) / 1e6,
+            ),
+        ]
+    return [
+        *rows,
+        statement("ResNet-44: million parameters, for comparison", None, size(ResNet((16, 32, 64), (7, 7, 7))) / 1e6),
+    ]
 
 
-def size_ratio(said: float, small: str, large: str, classes: tuple[int, int]) -> list[dict]:  # how many times as large, names of `create`, classes of each
+def size_ratio(
+    said: float,
+    small: str,
+    large: str,
+    classes: tuple[int, int],
+) -> list[dict]:  # how many times as large, names of `create`, classes of each
     "How many times the parameters of one network another one has."
     a, b = (size(create(name, classes=n, seed=0)) for name, n in zip((small, large), classes, strict=True))
-    return [statement(f"{small}: parameters", None, a), statement(f"{large}: parameters", None, b), statement("times as many (about the same size)", said, b / a, tolerance=1.0)]
+    return [
+        statement(f"{small}: parameters", None, a), statement(f"{large}: parameters", None, b),
+        statement("times as many (about the same size)", said, b / a, tolerance=1.0),
+    ]
 
 # %% ../../../nbs/papers/dem_hec/40_errata.ipynb #55a1576e
-CORRUPTION_NAMES = dict(zip(C7, ("gaussian_noise", "shot_noise", "impulse_noise", "snow", "frost", "pixelate", "jpeg_compression"), strict=True))
+CORRUPTION_NAMES = dict(
+    zip(
+        C7, ("gaussian_noise", "shot_noise", "impulse_noise", "snow", "frost", "pixelate", "jpeg_compression"),
+        strict=True,
+    )
+)
 
 
 def constants(severity: int) -> list[dict]:
-    "The first constant of each of Dem-HEC's corruptions: ImageNet-C's, which the paper's footnote leads to, and CIFAR-10-C's."
+    """The first constant of each of Dem-HEC's corruptions: ImageNet-C's, which the paper's footnote leads to, and
+    CIFAR-10-C's."""
     first = lambda benchmark, name: severity_table(benchmark)[name][severity - 1][0]
-    return [statement(f"{k}, S{severity}", first("imagenet-c", name), first("cifar10-c", name)) for k, name in CORRUPTION_NAMES.items()]
+    return [
+        statement(f"{k}, S{severity}", first("imagenet-c", name), first("cifar10-c", name))
+        for k, name in CORRUPTION_NAMES.items()
+    ]
 
 
 def like_the_benchmark() -> list[dict]:
@@ -179,7 +254,10 @@ def like_the_benchmark() -> list[dict]:
     before = [mean(d("CIFAR10-C", b, k, s, "before") for b in BB["CIFAR10-C"] for s in SEV) for k in C7]
     known = [100 * (1 - errors[name]) for name in CORRUPTION_NAMES.values()]
     rows = [statement(k, a, b, judged=False) for k, a, b in zip(C7, known, before)]
-    return [*rows, statement("correlation of the two over the seven corruptions", None, float(np.corrcoef(known, before)[0, 1]))]
+    return [
+        *rows,
+        statement("correlation of the two over the seven corruptions", None, float(np.corrcoef(known, before)[0, 1])),
+    ]
 
 # %% ../../../nbs/papers/dem_hec/40_errata.ipynb #0ca6e62a
 def dominance_entropy(
@@ -191,16 +269,24 @@ def dominance_entropy(
     rows = []
     for k, word in said.items():
         h = float(activation_entropy(height * (torch.arange(d) < k).float()[None]))
-        rows.append(statement(f"{k} of {d} neurons dominate: {h:.2f} of at most {math.log(d):.2f} nats", word, "high" if h > math.log(d) / 2 else "low"))
+        rows.append(
+            statement(
+                f"{k} of {d} neurons dominate: {h:.2f} of at most {math.log(d):.2f} nats", word,
+                "high" if h > math.log(d) / 2 else "low",
+            )
+        )
     return rows
 
 
 def two_entropies(d: int = 64, classes: int = 10) -> list[dict]:
-    "Entropy of a layer (eq. 4) and of the output behind it (eq. 7), as shares of the most there can be, for two inputs."
+    """Entropy of a layer (eq. 4) and of the output behind it (eq. 7), as shares of the most there can be, for two
+    inputs."""
     head = torch.zeros(d, classes)
     head[1:, 0] = 1.0  # every feature but the first speaks for class 0
     rows = []
-    for name, features in {"all features alike": torch.ones(1, d), "one dominant feature": 20.0 * (torch.arange(d) == 0).float()[None]}.items():
+    for name, features in {
+        "all features alike": torch.ones(1, d), "one dominant feature": 20.0 * (torch.arange(d) == 0).float()[None],
+    }.items():
         layer, output = (float(activation_entropy(a, normalized=True)) for a in (features, features @ head))
         rows.append(statement(name, round(layer, 3), round(output, 3), tolerance=0.1))
     return rows
@@ -216,11 +302,17 @@ def gain_figure(
     columns, reach = list(gains.columns), float(np.abs(gains.to_numpy()).max())
     fig, ax = plt.subplots(figsize=(0.62 * len(columns) + 1.2, 3.4), layout="constrained")
     words = gains.map(lambda gain: f"{gain:.1f}".replace("-", "−"))
-    sns.heatmap(gains, annot=words, fmt="", cmap="RdBu", vmin=-reach, vmax=reach, cbar_kws=dict(label="gain, points"), annot_kws=dict(size=8.5), ax=ax)
-    outline = lambda column, row, colour: ax.add_patch(Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, fill=False, ec=colour, lw=2.2, zorder=5))
+    sns.heatmap(
+        gains, annot=words, fmt="", cmap="RdBu", vmin=-reach, vmax=reach, cbar_kws=dict(label="gain, points"),
+        annot_kws=dict(size=8.5), ax=ax,
+    )
+    outline = lambda column, row, colour: ax.add_patch(
+        Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, fill=False, ec=colour, lw=2.2, zorder=5)
+    )
     for row, values in enumerate(gains.to_numpy()):
         for column in np.flatnonzero(values <= 0): outline(column, row, "black")
-    for (backbone, corruption, severity), colour in (marked or {}).items(): outline(columns.index((backbone, severity)), C7.index(corruption), colour)
+    for (backbone, corruption, severity), colour in (marked or {}).items():
+        outline(columns.index((backbone, severity)), C7.index(corruption), colour)
     ax.set_xticklabels([f"S{s}" for _, s in columns], rotation=0)
     ax.set(xlabel="", ylabel="")
     for i, backbone in enumerate(BB[dataset]):

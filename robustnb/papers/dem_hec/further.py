@@ -13,9 +13,12 @@ from .protocol import DEFAULTS, HEC, DemHecCell, DemHecRuns, dem_hec_cells, sett
 
 # %% ../../../nbs/papers/dem_hec/11a_further.ipynb #86741394
 FURTHER = {  # name -> changed fields
-    "no cross-entropy of clean images": dict(alpha=1.0), "no random start": dict(random_start=False), "steps of eps/2": dict(step=4 / 255), "steps of eps/8": dict(step=1 / 255),
-    "contrast of the last stage": dict(embedding="stage3"), "tau 0.07": dict(tau=0.07), "tau 0.5": dict(tau=0.5),
-    "distillation at temperature 4": dict(temperature=4.0), "distillation of weight 1": dict(lambda_kd=1.0)}
+    "no cross-entropy of clean images": dict(alpha=1.0),
+    "no random start": dict(random_start=False), "steps of eps/2": dict(step=4 / 255),
+    "steps of eps/8": dict(step=1 / 255), "contrast of the last stage": dict(embedding="stage3"),
+    "tau 0.07": dict(tau=0.07), "tau 0.5": dict(tau=0.5),
+    "distillation at temperature 4": dict(temperature=4.0), "distillation of weight 1": dict(lambda_kd=1.0),
+}
 
 
 def further_cells(
@@ -23,14 +26,18 @@ def further_cells(
     seeds: tuple = (0,),
 ) -> list[DemHecCell]:  # seed by seed
     "The proposed setting with one thing changed that `ablations` leaves alone."
-    proposed = [cell for cell in dem_hec_cells(protocol, "ablation", seeds=tuple(seeds)) if setting_of(cell) == "as proposed"]
+    proposed = [
+        cell for cell in dem_hec_cells(protocol, "ablation", seeds=tuple(seeds)) if setting_of(cell) == "as proposed"
+    ]
     return [replace(cell, entropies=0, **change) for cell in proposed for change in FURTHER.values()]
 
 
 def setting_name(cell: DemHecCell) -> str:
     "Which setting a cell is, of the ablation or of these; empty if it is none."
     changed = {name: getattr(cell, name) for name in (*HEC, "lr") if getattr(cell, name) != DEFAULTS[name]}
-    return setting_of(cell) or next((name for name, change in FURTHER.items() if cell.method == "dem_hec" and change == changed), "")
+    return setting_of(cell) or next(
+        (name for name, change in FURTHER.items() if cell.method == "dem_hec" and change == changed), ""
+    )
 
 # %% ../../../nbs/papers/dem_hec/11a_further.ipynb #2a2a0c8f
 @dataclass(frozen=True)

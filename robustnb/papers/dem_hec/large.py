@@ -47,7 +47,8 @@ def build(
 
     if net == "thin_resnet": return thin_resnet(classes=classes)
     if net == "alexnet": return alexnet_layers(get_model(net), classes)
-    if net.startswith("vit"): return VisionTransformer(get_model(net, image_size=384 if net == "vit_l_16" else 224), classes)
+    if net.startswith("vit"):
+        return VisionTransformer(get_model(net, image_size=384 if net == "vit_l_16" else 224), classes)
     model = create(net, classes, statistics="imagenet")
     small_stem(model.features.body)
     return model
@@ -55,12 +56,16 @@ def build(
 
 BLOCKS = {"vit_l_16": 24, "vit_b_16": 12}
 FROZEN: dict[str, tuple | None] = {
-    "resnet18": ("conv1", "bn1", "layer1"), "resnet50": ("conv1", "bn1", "layer1"), "alexnet": ("conv1", "conv2"), "thin_resnet": None,
+    "resnet18": ("conv1", "bn1", "layer1"), "resnet50": ("conv1", "bn1", "layer1"),
+    "alexnet": ("conv1", "conv2"), "thin_resnet": None,
     **{net: ("patches", *(f"block{i + 1}" for i in range(n // 4))) for net, n in BLOCKS.items()},
 }
 
 # %% ../../../nbs/papers/dem_hec/12_large.ipynb #bf2c33ce
-DATA = {"sample": "the embedded CIFAR-10 sample", "tiny_imagenet": "Tiny-ImageNet", "imagenette": "Imagenette", "imagenet": "ImageNet-1K"}
+DATA = {
+    "sample": "the embedded CIFAR-10 sample", "tiny_imagenet": "Tiny-ImageNet", "imagenette": "Imagenette",
+    "imagenet": "ImageNet-1K",
+}
 
 
 @lru_cache(maxsize=4)
@@ -74,7 +79,11 @@ def images_of(
     if data == "imagenet":
         root = imagenet_root()
         if root is None: raise DataError(f"imagenet cannot be had. {ways(data)}")
-        return imagenet_train(root, count) if split == "train" else central(load(data, split, data_dir=root, size=256, limit=count or None))
+        return (
+            imagenet_train(root, count)
+            if split == "train"
+            else central(load(data, split, data_dir=root, size=256, limit=count or None))
+        )
     if data == "sample": found = sample("cifar10", split)
     elif data == "imagenette": found = load(data, split, size=256)
     else: found = load(data, split)
@@ -127,12 +136,18 @@ def published_state(net: str) -> dict[str, Tensor]:
 
     kind = get_model_weights(net).IMAGENET1K_V1
     kept = Path(torch.hub.get_dir()) / "checkpoints" / kind.url.rpartition("/")[2]
-    if not kept.is_file() and os.environ.get("ROBUSTNB_OFFLINE") == "1": raise DataError(f"torchvision's weights of {net} are not here, and ROBUSTNB_OFFLINE=1 forbids a download")
+    if not kept.is_file() and os.environ.get("ROBUSTNB_OFFLINE") == "1":
+        raise DataError(f"torchvision's weights of {net} are not here, and ROBUSTNB_OFFLINE=1 forbids a download")
     try: return kind.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error: raise DataError(f"torchvision's weights of {net} cannot be had: {error}") from None
+    except (URLError, OSError, RuntimeError) as error:
+        raise DataError(f"torchvision's weights of {net} cannot be had: {error}") from None
 
 
-def with_published(net: str, classes: int, chosen: tuple[int, ...] = ()) -> Classifier:  # chosen: rows of the head to keep; (): a fresh head unless it fits
+def with_published(
+    net: str,
+    classes: int,
+    chosen: tuple[int, ...] = (),
+) -> Classifier:  # chosen: rows of the head to keep; (): a fresh head unless it fits
     "A network with torchvision's ImageNet weights."
     from torchvision.models import get_model
     from torchvision.models.vision_transformer import interpolate_embeddings
@@ -149,7 +164,11 @@ def with_published(net: str, classes: int, chosen: tuple[int, ...] = ()) -> Clas
     elif net == "alexnet":
         plain.load_state_dict(state)
         model.features.load_state_dict(alexnet_layers(plain, 1000).features.state_dict())
-    else: raise ValueError(f"torchvision's weights of {net} are for 224 pixels and another stem; train it here, or use alexnet, vit_b_16, vit_l_16")
+    else:
+        raise ValueError(
+            f"torchvision's weights of {net} are for 224 pixels and another stem; train it here, or use alexnet,"
+            " vit_b_16, vit_l_16"
+        )
     return model
 
 
@@ -157,7 +176,8 @@ def missing(base: LargeBase) -> str:  # "": all is there
     "What a network lacks here: its data or its weights."
     if why := unavailable(base.data): return why
     if not base.weights: return ""
-    if base.weights != "torchvision": return "" if weights_file(base.weights) else f"no file weights/{base.weights} in the cache or in ROBUSTNB_DATA"
+    if base.weights != "torchvision":
+        return "" if weights_file(base.weights) else f"no file weights/{base.weights} in the cache or in ROBUSTNB_DATA"
     try: published_state(base.net)
     except DataError as error: return str(error)
     return ""
@@ -189,12 +209,22 @@ WORK: dict[tuple[str, str], tuple[dict, dict]] = {  # (data, net) -> fields of t
     ("tiny_imagenet", "resnet50"): ({}, {}),
     ("tiny_imagenet", "vit_l_16"): (dict(weights="torchvision", epochs=5, batch=32, lr=0.005, weight_decay=0.0), VIT),
     ("imagenette", "alexnet"): (dict(weights="torchvision", epochs=0), {}),
-    ("imagenet", "vit_b_16"): (dict(weights="torchvision", epochs=0), VIT | dict(train_images=64_000, images=5_000)),  # 64 and 5 of each class
+    # 64 and 5 of each class
+    ("imagenet", "vit_b_16"): (dict(weights="torchvision", epochs=0), VIT | dict(train_images=64_000, images=5_000)),
     ("sample", "thin_resnet"): ({}, {}),
 }
 PROTOCOLS = {  # fields of the base, of the cell
-    "smoke": (dict(train_images=200, epochs=1, batch=50), dict(train_images=100, epochs=1, batch=50, warmup=0.5, images=50, corruptions=SEVEN, severities=(1, 3, 5))),
-    "quick": (dict(train_images=20_000, epochs=3, precision="bf16"), dict(train_images=5_000, epochs=1, warmup=0.2, precision="bf16", images=1_000, corruptions=SEVEN, severities=(1, 3, 5))),
+    "smoke": (
+        dict(train_images=200, epochs=1, batch=50),
+        dict(train_images=100, epochs=1, batch=50, warmup=0.5, images=50, corruptions=SEVEN, severities=(1, 3, 5)),
+    ),
+    "quick": (
+        dict(train_images=20_000, epochs=3, precision="bf16"),
+        dict(
+            train_images=5_000, epochs=1, warmup=0.2, precision="bf16", images=1_000, corruptions=SEVEN,
+            severities=(1, 3, 5),
+        ),
+    ),
     "full": ({}, {}),
 }
 
@@ -216,7 +246,15 @@ def large_cells(
     for seed in seeds or ((0, 1, 2) if profile == "full" else (0,)):
         for data, net in places:
             (own, tuning), (less, fewer) = WORK[data, net], PROTOCOLS[profile]
-            base = LargeBase(data, net, **(own | {"seed": seed} | ({} if own.get("epochs") == 0 else less) | ({} if weights is None else {"weights": weights})))
+            base = LargeBase(
+                data, net,
+                **(
+                    own
+                    | {"seed": seed}
+                    | ({} if own.get("epochs") == 0 else less)
+                    | ({} if weights is None else {"weights": weights})
+                ),
+            )
             found += [plain(LargeCell(base, method, seed, **(tuning | fewer))) for method in methods]
     return found
 
@@ -225,7 +263,9 @@ def plain(cell: LargeCell) -> LargeCell:
     "The cell with unused settings at one fixed value."
     if cell.method not in METHODS: raise ValueError(nearest(cell.method, METHODS, "method"))
     if cell.method != "none": return cell
-    return replace(cell, **{name: getattr(LargeCell(), name) for name in ("train_images", "epochs", "batch", "lr", "warmup")})
+    return replace(
+        cell, **{name: getattr(LargeCell(), name) for name in ("train_images", "epochs", "batch", "lr", "warmup")}
+    )
 
 # %% ../../../nbs/papers/dem_hec/12_large.ipynb #76b07687
 def views(data: str) -> Callable:
@@ -240,12 +280,20 @@ def pretrained(
     "The network before: from the cache, from weights, or trained now."
     train = images_of(base.data, "train", base.train_images)
     classes = len(train.classes)
-    with seeded(1000 * base.seed): model = with_published(base.net, classes, IMAGENETTE if base.data == "imagenette" else ()) if base.weights == "torchvision" else build(base.net, classes)
+    with seeded(1000 * base.seed):
+        model = (
+            with_published(base.net, classes, IMAGENETTE if base.data == "imagenette" else ())
+            if base.weights == "torchvision"
+            else build(base.net, classes)
+        )
     model = model.to(context.device)
     if base.weights not in ("", "torchvision"): return load_weights(model, found_file(base.weights)).eval(), []
     if not base.epochs: return model.eval(), []
-    recipe = Recipe(epochs=base.epochs, batch=base.batch, optimizer="sgd", lr=base.lr, momentum=0.9, nesterov=True, weight_decay=base.weight_decay, schedule="cosine",
-                    warmup=min(1.0, base.epochs / 10), augment=views(base.data), precision=base.precision)
+    recipe = Recipe(
+        epochs=base.epochs, batch=base.batch, optimizer="sgd", lr=base.lr, momentum=0.9, nesterov=True,
+        weight_decay=base.weight_decay, schedule="cosine", warmup=min(1.0, base.epochs / 10),
+        augment=views(base.data), precision=base.precision,
+    )
     return kept_training(base, model, train, CrossEntropy(), recipe, base.seed, context)
 
 
@@ -256,12 +304,17 @@ def found_file(name: str) -> Path:
     return path
 
 
-def kept_training(key, model: Classifier, train: ImageSet, objective, recipe: Recipe, seed: int, context) -> tuple[Classifier, list[dict]]:
+def kept_training(
+    key, model: Classifier, train: ImageSet, objective, recipe: Recipe, seed: int, context
+) -> tuple[Classifier, list[dict]]:
     "Train a network in place, or take it from the cache; a training that was killed goes on."
     with context.parent(key) as folder:
         kept = folder / "model.pt"
         if not kept.is_file():
-            history = fit(model, train, objective, recipe, seed=seed, checkpoint=folder / "training.pt", device=context.device, progress=context.workers == 1)
+            history = fit(
+                model, train, objective, recipe, seed=seed, checkpoint=folder / "training.pt", device=context.device,
+                progress=context.workers == 1,
+            )
             atomic_write(kept, lambda part: torch.save(dict(model=model.state_dict(), history=history.rows), part))
             (folder / "training.pt").unlink(missing_ok=True)
         found = torch.load(kept, map_location=context.device, weights_only=True)
@@ -277,9 +330,14 @@ def tuned(
     model, story = pretrained(cell.base, context)
     if cell.method == "none": return model, dict(pretraining=story, history=[])
     objective = DemHEC(frozen=FROZEN[cell.base.net]) if cell.method == "dem_hec" else CrossEntropy()
-    recipe = replace(RECIPE, epochs=cell.epochs, batch=cell.batch, lr=cell.lr, warmup=cell.warmup, precision=cell.precision, augment=views(cell.base.data))
+    recipe = replace(
+        RECIPE, epochs=cell.epochs, batch=cell.batch, lr=cell.lr, warmup=cell.warmup, precision=cell.precision,
+        augment=views(cell.base.data),
+    )
     key = replace(cell, images=0, corruptions=(), severities=())
-    model, history = kept_training(key, model, images_of(cell.base.data, "train", cell.train_images), objective, recipe, cell.seed, context)
+    model, history = kept_training(
+        key, model, images_of(cell.base.data, "train", cell.train_images), objective, recipe, cell.seed, context
+    )
     return model, dict(pretraining=story, history=history)
 
 
@@ -290,18 +348,26 @@ def run_large_cell(
     "One network, put through the corruptions."
     model, story = tuned(cell, context)
     test = images_of(cell.base.data, "test", cell.images)
-    answers = ask(model, test, cell.corruptions, cell.severities, dtype=torch.bfloat16 if cell.precision == "bf16" else None, show=context.workers == 1)
+    answers = ask(
+        model, test, cell.corruptions, cell.severities, dtype=torch.bfloat16 if cell.precision == "bf16" else None,
+        show=context.workers == 1,
+    )
     context.artefact("answers.npz", packed(answers))
-    return scores(answers) | dict(parameters=sum(p.numel() for p in model.parameters()), benchmark=answers.benchmark, **story)
+    return scores(answers) | dict(
+        parameters=sum(p.numel() for p in model.parameters()), benchmark=answers.benchmark, **story
+    )
 
 # %% ../../../nbs/papers/dem_hec/12_large.ipynb #a3916fe8
-MACS = {"resnet18": 2.2, "resnet50": 5.2, "vit_l_16": 191.0, "vit_b_16": 17.6, "alexnet": 0.7, "thin_resnet": 0.002}  # billion multiply-adds of a pass
+# billion multiply-adds of a pass
+MACS = {"resnet18": 2.2, "resnet50": 5.2, "vit_l_16": 191.0, "vit_b_16": 17.6, "alexnet": 0.7, "thin_resnet": 0.002}
 
 
 def cost(cell: LargeCell) -> float:
     "Expected work: billions of multiply-adds of forward passes."
     sizes = {"tiny_imagenet": 100_000, "imagenette": 9_469, "imagenet": 1_281_167, "sample": 1_000}
-    steps = dict(none=0, standard=3, dem_hec=15)[cell.method] * cell.epochs * (cell.train_images or sizes[cell.base.data])
+    steps = (
+        dict(none=0, standard=3, dem_hec=15)[cell.method] * cell.epochs * (cell.train_images or sizes[cell.base.data])
+    )
     return MACS[cell.base.net] * (steps + (cell.images or 10_000) * (1 + len(cell.corruptions) * len(cell.severities)))
 
 

@@ -27,8 +27,10 @@ def thin_resnet(**options) -> ResNet:
     return ResNet((4, 8, 16), (1, 1, 1), **options)
 
 
-NETS: dict[str, Callable[..., Classifier]] = {"resnet20": resnet20, "resnet56": resnet56, "repvgg_a0": repvgg_a0, "repvgg_a2": repvgg_a2,
-                                              "thin_resnet": thin_resnet}
+NETS: dict[str, Callable[..., Classifier]] = {
+    "resnet20": resnet20, "resnet56": resnet56, "repvgg_a0": repvgg_a0, "repvgg_a2": repvgg_a2,
+    "thin_resnet": thin_resnet,
+}
 
 # %% ../../../nbs/papers/dem_hec/01_pretraining.ipynb #b5dcbd4c
 @dataclass(frozen=True)
@@ -83,13 +85,17 @@ def fresh(cell: PretrainCell) -> Classifier:
     "The network of a cell before training."
     if cell.net not in NETS: raise ValueError(nearest(cell.net, NETS, "net to pretrain"))
     classes = len(images_of(cell.data, "train", cell.train_images).classes)
-    with seeded(1000 * cell.seed): return NETS[cell.net](classes=classes, statistics=cell.data if cell.data in STATISTICS else "cifar10")
+    with seeded(1000 * cell.seed):
+        return NETS[cell.net](classes=classes, statistics=cell.data if cell.data in STATISTICS else "cifar10")
 
 
 def recipe_of(cell: PretrainCell) -> Recipe:
     "The zoo's recipe with the cell's numbers."
-    return Recipe(epochs=cell.epochs, batch=cell.batch, optimizer="sgd", lr=cell.lr, momentum=0.9, nesterov=True, weight_decay=cell.weight_decay,
-                  schedule="cosine", warmup=cell.warmup, augment=crop_flip, precision=cell.precision)
+    return Recipe(
+        epochs=cell.epochs, batch=cell.batch, optimizer="sgd", lr=cell.lr, momentum=0.9, nesterov=True,
+        weight_decay=cell.weight_decay, schedule="cosine", warmup=cell.warmup, augment=crop_flip,
+        precision=cell.precision,
+    )
 
 
 def pretrained(
@@ -101,8 +107,10 @@ def pretrained(
     with context.parent(cell) as folder:
         kept = folder / "model.pt"
         if not kept.is_file():
-            history = fit(model, images_of(cell.data, "train", cell.train_images), recipe=recipe_of(cell), seed=cell.seed, checkpoint=folder / "training.pt",
-                          device=context.device, progress=context.workers == 1)
+            history = fit(
+                model, images_of(cell.data, "train", cell.train_images), recipe=recipe_of(cell), seed=cell.seed,
+                checkpoint=folder / "training.pt", device=context.device, progress=context.workers == 1,
+            )
             content = dict(model=model.state_dict(), history=history.rows)
             atomic_write(kept, lambda part: torch.save(content, part))
             (folder / "training.pt").unlink(missing_ok=True)
@@ -111,7 +119,8 @@ def pretrained(
     return model.eval(), found["history"]
 
 # %% ../../../nbs/papers/dem_hec/01_pretraining.ipynb #a053088f
-COSTS = {"resnet20": 1.0, "resnet56": 3.08, "repvgg_a0": 11.98, "repvgg_a2": 45.33, "thin_resnet": 0.02}  # of a pass, by multiply-adds; ResNet-20 = 1
+# of a pass, by multiply-adds; ResNet-20 = 1
+COSTS = {"resnet20": 1.0, "resnet56": 3.08, "repvgg_a0": 11.98, "repvgg_a2": 45.33, "thin_resnet": 0.02}
 
 
 def run_pretrain_cell(
@@ -121,7 +130,10 @@ def run_pretrain_cell(
     "Train a network on clean images."
     model, history = pretrained(cell, context)
     test = images_of(cell.data, "test", 10_000)
-    return dict(test=accuracy(model, test), n_test=len(test), parameters=sum(p.numel() for p in model.parameters()), history=history)
+    return dict(
+        test=accuracy(model, test), n_test=len(test), parameters=sum(p.numel() for p in model.parameters()),
+        history=history,
+    )
 
 
 def cost(cell: PretrainCell) -> float:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ...attacks import raise_entropy
-from ...augment import JSD, AugMix, AutoAugment, BatchAugment, Chain, Flip, PadCrop, PartNoise, Prime, TrivialAugment, adapt_batchnorm
+from ...augment import (JSD, AugMix, AutoAugment, BatchAugment, Chain, Flip, PadCrop, PartNoise, Prime,
+                              TrivialAugment, adapt_batchnorm)
 from .baseline import packed
 from ...corruptions import CORRUPTIONS
 from ...basics import atomic_write, nearest
@@ -95,8 +96,10 @@ def objective_of(cell: DemHecCell) -> Objective:
 
 def recipe_of(cell: DemHecCell) -> Recipe:
     "The paper's recipe with the cell's numbers."
-    return replace(RECIPE, epochs=cell.epochs, batch=cell.batch, lr=cell.lr, warmup=cell.warmup, weight_decay=cell.weight_decay,
-                   precision=cell.precision, augment=METHODS[cell.method][0])
+    return replace(
+        RECIPE, epochs=cell.epochs, batch=cell.batch, lr=cell.lr, warmup=cell.warmup,
+        weight_decay=cell.weight_decay, precision=cell.precision, augment=METHODS[cell.method][0],
+    )
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #1a8bdeb4
 TUNING = ("train_images", "epochs", "batch", "lr", "warmup", "weight_decay")
@@ -112,26 +115,40 @@ def plain(cell: DemHecCell) -> DemHecCell:
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #b1f897a7
 def ablations(net: str) -> dict[str, dict]:  # name -> changed fields
     "The settings of the ablation."
-    weighted = tuple(name for name, stage in NETS[net]().stages.items() if name != "head" and any(True for _ in stage.parameters()))
-    return {"as proposed": {}, "alpha 0.9": dict(alpha=0.9), "eps 2/255": dict(eps=2 / 255), "eps 4/255": dict(eps=4 / 255),
-            "1 step": dict(steps=1), "10 steps": dict(steps=10), "no cross-entropy of raised images": dict(alpha=0.0),
-            "no contrast": dict(lambda_c=0.0), "no distillation": dict(lambda_kd=0.0), "KL(teacher || student)": dict(direction="teacher_student"),
-            "nothing frozen": dict(frozen=()), "all but the head frozen": dict(frozen=weighted), "ascent in training mode": dict(generate_mode="train"),
-            "both passes in one batch": dict(batch_norm="joint"), "batch statistics kept": dict(batch_norm="eval"), "entropy of pooled features": dict(of="pooled"),
-            "learning rate 0.01": dict(lr=0.01)}
+    weighted = tuple(
+        name for name, stage in NETS[net]().stages.items() if name != "head" and any(True for _ in stage.parameters())
+    )
+    return {
+        "as proposed": {}, "alpha 0.9": dict(alpha=0.9), "eps 2/255": dict(eps=2 / 255),
+        "eps 4/255": dict(eps=4 / 255), "1 step": dict(steps=1), "10 steps": dict(steps=10),
+        "no cross-entropy of raised images": dict(alpha=0.0), "no contrast": dict(lambda_c=0.0),
+        "no distillation": dict(lambda_kd=0.0), "KL(teacher || student)": dict(direction="teacher_student"),
+        "nothing frozen": dict(frozen=()), "all but the head frozen": dict(frozen=weighted),
+        "ascent in training mode": dict(generate_mode="train"),
+        "both passes in one batch": dict(batch_norm="joint"), "batch statistics kept": dict(batch_norm="eval"),
+        "entropy of pooled features": dict(of="pooled"), "learning rate 0.01": dict(lr=0.01),
+    }
 
 
 def setting_of(cell: DemHecCell) -> str:
     "Which setting of the ablation a cell is; empty if it is none."
     changed = {name: getattr(cell, name) for name in (*HEC, "lr") if getattr(cell, name) != DEFAULTS[name]}
-    return next((name for name, fields in ablations(cell.base.net).items() if fields == changed), "") if cell.method == "dem_hec" else ""
+    return (
+        next((name for name, fields in ablations(cell.base.net).items() if fields == changed), "")
+        if cell.method == "dem_hec"
+        else ""
+    )
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #80fca350
 PROTOCOLS = {
-    "smoke": dict(train_images=100, epochs=1, batch=50, warmup=0.5, precision="bf16", images=50, corruptions=("gaussian_noise", "pixelate"), severities=(1, 5), entropies=20),
-    "quick": dict(train_images=1_000, epochs=2, warmup=0.2, precision="bf16", images=500, corruptions=SEVEN, severities=(1, 3, 5)),
-    "reduced": dict(train_images=5_000, epochs=3, warmup=0.3, precision="bf16", images=1_000),
-    "full": {},
+    "smoke": dict(
+        train_images=100, epochs=1, batch=50, warmup=0.5, precision="bf16", images=50,
+        corruptions=("gaussian_noise", "pixelate"), severities=(1, 5), entropies=20,
+    ),
+    "quick": dict(
+        train_images=1_000, epochs=2, warmup=0.2, precision="bf16", images=500, corruptions=SEVEN, severities=(1, 3, 5)
+    ),
+    "reduced": dict(train_images=5_000, epochs=3, warmup=0.3, precision="bf16", images=1_000), "full": {},
 }
 SEEDS = {"smoke": (0,), "quick": (0,), "reduced": (0, 1, 2), "full": (0, 1, 2)}
 PARTS = ("main", "ablation")
@@ -150,11 +167,23 @@ def dem_hec_cells(
     if part not in PARTS: raise ValueError(nearest(part, PARTS, "part"))
     nets = nets or PLANS[protocol][0]
     def cell(net, seed, method, **changed):
-        base, = pretrain_cells(protocol, (net,), (seed if protocol == "full" else 0,), **({"data": data} if data else {}))
+        (base,) = pretrain_cells(
+            protocol, (net,), (seed if protocol == "full" else 0,), **({"data": data} if data else {})
+        )
         return plain(DemHecCell(base, method, seed, **{**PROTOCOLS[protocol], **options, **changed}))
     if part == "ablation":
-        found = [cell(nets[0], seed, "dem_hec", **change, **({"entropies": 0} if change else {})) for seed in seeds or (0,) for change in ablations(nets[0]).values()]
-    else: found = [cell(net, seed, method) for seed in seeds or SEEDS[protocol] for net in nets for method in (METHODS if net == nets[0] else ("none", "dem_hec"))]
+        found = [
+            cell(nets[0], seed, "dem_hec", **change, **({"entropies": 0} if change else {}))
+            for seed in seeds or (0,)
+            for change in ablations(nets[0]).values()
+        ]
+    else:
+        found = [
+            cell(net, seed, method)
+            for seed in seeds or SEEDS[protocol]
+            for net in nets
+            for method in (METHODS if net == nets[0] else ("none", "dem_hec"))
+        ]
     return list(dict.fromkeys(found))
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #2915977a
@@ -168,8 +197,10 @@ def tuned(
     with context.parent(replace(cell, images=0, corruptions=(), severities=(), entropies=0)) as folder:
         kept = folder / "model.pt"
         if not kept.is_file():
-            history = fit(model, images_of(cell.base.data, "train", cell.train_images), objective_of(cell), recipe_of(cell), seed=cell.seed,
-                          checkpoint=folder / "training.pt", device=context.device, progress=context.workers == 1)
+            history = fit(
+                model, images_of(cell.base.data, "train", cell.train_images), objective_of(cell), recipe_of(cell),
+                seed=cell.seed, checkpoint=folder / "training.pt", device=context.device, progress=context.workers == 1,
+            )
             content = dict(model=model.state_dict(), history=history.rows)
             atomic_write(kept, lambda part: torch.save(content, part))
             (folder / "training.pt").unlink(missing_ok=True)
@@ -198,11 +229,15 @@ def questioned(
 ) -> Answers:
     "What a network answers in all conditions of a cell."
     device, dtype = next(model.parameters()).device, torch.bfloat16 if cell.precision == "bf16" else None
-    test, rows, found = images_of(cell.base.data, "test", cell.images), conditions(cell.corruptions, cell.severities, BENCHMARK), []
+    test, rows, found = (
+        images_of(cell.base.data, "test", cell.images), conditions(cell.corruptions, cell.severities, BENCHMARK),
+        [],
+    )
     for row in rows:
         pieces = zip(pictures(cell.base.data, cell.images, *row).split(BATCH), test.y.split(BATCH))
         if cell.method != "bn_adapt": found.append(answer(model, pieces, device, dtype))
-        else: found.append(torch.cat([answer(adapt_batchnorm(model, x), [(x, y)], device, dtype) for x, y in pieces], 1))
+        else:
+            found.append(torch.cat([answer(adapt_batchnorm(model, x), [(x, y)], device, dtype) for x, y in pieces], 1))
     table = torch.stack(found)
     return Answers(rows, table[:, 0] > 0.5, table[:, 1].half(), BENCHMARK)
 
@@ -220,8 +255,14 @@ def views(
     rows = [row for row in conditions(SEVEN, (1, 3, 5), BENCHMARK) if row in asked]
     found = {row: pictures(cell.base.data, cell.images, *row)[:cell.entropies] for row in rows}
     x, device = to_unit(found["clean", 0]), next(model.parameters()).device
-    delta = universal(model, images_of(cell.base.data, "train", cell.base.train_images).take(slice(0, FITTED)), generator=draws("universal"))
-    raised = raise_entropy(model, x.to(device), cell.eps, cell.step, cell.steps, cell.norm, cell.random_start, draws("raised"), cell.of, cell.generate_mode)
+    delta = universal(
+        model, images_of(cell.base.data, "train", cell.base.train_images).take(slice(0, FITTED)),
+        generator=draws("universal"),
+    )
+    raised = raise_entropy(
+        model, x.to(device), cell.eps, cell.step, cell.steps, cell.norm, cell.random_start, draws("raised"),
+        cell.of, cell.generate_mode,
+    )
     return found | {("universal", 0): (x + delta.cpu()).clamp(0, 1), ("high_entropy", 0): raised.cpu()}
 
 
@@ -234,11 +275,17 @@ def entropies(
     layers = [name for name in model.stages if name != "head"]  # what the head says is the output
     values = [layer_entropy(model, x, layers) for x in seen.values()]
     clean, other, raised = (to_unit(seen[row]) for row in (("clean", 0), ("universal", 0), ("high_entropy", 0)))
-    with watching(find_layers(model, layers), lambda a: torch.tensor(a[0].numel())) as neurons: classes = predict(model, clean[:1]).shape[1]
-    arrays = dict(entropy=torch.stack([torch.stack(list(v.values())) for v in values]).numpy(), corruption=np.array([name for name, _ in seen]),
-                  severity=np.array([severity for _, severity in seen]), layer=np.array(list(values[0])), neurons=np.array([*(int(n[0]) for n in neurons.values()), classes]))
+    with watching(find_layers(model, layers), lambda a: torch.tensor(a[0].numel())) as neurons:
+        classes = predict(model, clean[:1]).shape[1]
+    arrays = dict(
+        entropy=torch.stack([torch.stack(list(v.values())) for v in values]).numpy(),
+        corruption=np.array([name for name, _ in seen]), severity=np.array([severity for _, severity in seen]),
+        layer=np.array(list(values[0])), neurons=np.array([*(int(n[0]) for n in neurons.values()), classes]),
+    )
     fooled = (predict(model, clean).argmax(1) != predict(model, other).argmax(1)).double().mean().item()
-    return arrays, dict(linf=(raised - clean).abs().max().item(), low=raised.min().item(), high=raised.max().item(), fooled=fooled)
+    return arrays, dict(
+        linf=(raised - clean).abs().max().item(), low=raised.min().item(), high=raised.max().item(), fooled=fooled
+    )
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #2be1222c
 def scores(answers: Answers, published: str | None = None) -> dict:  # published: baseline of the corruption errors
@@ -247,9 +294,12 @@ def scores(answers: Answers, published: str | None = None) -> dict:  # published
     summary = summarise(answers, baseline=published if whole else None)
     value = summary.set_index("quantity").value
     table = tabulate(answers, resamples=1)[["corruption", "severity", "accuracy", "ece"]]
-    return dict(clean=value["accuracy, clean"], seven=value.get("accuracy, 7 x 3"), fifteen=value["accuracy, corrupted"] if whole else None,
-                ece=value["calibration error, clean"], ece_corrupted=value.get("calibration error, corrupted"), n_test=len(answers),
-                summary=summary.to_dict("records"), table={name: table[name].tolist() for name in table})
+    return dict(
+        clean=value["accuracy, clean"], seven=value.get("accuracy, 7 x 3"),
+        fifteen=value["accuracy, corrupted"] if whole else None, ece=value["calibration error, clean"],
+        ece_corrupted=value.get("calibration error, corrupted"), n_test=len(answers),
+        summary=summary.to_dict("records"), table={name: table[name].tolist() for name in table},
+    )
 
 
 def run_dem_hec_cell(
@@ -269,8 +319,10 @@ def run_dem_hec_cell(
     return scores(answers, published) | dict(parameters=sum(p.numel() for p in model.parameters()), **story, **facts)
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #5fac50e6
-PASSES = {"none": 0.0, "bn_adapt": 0.0, "standard": 1.0, "trivial_augment": 1.1, "auto_augment": 1.1, "batch_augment": 4.0, "augmix": 3.4,
-          "gaussian": 1.0, "augmix_gaussian": 3.4, "prime": 1.2}  # units an image
+PASSES = {
+    "none": 0.0, "bn_adapt": 0.0, "standard": 1.0, "trivial_augment": 1.1, "auto_augment": 1.1,
+    "batch_augment": 4.0, "augmix": 3.4, "gaussian": 1.0, "augmix_gaussian": 3.4, "prime": 1.2,
+}  # units an image
 
 
 def passes(cell: DemHecCell) -> float:
@@ -282,7 +334,11 @@ def passes(cell: DemHecCell) -> float:
 
 def cost(cell: DemHecCell) -> float:
     "Expected work in units, given the pretrained network."
-    questions = cell.images * len(conditions(cell.corruptions, cell.severities, BENCHMARK)) * (2 if cell.method == "bn_adapt" else 1)
+    questions = (
+        cell.images
+        * len(conditions(cell.corruptions, cell.severities, BENCHMARK))
+        * (2 if cell.method == "bn_adapt" else 1)
+    )
     watching = 24 * cell.entropies + 10 * FITTED if cell.entropies else 0  # forward passes
     training = passes(cell) * cell.epochs * cell.train_images if METHODS[cell.method] is not None else 0
     return COSTS[cell.base.net] * (training + (questions + watching) / 3)
@@ -308,4 +364,6 @@ def canaries() -> list[DemHecCell]:
     "Tiny cells that use each method and corruption of the records."
     base = PretrainCell(data="sample", train_images=20, epochs=1, batch=10)
     tiny = DemHecCell(base, train_images=20, epochs=1, batch=10, warmup=0.5, images=10, severities=(3,), entropies=4)
-    return [plain(replace(tiny, method=method)) for method in METHODS] + [replace(tiny, precision="bf16", corruptions=("fog",))]
+    return [plain(replace(tiny, method=method)) for method in METHODS] + [
+        replace(tiny, precision="bf16", corruptions=("fog",))
+    ]

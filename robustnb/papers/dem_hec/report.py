@@ -37,9 +37,12 @@ from ...resampling import Estimate, summary
 from ...robustness import conditions
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #2fd4c040
-TITLES = {"none": "before (pretrained)", "bn_adapt": "batch norm adapted", "standard": "crops and mirrors only", "trivial_augment": "TrivialAugment", "auto_augment": "AutoAugment",
-          "batch_augment": "batch augmentation", "augmix": "AugMix with JSD", "gaussian": "Gaussian noise on half", "augmix_gaussian": "AugMix and noise, JSD",
-          "prime": "PRIME-like primitives", "dem_hec": "Dem-HEC"}  # methods as a reader sees them
+TITLES = {
+    "none": "before (pretrained)", "bn_adapt": "batch norm adapted", "standard": "crops and mirrors only",
+    "trivial_augment": "TrivialAugment", "auto_augment": "AutoAugment", "batch_augment": "batch augmentation",
+    "augmix": "AugMix with JSD", "gaussian": "Gaussian noise on half",
+    "augmix_gaussian": "AugMix and noise, JSD", "prime": "PRIME-like primitives", "dem_hec": "Dem-HEC",
+}  # methods as a reader sees them
 
 
 def best(
@@ -83,17 +86,36 @@ def protocol_banner(
     cell, first = next(r.cell for r in found if r.cell["method"] == needed[-1]), DemHecCell()
     base, paper = cell["base"], first.base
     precision = {"bf16": "bfloat16", "fp32": "single precision"}[cell["precision"]]
-    name, updates = {"reduced": "Reduced run", "quick": "Quick run"}.get(protocol, "Full run"), [round(epochs * images / batch, -1) for epochs, images, batch in ((cell["epochs"], cell["train_images"], cell["batch"]), (first.epochs, first.train_images, first.batch))]
-    text = (f"{name}. Pretraining: {base['epochs']} of {paper.epochs} epochs. Fine-tuning: {cell['train_images']:,} of {first.train_images:,} images, {cell['epochs']} of {first.epochs} epochs, about {updates[0]:,.0f} of {updates[1]:,.0f} updates, "
-            f"{precision}; {cell['images']:,} of {first.images:,} test images; nets: {', '.join(sorted({r.cell['base']['net'] for r in found}))}.")
-    return banner(records or found, protocol, "network", text + ("" if protocol == "full" else " The same for all methods. Every verdict is provisional."))
+    name, updates = (
+        {"reduced": "Reduced run", "quick": "Quick run"}.get(protocol, "Full run"),
+        [
+            round(epochs * images / batch, -1)
+            for epochs, images, batch in (
+                (cell["epochs"], cell["train_images"], cell["batch"]),
+                (first.epochs, first.train_images, first.batch),
+            )
+        ],
+    )
+    text = (
+        f"{name}. Pretraining: {base['epochs']} of {paper.epochs} epochs. Fine-tuning: {cell['train_images']:,} of"
+        f" {first.train_images:,} images, {cell['epochs']} of {first.epochs} epochs, about {updates[0]:,.0f} of"
+        f" {updates[1]:,.0f} updates, {precision}; {cell['images']:,} of {first.images:,} test images; nets:"
+        f" {', '.join(sorted({r.cell['base']['net'] for r in found}))}."
+    )
+    return banner(
+        records or found, protocol, "network",
+        text + ("" if protocol == "full" else " The same for all methods. Every verdict is provisional."),
+    )
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #95cb1e52
 CLEAN = (("clean", 0),)
 SEVEN3 = tuple((name, s) for name in OURS.values() for s in SEV)
 FIFTEEN5 = tuple(row for row in conditions() if row != CLEAN[0])
 SETS = {"clean": CLEAN, "7 x 3": SEVEN3, "15 x 5": FIFTEEN5}
-GROUPS = {name: tuple((c, s) for c in members if c in CORRUPTIONS for s in (1, 2, 3, 4, 5)) for name, members in FAMILIES.items()}
+GROUPS = {
+    name: tuple((c, s) for c in members if c in CORRUPTIONS for s in (1, 2, 3, 4, 5))
+    for name, members in FAMILIES.items()
+}
 GROUPS = {name: rows for name, rows in GROUPS.items() if rows}  # the four categories of Table 3
 
 
@@ -112,7 +134,8 @@ def accuracy(
     "Mean accuracy over conditions."
     try: values = world.array(*place, method, rows, (method,))
     except Missing: return None
-    return summary(values, len({world.record(*place, method, seed).key for seed in world.seeds_of(*place, (method,))}))  # a network that serves all seeds is one
+    # a network that serves all seeds is one
+    return summary(values, len({world.record(*place, method, seed).key for seed in world.seeds_of(*place, (method,))}))
 
 
 def gain(
@@ -133,11 +156,19 @@ PRINTED = {ours: printed for printed, ours in OURS.items()}  # corruptions as pr
 TABLES = {"cifar10": "dem_hec_table1", "tiny_imagenet": "dem_hec_table2", "cifar100": "dem_hec_table5"}
 
 
-def printed_pair(place: tuple[str, str], name: str, severity: int) -> tuple[float, float] | None:  # before, after in per cent; None: not printed
+def printed_pair(
+    place: tuple[str, str],
+    name: str,
+    severity: int,
+) -> tuple[float, float] | None:  # before, after in per cent; None: not printed
     "A cell of the paper's Table 1, 2 or 5."
     if place[0] not in TABLES: return None
     rows = paper_table(TABLES[place[0]])
-    rows = rows[(rows.backbone.map(PAPER_NETS) == place[1]) & (rows.corruption == PRINTED.get(name)) & (rows.severity == severity)]
+    rows = rows[
+        (rows.backbone.map(PAPER_NETS) == place[1])
+        & (rows.corruption == PRINTED.get(name))
+        & (rows.severity == severity)
+    ]
     return None if rows.empty else (rows.before.item(), rows.after.item())
 
 
@@ -151,9 +182,26 @@ def pair_table(
     for name, severity in (*CLEAN, *SEVEN3):
         printed, at = printed_pair(place, name, severity), ((name, severity),)
         row = {"test images": name.replace("_", " "), "severity": severity or ""}
-        row |= dict(zip(("paper, before", "paper, after", "paper, gain"), (f"{printed[0]:.2f}", f"{printed[1]:.2f}", signed(printed[1] - printed[0])) if printed else ("", "", "")))
-        mine = accuracy(world, place, "none", at), accuracy(world, place, "dem_hec", at), gain(world, place, "dem_hec", at)
-        rows.append(row | {f"ours, {what}": form(value) if value else "not run" for what, value, form in zip(("before", "after", "gain"), mine, (percent, percent, points))})
+        row |= dict(
+            zip(
+                ("paper, before", "paper, after", "paper, gain"),
+                (
+                    (f"{printed[0]:.2f}", f"{printed[1]:.2f}", signed(printed[1] - printed[0]))
+                    if printed
+                    else ("", "", "")
+                ),
+            )
+        )
+        mine = (
+            accuracy(world, place, "none", at), accuracy(world, place, "dem_hec", at),
+            gain(world, place, "dem_hec", at),
+        )
+        rows.append(
+            row | {
+                f"ours, {what}": form(value) if value else "not run"
+                for what, value, form in zip(("before", "after", "gain"), mine, (percent, percent, points))
+            }
+        )
     return table(pd.DataFrame(rows), caption)
 
 
@@ -169,10 +217,16 @@ def pair_figure(world: DemHecData, place: tuple[str, str]) -> plt.Figure:
     for ax, severity in zip(axes, SEV):
         for i, name in enumerate(OURS.values()):
             printed, found = printed_pair(place, name, severity), gain(world, place, "dem_hec", ((name, severity),))
-            if printed: ax.plot(printed[1] - printed[0], i - 0.15, "D", mfc="none", color="C3", label="paper" if not i else None)
+            if printed:
+                ax.plot(
+                    printed[1] - printed[0], i - 0.15, "D", mfc="none", color="C3", label="paper" if not i else None
+                )
             if found: draw_interval(ax, found, i + 0.15, color="C0", label="ours" if not i else None)
         ax.axvline(0, color="0.4", lw=1)
-        ax.set(title=f"severity {severity}", yticks=range(7), yticklabels=[name.replace("_", " ") for name in OURS.values()], ylim=(6.6, -0.6))
+        ax.set(
+            title=f"severity {severity}", yticks=range(7),
+            yticklabels=[name.replace("_", " ") for name in OURS.values()], ylim=(6.6, -0.6),
+        )
     axes[1].set_xlabel("gain in accuracy over the network before, points")
     axes[0].legend(fontsize=8, loc="best")
     return fig
@@ -180,7 +234,10 @@ def pair_figure(world: DemHecData, place: tuple[str, str]) -> plt.Figure:
 
 def draw_interval(ax, found: Estimate, y: float, marker: str = "o", **style) -> None:
     "A point with its interval."
-    ax.errorbar(found.value, y, xerr=[[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]], fmt=marker, markersize=4.5, capsize=2, **style)
+    ax.errorbar(
+        found.value, y, xerr=[[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]],
+        fmt=marker, markersize=4.5, capsize=2, **style,
+    )
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #d8c58e80
 def printed_gains(name: str) -> pd.DataFrame:  # backbone, corruption, severity, before, after, gain in points
@@ -222,7 +279,12 @@ def widest(world: DemHecData, place: tuple[str, str]) -> tuple:  # conditions
 def cost_of(world: DemHecData, place: tuple[str, str], method: str) -> float:
     "Passes for each image and epoch of fine-tuning; 0 where nothing is trained."
     record = next(r for (data, net, name, _), r in world.records.items() if (data, net, name) == (*place, method))
-    return passes(DemHecCell(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.cell.items() if k != "base"}, base=PretrainCell(**record.cell["base"])))
+    return passes(
+        DemHecCell(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in record.cell.items() if k != "base"},
+            base=PretrainCell(**record.cell["base"]),
+        )
+    )
 
 
 def compare_table(
@@ -233,8 +295,13 @@ def compare_table(
     "Accuracy of each method, and what it has over Dem-HEC. n.s.: the interval holds 0."
     rows = []
     for method in ranked(world, place, widest(world, place)):
-        row = {"method": f"<strong>{TITLES[method]}</strong>" if method == "dem_hec" else TITLES[method], "seeds": accuracy(world, place, method, CLEAN).n_seeds, "passes an image": f"{cost_of(world, place, method):.1f}"}
-        for name, at in SETS.items(): row[name] = percent(found) if (found := accuracy(world, place, method, at)) else ""
+        row = {
+            "method": f"<strong>{TITLES[method]}</strong>" if method == "dem_hec" else TITLES[method],
+            "seeds": accuracy(world, place, method, CLEAN).n_seeds,
+            "passes an image": f"{cost_of(world, place, method):.1f}",
+        }
+        for name, at in SETS.items():
+            row[name] = percent(found) if (found := accuracy(world, place, method, at)) else ""
         for name, at in list(SETS.items())[1:]:
             found = gain(world, place, method, at, "dem_hec") if method != "dem_hec" else None
             row[f"{name}, over Dem-HEC"] = points(found) if found else ""
@@ -253,7 +320,9 @@ def standing(
         if method == "dem_hec": continue
         found = gain(world, place, method, rows, "dem_hec")
         word = "better" if found.low > 0 else "worse" if found.high < 0 else "not to be told from it"
-        words[word].append(f"{TITLES[method]} " + f"({found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}])".replace("-", "−"))
+        words[word].append(
+            f"{TITLES[method]} " + f"({found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}])".replace("-", "−")
+        )
     return "; ".join(f"**{word}**: {', '.join(names)}" for word, names in words.items() if names)
 
 
@@ -286,15 +355,23 @@ def rates_figure(
     order = [m for m in ranked(world, place, rows) if METHODS[m] is not None]
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 1.0 + 0.28 * len(order)), sharey=True, layout="constrained")
     rate = next(record.cell["lr"] for record in world.records.values() if record.cell["method"] == order[0])
-    for ax, at, title in zip(axes, (CLEAN, rows), ("clean images", "15 x 5" if rows == FIFTEEN5 else "corrupted images")):
-        for shown_world, shift, style, label in ((world, -0.13, dict(color="C0"), f"rate {rate:g}"), (slower, 0.13, dict(color="C1", mfc="white"), f"rate {LOWER:g}")):
+    for ax, at, title in zip(
+        axes, (CLEAN, rows), ("clean images", "15 x 5" if rows == FIFTEEN5 else "corrupted images")
+    ):
+        for shown_world, shift, style, label in (
+            (world, -0.13, dict(color="C0"), f"rate {rate:g}"),
+            (slower, 0.13, dict(color="C1", mfc="white"), f"rate {LOWER:g}"),
+        ):
             for i, method in enumerate(order):
                 found = accuracy(shown_world, place, method, at)
                 if found: draw_interval(ax, found, i + shift, **style)
             ax.plot([], [], "o", label=label, **style)
         base = accuracy(world, place, "none", at)
         if base: ax.axvline(base.value, color="0.4", lw=1, ls="--", zorder=0)
-        ax.set(title=title, yticks=range(len(order)), yticklabels=[TITLES[m] for m in order], ylim=(len(order) - 0.4, -0.6), xlabel="accuracy, %")
+        ax.set(
+            title=title, yticks=range(len(order)), yticklabels=[TITLES[m] for m in order],
+            ylim=(len(order) - 0.4, -0.6), xlabel="accuracy, %",
+        )
     axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
@@ -303,14 +380,28 @@ def by_corruption_figure(world: DemHecData, place: tuple[str, str]) -> plt.Figur
     "Gain over the network before by method and corruption, mean of all severities that were asked."
     theme()
     asked = next(iter(world.records.values())).cell
-    names = [n for n in (*OURS.values(), *(n for n in CORRUPTIONS if n not in OURS.values())) if n in asked["corruptions"]]
+    names = [
+        n for n in (*OURS.values(), *(n for n in CORRUPTIONS if n not in OURS.values())) if n in asked["corruptions"]
+    ]
     order = [m for m in ranked(world, place, widest(world, place)) if m != "none"]
-    values = np.array([[f.value if (f := gain(world, place, method, tuple((name, s) for s in asked["severities"]))) else np.nan for name in names] for method in order])
+    values = np.array([
+        [
+            f.value if (f := gain(world, place, method, tuple((name, s) for s in asked["severities"]))) else np.nan
+            for name in names
+        ]
+        for method in order
+    ])
     fig, ax = plt.subplots(figsize=(max(4.2, 1.9 + 0.42 * len(names)), 1.5 + 0.28 * len(order)), layout="constrained")
     limit = max(10.0, float(np.nanmax(np.abs(values)))) if values.size else 10.0
-    texts = np.array([["" if v != v else f"{v:+.0f}".replace("-0", "0").replace("+0", "0").replace("-", "−") for v in row] for row in values])
-    sns.heatmap(values, annot=texts, fmt="", cmap="vlag_r", norm=Normalize(-limit, limit), ax=ax, cbar_kws=dict(label="gain, points"), annot_kws=dict(size=7.5), linewidths=0.5,
-                xticklabels=[n.replace("_", " ") for n in names], yticklabels=[TITLES[m] for m in order])
+    texts = np.array([
+        ["" if v != v else f"{v:+.0f}".replace("-0", "0").replace("+0", "0").replace("-", "−") for v in row]
+        for row in values
+    ])
+    sns.heatmap(
+        values, annot=texts, fmt="", cmap="vlag_r", norm=Normalize(-limit, limit), ax=ax,
+        cbar_kws=dict(label="gain, points"), annot_kws=dict(size=7.5), linewidths=0.5,
+        xticklabels=[n.replace("_", " ") for n in names], yticklabels=[TITLES[m] for m in order],
+    )
     if len(names) > 7: ax.axvline(7, color="0.15", lw=1.5)
     ax.tick_params(axis="x", rotation=60)
     plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
@@ -328,12 +419,20 @@ def table3(
     for method in dict.fromkeys(printed.method):
         row = {"method": method}
         for category in dict.fromkeys(printed.category):
-            row[f"{category}, paper"] = f"{printed[(printed.method == method) & (printed.category == category)].accuracy.item():.2f}"
+            row[f"{category}, paper"] = (
+                f"{printed[(printed.method == method) & (printed.category == category)].accuracy.item():.2f}"
+            )
             found = accuracy(world, place, TABLE3[method], GROUPS[category.lower()]) if method in TABLE3 else None
             row[f"{category}, ours"] = percent(found) if found else "not rerun" if method not in TABLE3 else "not run"
         rows.append(row)
     extra = {"method": "before (not in the paper's table)"}
-    for category in dict.fromkeys(printed.category): extra |= {f"{category}, paper": "", f"{category}, ours": percent(found) if (found := accuracy(world, place, "none", GROUPS[category.lower()])) else "not run"}
+    for category in dict.fromkeys(printed.category):
+        extra |= {
+            f"{category}, paper": "",
+            f"{category}, ours": (
+                percent(found) if (found := accuracy(world, place, "none", GROUPS[category.lower()])) else "not run"
+            ),
+        }
     return table(pd.DataFrame([*rows, extra]), caption)
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #9b66c646
@@ -344,15 +443,30 @@ def field_table(
 ) -> HTML:
     "Published results on CIFAR-10-C, the paper's Table 1, and ours, by their mean over 7 x 3."
     text = lambda value: "" if value != value else f"{value:.2f}"
-    rows = [(f"{r.method}, {r.backbone}", "published", r.seven, text(r.clean), text(r.seven), text(r.fifteen)) for r in paper_table("dem_hec_field_cifar10c").itertuples()]
-    clean = paper_table("dem_hec_clean").query("dataset == 'CIFAR10' and method == 'Dem-HEC'").set_index("backbone").after
+    rows = [
+        (f"{r.method}, {r.backbone}", "published", r.seven, text(r.clean), text(r.seven), text(r.fifteen))
+        for r in paper_table("dem_hec_field_cifar10c").itertuples()
+    ]
+    clean = (
+        paper_table("dem_hec_clean").query("dataset == 'CIFAR10' and method == 'Dem-HEC'").set_index("backbone").after
+    )
     for net, same in paper_table("dem_hec_table1").groupby("backbone", sort=False):
-        rows.append((f"Dem-HEC, {net}", "the paper", same.after.mean(), text(clean.get(net, np.nan)), text(same.after.mean()), ""))
+        rows.append((
+            f"Dem-HEC, {net}", "the paper", same.after.mean(), text(clean.get(net, np.nan)), text(same.after.mean()),
+            "",
+        ))
     for method in ranked(world, place, SEVEN3):
         found = [accuracy(world, place, method, at) for at in (SEVEN3, CLEAN, SEVEN3, FIFTEEN5)]
-        rows.append((f"{TITLES[method]}, {place[1]}", "ours", found[0].value, *(percent(f) if f else "" for f in found[1:])))
+        rows.append(
+            (f"{TITLES[method]}, {place[1]}", "ours", found[0].value, *(percent(f) if f else "" for f in found[1:]))
+        )
     rows.sort(key=lambda row: -row[2])
-    return table(pd.DataFrame([{"method": name, "from": source, "clean": a, "7 x 3": b, "15 x 5": c} for name, source, _, a, b, c in rows]), caption)
+    return table(
+        pd.DataFrame(
+            [{"method": name, "from": source, "clean": a, "7 x 3": b, "15 x 5": c} for name, source, _, a, b, c in rows]
+        ),
+        caption,
+    )
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #9ffc2699
 def table4(
@@ -371,18 +485,32 @@ def table4(
     return table(pd.DataFrame(rows), caption)
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #dd156065
-CLEAN_DATA = {"CIFAR10": "cifar10", "CIFAR100": "cifar100", "Tiny-ImageNet": "tiny_imagenet", "ImageNette": "imagenette"}  # as printed -> ours
+CLEAN_DATA = {
+    "CIFAR10": "cifar10", "CIFAR100": "cifar100", "Tiny-ImageNet": "tiny_imagenet", "ImageNette": "imagenette",
+}  # as printed -> ours
 
 
-def clean_rows(worlds: list[DemHecData]) -> pd.DataFrame:  # data, net, paper_before, paper_after (NaN: not printed), before, after, change: `Estimate` or None
+def clean_rows(
+    worlds: list[DemHecData],
+) -> pd.DataFrame:  # data, net, paper_before, paper_after (NaN: not printed), before, after, change: `Estimate` or None
     "Clean accuracy before and after, of every network that is printed or was run."
     printed = paper_table("dem_hec_clean")
     printed = printed[printed.method == "Dem-HEC"]
-    found = {(CLEAN_DATA.get(r.dataset, r.dataset), PAPER_NETS.get(r.backbone, r.backbone)): (r.before, r.after) for r in printed.itertuples()}
+    found = {
+        (CLEAN_DATA.get(r.dataset, r.dataset), PAPER_NETS.get(r.backbone, r.backbone)): (r.before, r.after)
+        for r in printed.itertuples()
+    }
     ours = {place: world for world in worlds for place in nets_of(world)}
     rows = []
     for place in dict.fromkeys([*ours, *found]):
-        mine = (accuracy(ours[place], place, "none", CLEAN), accuracy(ours[place], place, "dem_hec", CLEAN), gain(ours[place], place, "dem_hec", CLEAN)) if place in ours else (None,) * 3
+        mine = (
+            (
+                accuracy(ours[place], place, "none", CLEAN), accuracy(ours[place], place, "dem_hec", CLEAN),
+                gain(ours[place], place, "dem_hec", CLEAN),
+            )
+            if place in ours
+            else (None,) * 3
+        )
         rows.append((*place, *found.get(place, (np.nan, np.nan)), *mine))
     return pd.DataFrame(rows, columns=["data", "net", "paper_before", "paper_after", "before", "after", "change"])
 
@@ -390,10 +518,20 @@ def clean_rows(worlds: list[DemHecData]) -> pd.DataFrame:  # data, net, paper_be
 def clean_table(frame: pd.DataFrame, caption: str = "") -> HTML:
     "`clean_rows` for a reader."
     text = lambda value: "" if value != value else f"{value:.2f}"
-    return table(pd.DataFrame([{"data": r.data, "net": r.net, "paper, before": text(r.paper_before), "paper, after": text(r.paper_after),
-                                "paper, change": "" if r.paper_before != r.paper_before else signed(r.paper_after - r.paper_before),
-                                "ours, before": percent(r.before) if r.before else "not run", "ours, after": percent(r.after) if r.after else "not run",
-                                "ours, change": points(r.change) if r.change else ""} for r in frame.itertuples()]), caption)
+    return table(
+        pd.DataFrame([
+            {
+                "data": r.data, "net": r.net, "paper, before": text(r.paper_before),
+                "paper, after": text(r.paper_after),
+                "paper, change": "" if r.paper_before != r.paper_before else signed(r.paper_after - r.paper_before),
+                "ours, before": percent(r.before) if r.before else "not run",
+                "ours, after": percent(r.after) if r.after else "not run",
+                "ours, change": points(r.change) if r.change else "",
+            }
+            for r in frame.itertuples()
+        ]),
+        caption,
+    )
 
 
 def clean_figure(frame: pd.DataFrame) -> plt.Figure:
@@ -405,9 +543,15 @@ def clean_figure(frame: pd.DataFrame) -> plt.Figure:
             if value == value: ax.plot(value, i - 0.15, "D", color="C3", mfc=fill)
         for found, fill in ((r.before, "white"), (r.after, "C0")):
             if found: draw_interval(ax, found, i + 0.15, color="C0", mfc=fill)
-    for label, marker, colour, fill in (("paper, before", "D", "C3", "none"), ("paper, after", "D", "C3", "C3"), ("ours, before", "o", "C0", "white"), ("ours, after", "o", "C0", "C0")):
+    for label, marker, colour, fill in (
+        ("paper, before", "D", "C3", "none"), ("paper, after", "D", "C3", "C3"),
+        ("ours, before", "o", "C0", "white"), ("ours, after", "o", "C0", "C0"),
+    ):
         ax.plot([], [], marker, color=colour, mfc=fill, label=label)
-    ax.set(yticks=range(len(frame)), yticklabels=[f"{r.net}, {r.data}" for r in frame.itertuples()], ylim=(len(frame) - 0.4, -0.6), xlabel="accuracy on clean test images, %")
+    ax.set(
+        yticks=range(len(frame)), yticklabels=[f"{r.net}, {r.data}" for r in frame.itertuples()],
+        ylim=(len(frame) - 0.4, -0.6), xlabel="accuracy on clean test images, %",
+    )
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
@@ -418,7 +562,9 @@ def shown_large(
     data: str = "tiny_imagenet",  # of `papers/dem_hec/12_large`; in smoke the stand-in is shown
 ) -> tuple[DemHecData, list[Record]]:
     "The networks for larger images, resampled, and their records."
-    records = [r for r in large_records(store, profile) if r.cell["base"]["data"] == ("sample" if profile == "smoke" else data)]
+    records = [
+        r for r in large_records(store, profile) if r.cell["base"]["data"] == ("sample" if profile == "smoke" else data)
+    ]
     world = DemHecData(records, store, profile)
     world.at = None  # all resamples at once
     return world, records
@@ -431,7 +577,10 @@ def large_banner(records: list[Record], profile: str) -> HTML:  # profile: smoke
     place = tuple(done[0]["base"][name] for name in ("data", "net"))
     paper, = large_cells(places=(place,), seeds=(0,), methods=("dem_hec",))
     train, test = (f"{n:,}" if n else "all" for n in (done[0]["train_images"], done[0]["images"]))
-    text = f"{profile.capitalize()} run. Fine-tuning: {train} images, {done[0]['epochs']} of {paper.epochs} epochs; {test} test images."
+    text = (
+        f"{profile.capitalize()} run. Fine-tuning: {train} images, {done[0]['epochs']} of {paper.epochs} epochs; {test}"
+        " test images."
+    )
     return banner(records, profile, "network", text + ("" if profile == "full" else " Every verdict is provisional."))
 
 
@@ -451,22 +600,36 @@ def before_after(
     "Before, after and gain over sets of conditions, the paper's and ours."
     rows = []
     for title, at in sets.items():
-        mine = accuracy(world, place, "none", at), accuracy(world, place, "dem_hec", at), gain(world, place, "dem_hec", at)
-        rows.append({"test images": title} | {f"paper, {what}": text for what, text in zip(("before", "after", "gain"), printed.get(title, ("",) * 3))}
-                    | {f"ours, {what}": form(value) if value else "not run" for what, value, form in zip(("before", "after", "gain"), mine, (percent, percent, points))})
+        mine = (
+            accuracy(world, place, "none", at), accuracy(world, place, "dem_hec", at),
+            gain(world, place, "dem_hec", at),
+        )
+        rows.append(
+            {"test images": title}
+            | {f"paper, {what}": text for what, text in zip(("before", "after", "gain"), printed.get(title, ("",) * 3))}
+            | {
+                f"ours, {what}": form(value) if value else "not run"
+                for what, value, form in zip(("before", "after", "gain"), mine, (percent, percent, points))
+            }
+        )
     return table(pd.DataFrame(rows), caption)
 
 
 def table6(world: DemHecData, place: tuple[str, str], caption: str = "") -> HTML:
     "Table 6: clean images, and the mean over severities 1, 3 and 5 of each corruption."
     printed = {name: (f"{b:.2f}", f"{a:.2f}", signed(a - b)) for name, (b, a) in printed6().items()}
-    return before_after(world, place, {"Clean": CLEAN} | {name: tuple((OURS[name], s) for s in SEV) for name in C7}, printed, caption)
+    return before_after(
+        world, place, {"Clean": CLEAN} | {name: tuple((OURS[name], s) for s in SEV) for name in C7}, printed, caption
+    )
 
 
 def subset_table(world: DemHecData, place: tuple[str, str], caption: str = "") -> HTML:
     "Appendix A.2: what the text says of a twentieth of ImageNet, and our numbers by category."
     number = lambda value: f"{value:+g}".replace("-", "−")
-    said = {r.category: ("", "", number(r.low) + (f" to {number(r.high)}" if r.high > r.low else "")) for r in paper_table("dem_hec_imagenet_subset").itertuples()}
+    said = {
+        r.category: ("", "", number(r.low) + (f" to {number(r.high)}" if r.high > r.low else ""))
+        for r in paper_table("dem_hec_imagenet_subset").itertuples()
+    }
     return before_after(world, place, {"clean": CLEAN, **GROUPS, "15 x 5": FIFTEEN5}, said, caption)
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #390c7f22
@@ -478,15 +641,24 @@ def ablation_worlds(
     for protocol in at_least(profile):
         main, known = records_of(store, protocol), store.records("dem-hec", protocol)
         seeds = tuple(sorted({r.cell["seed"] for r in known}))
-        cells = [*dem_hec_cells(protocol, "ablation", seeds=seeds or None), *further_cells(protocol, seeds or (0,)), *dem_hec_cells(protocol, seeds=seeds or None, lr=LOWER)]
+        cells = [
+            *dem_hec_cells(protocol, "ablation", seeds=seeds or None), *further_cells(protocol, seeds or (0,)),
+            *dem_hec_cells(protocol, seeds=seeds or None, lr=LOWER),
+        ]
         keys = {record_key("dem-hec", cell): name for cell in cells if (name := setting_name(cell))}
         grouped = {}
         for r in known:
             if r.key in keys: grouped.setdefault(keys[r.key], {}).setdefault(r.cell["seed"], r)
         grouped = {name: list(same.values()) for name, same in grouped.items()}
         if len(grouped) < 2 or "as proposed" not in grouped: continue
-        base = [r for r in main if r.cell["method"] == "none" and r.cell["base"] == grouped["as proposed"][0].cell["base"]]
-        worlds = {name: DemHecData(grouped[name] + base, store, protocol) for name in (*ablations(grouped["as proposed"][0].cell["base"]["net"]), *FURTHER) if name in grouped}
+        base = [
+            r for r in main if r.cell["method"] == "none" and r.cell["base"] == grouped["as proposed"][0].cell["base"]
+        ]
+        worlds = {
+            name: DemHecData(grouped[name] + base, store, protocol)
+            for name in (*ablations(grouped["as proposed"][0].cell["base"]["net"]), *FURTHER)
+            if name in grouped
+        }
         for world in worlds.values(): world.at = None
         return protocol, worlds
     return None, {}
@@ -525,7 +697,10 @@ def seed_range(worlds: dict[str, DemHecData], rows: tuple) -> tuple[float, float
     return (min(means) - np.mean(means), max(means) - np.mean(means)) if len(seeds) > 1 else None
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #65ea1a47
-LABELS = {"batch statistics kept": "running statistics, kept as they are", "no cross-entropy of raised images": "no cross-entropy of high-entropy images"}  # settings as a reader sees them
+LABELS = {
+    "batch statistics kept": "running statistics, kept as they are",
+    "no cross-entropy of raised images": "no cross-entropy of high-entropy images",
+}  # settings as a reader sees them
 
 
 def ablation_table(
@@ -533,39 +708,71 @@ def ablation_table(
     caption: str = "",
     beside: DemHecData | None = None,  # has the network before, and the one with crops and mirrors only
 ) -> HTML:
-    "Accuracy by setting, and what each has over the proposed one; last the networks without any of it. n.s.: the interval holds 0."
+    """Accuracy by setting, and what each has over the proposed one; last the networks without any of it. n.s.: the
+    interval holds 0."""
     rows = []
     for name, world in worlds.items():
         place, = {(data, net) for data, net, *_ in world.records}
-        row = {"setting": f"<strong>{name}</strong>" if name == "as proposed" else LABELS.get(name, name), "seeds": len(world.seeds_of(*place, ("dem_hec",))), "passes an image": f"{cost_of(world, place, 'dem_hec'):.1f}"}
-        for title, at in SETS.items(): row[title] = percent(found) if (found := accuracy(world, place, "dem_hec", at)) else "diverged" if diverged(world) else ""
+        row = {
+            "setting": f"<strong>{name}</strong>" if name == "as proposed" else LABELS.get(name, name),
+            "seeds": len(world.seeds_of(*place, ("dem_hec",))),
+            "passes an image": f"{cost_of(world, place, 'dem_hec'):.1f}",
+        }
+        for title, at in SETS.items():
+            row[title] = (
+                percent(found)
+                if (found := accuracy(world, place, "dem_hec", at))
+                else "diverged" if diverged(world) else ""
+            )
         for title, at in SETS.items():
             found = setting_change(worlds, name, at) if name != "as proposed" else None
             row[f"{title}, change"] = points(found) if found else ""
         rows.append(row)
     for method in ("standard", "none") if beside is not None and rows else ():
-        found = {title: (accuracy(beside, place, method, at), gain(beside, place, method, at, "dem_hec")) for title, at in SETS.items()}
+        found = {
+            title: (accuracy(beside, place, method, at), gain(beside, place, method, at, "dem_hec"))
+            for title, at in SETS.items()
+        }
         if not any(value for value, _ in found.values()): continue
-        row = {"setting": f"<em>{TITLES[method]}</em>", "seeds": next(value.n_seeds for value, _ in found.values() if value), "passes an image": f"{cost_of(beside, place, method):.1f}"}
-        rows.append(row | {title: percent(value) if value else "" for title, (value, _) in found.items()} | {f"{title}, change": points(change) if change else "" for title, (_, change) in found.items()})
+        row = {
+            "setting": f"<em>{TITLES[method]}</em>",
+            "seeds": next(value.n_seeds for value, _ in found.values() if value),
+            "passes an image": f"{cost_of(beside, place, method):.1f}",
+        }
+        rows.append(
+            row
+            | {title: percent(value) if value else "" for title, (value, _) in found.items()}
+            | {f"{title}, change": points(change) if change else "" for title, (_, change) in found.items()}
+        )
     return table(pd.DataFrame(rows), caption)
 
 
 def ablation_figure(worlds: dict[str, DemHecData]) -> plt.Figure:
-    "Change by setting against the proposed one, for clean images, 7 x 3 and 15 x 5; the grey band is the range of the proposed setting's seeds around their mean."
+    """Change by setting against the proposed one, for clean images, 7 x 3 and 15 x 5; the grey band is the range of
+    the proposed setting's seeds around their mean."""
     theme()
     order = [name for name in worlds if name != "as proposed"]
     sets = [(title, at) for title, at in SETS.items() if any(setting_change(worlds, name, at) for name in order)]
-    fig, axes = plt.subplots(1, len(sets), figsize=(2.2 + 2.1 * len(sets), 0.9 + 0.27 * len(order)), sharey=True, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        1, len(sets), figsize=(2.2 + 2.1 * len(sets), 0.9 + 0.27 * len(order)), sharey=True, squeeze=False,
+        layout="constrained",
+    )
     for ax, (title, at), colour in zip(axes[0], sets, ("0.3", "C1", "C0")):
         band = seed_range(worlds, at)
         if band: ax.axvspan(*band, color="0.85", zorder=0)
         for i, name in enumerate(order):
             found = setting_change(worlds, name, at)
             if found: draw_interval(ax, found, i, color=colour)
-            elif diverged(worlds[name]): ax.text(0.5, i, "diverged", transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=8, color="C3")
+            elif diverged(worlds[name]):
+                ax.text(
+                    0.5, i, "diverged", transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=8,
+                    color="C3",
+                )
         ax.axvline(0, color="0.4", lw=1)
-        ax.set(title=title, yticks=range(len(order)), yticklabels=[LABELS.get(name, name) for name in order], ylim=(len(order) - 0.4, -0.6))
+        ax.set(
+            title=title, yticks=range(len(order)), yticklabels=[LABELS.get(name, name) for name in order],
+            ylim=(len(order) - 0.4, -0.6),
+        )
     axes[0][len(sets) // 2].set_xlabel("accuracy over the proposed setting, points")
     return fig
 
@@ -576,19 +783,32 @@ def effects(
 ) -> str:  # Markdown
     "Settings that are better, worse, or not to be told from the proposed one, and those that could not be trained."
     low, high = seed_range(worlds, rows) or (0.0, 0.0)
-    words = {"better": [], "worse": [], "not to be told from it": [], "diverged": [LABELS.get(name, name) for name in worlds if diverged(worlds[name])]}
+    words = {
+        "better": [], "worse": [], "not to be told from it": [],
+        "diverged": [LABELS.get(name, name) for name in worlds if diverged(worlds[name])],
+    }
     for name in worlds:
         found = setting_change(worlds, name, rows) if name != "as proposed" else None
         if not found: continue
-        word = "better" if found.low > 0 and found.value > high else "worse" if found.high < 0 and found.value < low else "not to be told from it"
-        words[word].append(f"{LABELS.get(name, name)} " + f"({found.value:+.1f}{'' if found.n_seeds > 1 else ', one seed'})".replace("-", "−"))
+        word = (
+            "better"
+            if found.low > 0 and found.value > high
+            else "worse" if found.high < 0 and found.value < low else "not to be told from it"
+        )
+        words[word].append(
+            f"{LABELS.get(name, name)} "
+            + f"({found.value:+.1f}{'' if found.n_seeds > 1 else ', one seed'})".replace("-", "−")
+        )
     return "; ".join(f"**{word}**: {', '.join(names)}" for word, names in words.items() if names)
 
 
 def history_figure(records: list[Record]) -> plt.Figure | None:  # None: nothing was logged
     "The terms of the objective by epoch, mean of seeds."
     theme()
-    terms = {"clean": "cross-entropy, clean", "high_entropy": "cross-entropy, high entropy", "contrast": "contrast", "distillation": "distillation"}
+    terms = {
+        "clean": "cross-entropy, clean", "high_entropy": "cross-entropy, high entropy", "contrast": "contrast",
+        "distillation": "distillation",
+    }
     rows = pd.DataFrame([row for r in records for row in r.metrics["history"]])
     if rows.empty or not set(terms) <= set(rows): return None
     means = rows.groupby("epoch")[list(terms)].mean()

@@ -42,13 +42,23 @@ def attention_cells(
     seeds: tuple | None = None,  # None: those of the protocol
 ) -> list[AttentionCell]:
     "The networks of Figure 4: the paper's ResNet-18, or the net that a smaller protocol has."
-    net, images = {"smoke": ("thin4", 50), "quick": ("cnn8", 500), "reduced": ("cnn8", 1_000), "full": ("resnet18", 2_000)}[protocol]
-    return [AttentionCell(protocol, net, c.reading, c.seed, images) for c in eriep_cells(protocol, seeds=seeds) if c.net == net]
+    net, images = {
+        "smoke": ("thin4", 50), "quick": ("cnn8", 500), "reduced": ("cnn8", 1_000), "full": ("resnet18", 2_000),
+    }[protocol]
+    return [
+        AttentionCell(protocol, net, c.reading, c.seed, images)
+        for c in eriep_cells(protocol, seeds=seeds)
+        if c.net == net
+    ]
 
 
 def network_of(cell: AttentionCell) -> EriepCell:
     "The cell that trained the network."
-    return next(c for c in eriep_cells(cell.protocol, nets=(cell.net,), depths=(), seeds=(cell.seed,)) if c.reading == cell.reading)
+    return next(
+        c
+        for c in eriep_cells(cell.protocol, nets=(cell.net,), depths=(), seeds=(cell.seed,))
+        if c.reading == cell.reading
+    )
 
 # %% ../../../nbs/papers/eriep/15_checks.ipynb #e76279ff
 MEASURES = ("rank", "overlap", "cosine")
@@ -64,20 +74,29 @@ def pictures(
     index = torch.stack([(test.y == c).nonzero()[0, 0] for c in range(min(SHOWN, len(test.classes)))])
     x, y = test.take(index).float(), test.y[index]
     blurred = fig4_blur(x, radius)
-    return dict(clean=(x * 255).round().byte(), blurred=(blurred * 255).round().byte(), maps_clean=grad_cam(model, x, y).half(), maps_blurred=grad_cam(model, blurred, y).half())
+    return dict(
+        clean=(x * 255).round().byte(), blurred=(blurred * 255).round().byte(),
+        maps_clean=grad_cam(model, x, y).half(), maps_blurred=grad_cam(model, blurred, y).half(),
+    )
 
 
 def run_attention_cell(
     cell: AttentionCell,
     context,  # of the experiment
-) -> dict:  # rank, overlap, cosine: means over images with a map; same_guess, right_clean, right_perturbed, empty: shares; other: of two different images; n_test
+    # rank, overlap, cosine: means over images with a map; same_guess, right_clean, right_perturbed, empty: shares;
+    # other: of two different images; n_test
+) -> dict:
     "Grad-CAM of one network on clean and blurred images."
     wanted = network_of(cell)
     model, _ = trained(wanted, context.of("eriep", "robustnb.papers.eriep.protocol"))
     test = images_of(wanted.data, "test", cell.images)
     x = test.float()
     table = attention_drift(model, x, fig4_blur(x, cell.radius), test.y, cell.target)
-    context.artefact("drift.npz", {name: table[name].to_numpy("float32") for name in MEASURES} | {name: table[name].to_numpy(bool) for name in ("right_clean", "right_perturbed")})
+    context.artefact(
+        "drift.npz",
+        {name: table[name].to_numpy("float32") for name in MEASURES}
+        | {name: table[name].to_numpy(bool) for name in ("right_clean", "right_perturbed")},
+    )
     context.artefact("maps.npz", pictures(model, test, cell.radius))
     shares = {name: float(table[name].mean()) for name in (*MEASURES, "same_guess", "right_clean", "right_perturbed")}
     maps = grad_cam(model, x, test.y)
@@ -106,7 +125,10 @@ class InvariantCell:
 
 def identity_errors(alphas: tuple, generator: torch.Generator) -> tuple[float, float]:
     "Largest deviations from eq. 9 and from its gradient."
-    losses, x, y = torch.rand(2, 64, generator=generator) * 3, sample("cifar10").take(slice(0, 64)).float(), sample("cifar10").y[:64]
+    losses, x, y = (
+        torch.rand(2, 64, generator=generator) * 3, sample("cifar10").take(slice(0, 64)).float(),
+        sample("cifar10").y[:64],
+    )
     means = [float(v.sum()) / 64 for v in losses]
     printed = max(abs(float(final_loss(*losses, a)) - (means[0] + a * abs(means[0] - means[1]))) for a in alphas)
     policy, errors = Policy(generator=generator), []
@@ -117,7 +139,10 @@ def identity_errors(alphas: tuple, generator: torch.Generator) -> tuple[float, f
         with seeded(1): model = thin4().train()
         objective.reference, objective.generator = reference_of(model, "random", generator=generator), generator
         loss = objective.loss(model, x, y)
-        whole, clean = (torch.cat([g.flatten() for g in torch.autograd.grad(l, list(model.parameters()), retain_graph=True)]) for l in (loss.total, loss.terms["clean"]))
+        whole, clean = (
+            torch.cat([g.flatten() for g in torch.autograd.grad(l, list(model.parameters()), retain_graph=True)])
+            for l in (loss.total, loss.terms["clean"])
+        )
         sign = torch.sign(loss.terms["clean"] - loss.terms["perturbed"]).detach()
         errors.append(float((whole - (1 + alpha * sign) * clean).norm() / clean.norm()))
     return printed, max(errors)
@@ -139,7 +164,10 @@ def sync_notes(every: int, seed: int) -> list[tuple[bool, bool]]:  # of each ste
     objective = Watched(Policy(generator=torch.Generator().manual_seed(seed)), sync_every=every)
     objective.notes = []
     with seeded(seed): model = thin4()
-    fit(model, sample("cifar10").take(slice(0, 320)), objective, Recipe(epochs=2, batch=32), seed=seed, device="cpu", progress=False)
+    fit(
+        model, sample("cifar10").take(slice(0, 320)), objective, Recipe(epochs=2, batch=32), seed=seed,
+        device="cpu", progress=False,
+    )
     return objective.notes
 
 
@@ -153,9 +181,12 @@ def planted(seed: int) -> tuple[Policy, list[list[str]]]:  # a policy, and the o
 
 
 def acts_alone(fixed: FixedPolicy, seed: int) -> bool:
-    "Does each stage, when it is applied for certain, give what its operation alone gives with one of its signs, image by image?"
+    """Does each stage, when it is applied for certain, give what its operation alone gives with one of its signs,
+    image by image?"""
     x, right = sample("cifar10").take(slice(0, 4)).float(), True
-    for step in (step for row in fixed.subpolicies for step in row if step.operation not in ("cutout", "sample_pairing")):  # these draw more
+    for step in (
+        step for row in fixed.subpolicies for step in row if step.operation not in ("cutout", "sample_pairing")
+    ):  # these draw more
         out = FixedPolicy(((replace(step, probability=1.0),),))(x, torch.Generator().manual_seed(seed))
         options = [OPERATIONS[step.operation](x, step.magnitude, sign) for sign in (1, -1)]
         right &= all(any((one - option[i]).abs().max() < 1e-5 for option in options) for i, one in enumerate(out))
@@ -172,10 +203,13 @@ def run_invariant_cell(
     notes, fixed = sync_notes(every, cell.seed), discretise(policy)
     found = [[step.operation for step in row] for row in fixed.subpolicies]
     due = [(step + 1) % every == 0 for step in range(len(notes))]
-    return dict(loss_identity=printed < 1e-5, grad_identity=gradient < 1e-4, sync_exact=all(equal for (_, equal), now in zip(notes, due) if now),
-                static_between_sync=not any(changed for (changed, _), now in zip(notes, due) if not now),
-                policy_discrete=found == wanted and len(found) == 10 and acts_alone(fixed, cell.seed),
-                loss_error=printed, gradient_error=gradient, steps=len(notes), synchronisations=sum(due))
+    return dict(
+        loss_identity=printed < 1e-5, grad_identity=gradient < 1e-4,
+        sync_exact=all(equal for (_, equal), now in zip(notes, due) if now),
+        static_between_sync=not any(changed for (changed, _), now in zip(notes, due) if not now),
+        policy_discrete=found == wanted and len(found) == 10 and acts_alone(fixed, cell.seed), loss_error=printed,
+        gradient_error=gradient, steps=len(notes), synchronisations=sum(due),
+    )
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,13 @@ from ...resampling import image_draws, seed_draws
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #1b187198
 UNPRINTED = ("f3", "camsim")
-FACTS = ("loss_identity", "grad_identity", "sync_exact", "static_between_sync", "policy_discrete")  # our code computes them
-LISTS = dict(EM=["8-Layer-CNN", "VGG-16", "ResNet-18", "ConvNext"], PERT=["perturb-1", "perturb-2", "perturb-3"],
-             K4=["CrossEntropy", "SupCon", "UniCL", "ERIEP"], D4=["CIFAR-100", "ImageNet-1K"], M4=["ResNet-50", "ResNet-101"],
-             N2=[0.0, 0.2, 0.4], mean=mean, near=near)
+# our code computes them
+FACTS = ("loss_identity", "grad_identity", "sync_exact", "static_between_sync", "policy_discrete")
+LISTS = dict(
+    EM=["8-Layer-CNN", "VGG-16", "ResNet-18", "ConvNext"], PERT=["perturb-1", "perturb-2", "perturb-3"],
+    K4=["CrossEntropy", "SupCon", "UniCL", "ERIEP"], D4=["CIFAR-100", "ImageNet-1K"],
+    M4=["ResNet-50", "ResNet-101"], N2=[0.0, 0.2, 0.4], mean=mean, near=near,
+)
 
 
 @cache
@@ -66,7 +69,8 @@ def resampled(
 ) -> dict[str, np.ndarray]:  # condition -> accuracies in per cent, [1+R]; first the measurement itself
     "The accuracies of one network on resampled test images; ValueError where its answers are lost."
     try: correct = unpacked(store.artefact(record, "answers.npz"))
-    except (KeyError, TypeError, EOFError, OSError, BadZipFile, RecordError) as error: raise ValueError(f"answers.npz is lost or damaged: {error}") from None
+    except (KeyError, TypeError, EOFError, OSError, BadZipFile, RecordError) as error:
+        raise ValueError(f"answers.npz is lost or damaged: {error}") from None
     right = torch.from_numpy(np.stack(list(correct.values()), 1)).float()
     values = (image_draws(len(right), resamples, seed) @ right).double().numpy() * 100 / len(right)
     return dict(zip(correct, values.T))
@@ -82,16 +86,23 @@ def all_resampled(
     found = {}
     for record in records:
         try: found[record.key] = resampled(record, store, resamples, seed)
-        except ValueError as error: warnings.warn(f"record {record.key} ({record.cell['net']} {record.cell['reading']}, seed {record.cell['seed']}) is left out: {error}", stacklevel=2)
+        except ValueError as error:
+            warnings.warn(
+                f"record {record.key} ({record.cell['net']} {record.cell['reading']}, seed {record.cell['seed']}) is"
+                f" left out: {error}",
+                stacklevel=2,
+            )
     return found
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #4f401023
-PAPER_NETS = {"8-Layer-CNN": "cnn8", "VGG-16": "vgg16", "ResNet-18": "resnet18", "ConvNext": "convnext"}  # as printed -> ours
+# as printed -> ours
+PAPER_NETS = {"8-Layer-CNN": "cnn8", "VGG-16": "vgg16", "ResNet-18": "resnet18", "ConvNext": "convnext"}
 EPM_READINGS = ("literal", "through_n", "augment")
 
 
 class EriepData:
-    "Accuracies of a protocol's networks in one reading; `at` is the resample looked at, 0 the measurement, None all at once."
+    """Accuracies of a protocol's networks in one reading; `at` is the resample looked at, 0 the measurement, None
+    all at once."""
 
     def __init__(
         self,
@@ -113,7 +124,11 @@ class EriepData:
 
     def seeds_of(self, net: str, *readings: str) -> list[int]:  # none given: standard and the world's own
         "Seeds with all of these networks."
-        return [s for s in self.seeds if all((net, reading, s) in self.records for reading in readings or ("standard", self.reading))]
+        return [
+            s
+            for s in self.seeds
+            if all((net, reading, s) in self.records for reading in readings or ("standard", self.reading))
+        ]
 
     def array(self, net: str, method: str, condition: str) -> np.ndarray:  # per cent, [1+R]
         "Mean over seeds, and its resamples."
@@ -121,12 +136,17 @@ class EriepData:
         seeds = self.seeds_of(net)
         lost = [s for s in seeds if (net, reading, s) not in self.cells]
         if lost: raise Damaged(f"{net} {reading} seed {lost[0]}: its answers.npz is lost or damaged")
-        if not seeds: raise Missing(f"{net}: no seed has both the standard and the {self.reading} network of the {self.protocol} protocol")
+        if not seeds:
+            raise Missing(
+                f"{net}: no seed has both the standard and the {self.reading} network of the {self.protocol} protocol"
+            )
         first = self.cells[net, reading, seeds[0]]
         if condition not in first: raise Missing(f"{condition} is not in the {self.protocol} protocol")
         if len(seeds) not in self.draws: self.draws[len(seeds)] = seed_draws(len(seeds), self.size - 1, self.generator)
         self.used.add((net, reading, len(seeds)))
-        return np.einsum("sr,rs->r", np.stack([self.cells[net, reading, s][condition] for s in seeds]), self.draws[len(seeds)])
+        return np.einsum(
+            "sr,rs->r", np.stack([self.cells[net, reading, s][condition] for s in seeds]), self.draws[len(seeds)]
+        )
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #0fa736b0
 INVARIANTS = ("loss_identity", "grad_identity", "sync_exact", "static_between_sync", "policy_discrete")
@@ -150,7 +170,8 @@ class EriepWorld(EriepData):
         if net not in PAPER_NETS: raise Missing(f"net {net}")
         return self.seen(self.array(PAPER_NETS[net], method, "clean" if perturbation == "None" else perturbation))
 
-    def noisy(self, net, level, method): return self.seen(self.array(net, method, f"noise {level:g}" if level else "clean"))
+    def noisy(self, net, level, method):
+        return self.seen(self.array(net, method, f"noise {level:g}" if level else "clean"))
     def f2(self, level, method): return self.noisy("cnn8", level, method)
 
     def f3(self, depth, method):
@@ -173,8 +194,17 @@ class EriepWorld(EriepData):
 
     def names(self, facts: dict | None = None) -> dict:
         "Everything that a predicate may use."
-        own = dict(EM=self.nets or Missing(f"a net of Table 3 in the {self.protocol} protocol"), e3=self.e3, eg=lambda p, m: self.e3(p, "ERIEP", m) - self.e3(p, "Standard", m), f2=self.f2, f3=self.f3, camsim=self.camsim, e4=self.e4)
-        return printed_names() | own | {name: self.invariants.get(name, Missing(name)) for name in INVARIANTS} | (facts or {})
+        own = dict(
+            EM=self.nets or Missing(f"a net of Table 3 in the {self.protocol} protocol"), e3=self.e3,
+            eg=lambda p, m: self.e3(p, "ERIEP", m) - self.e3(p, "Standard", m), f2=self.f2, f3=self.f3,
+            camsim=self.camsim, e4=self.e4,
+        )
+        return (
+            printed_names()
+            | own
+            | {name: self.invariants.get(name, Missing(name)) for name in INVARIANTS}
+            | (facts or {})
+        )
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #ec546d84
 def attention_records(
@@ -195,28 +225,42 @@ def similarity(
 ) -> np.ndarray:  # [N]; NaN where neither image has a map
     "How alike the maps of each image are; ValueError where the record's arrays are lost."
     try: return np.asarray(store.artefact(record, "drift.npz")[measure], float)
-    except (KeyError, TypeError, EOFError, OSError, BadZipFile, RecordError) as error: raise ValueError(f"drift.npz is lost or damaged: {error}") from None
+    except (KeyError, TypeError, EOFError, OSError, BadZipFile, RecordError) as error:
+        raise ValueError(f"drift.npz is lost or damaged: {error}") from None
 
 
 def common_means(
     values: dict[str, np.ndarray],  # network -> similarities, [seeds, N]; NaN: no map
     resamples: int,
 ) -> dict[str, np.ndarray]:  # network -> means, [1+R]
-    "Means over the images of which all the networks have maps, resampled over seeds and images; Missing where there is no such image."
+    """Means over the images of which all the networks have maps, resampled over seeds and images; Missing where
+    there is no such image."""
     there = np.logical_and.reduce([np.isfinite(found) for found in values.values()])
     if not there.any(1).all(): raise Missing("images with a map in all networks")
-    draws, weights = image_draws(there.shape[1], resamples, 0).double().numpy(), seed_draws(len(there), resamples, np.random.default_rng(0))
-    with np.errstate(invalid="ignore"): means = {name: (np.where(there, found, 0) @ draws.T) / (there @ draws.T) for name, found in values.items()}
+    draws, weights = (
+        image_draws(there.shape[1], resamples, 0).double().numpy(),
+        seed_draws(len(there), resamples, np.random.default_rng(0)),
+    )
+    with np.errstate(invalid="ignore"):
+        means = {name: (np.where(there, found, 0) @ draws.T) / (there @ draws.T) for name, found in values.items()}
     return {name: np.einsum("sr,rs->r", found, weights) for name, found in means.items()}
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #b97adcd6
-def attention(store: Store, protocol: str, reading: str, resamples: int) -> dict:  # method -> (means [1+R], seeds), or Damaged
+def attention(
+    store: Store,
+    protocol: str,
+    reading: str,
+    resamples: int,
+) -> dict:  # method -> (means [1+R], seeds), or Damaged
     "Mean cosine of the maps, standard and a reading's, for `EriepWorld.similar`."
     records = attention_records(store, protocol)
     seeds = sorted(s for s in {s for _, s in records} if {("standard", s), (reading, s)} <= set(records))
     if not seeds: return {}
     try:
-        values = {method: np.stack([similarity(records[name, s], store, "cosine") for s in seeds]) for method, name in (("Standard", "standard"), ("ERIEP", reading))}
+        values = {
+            method: np.stack([similarity(records[name, s], store, "cosine") for s in seeds])
+            for method, name in (("Standard", "standard"), ("ERIEP", reading))
+        }
         return {method: (means, len(seeds)) for method, means in common_means(values, resamples).items()}
     except ValueError as error: return dict.fromkeys(("Standard", "ERIEP"), Damaged(f"attention: {error}"))
     except Missing: return {}
@@ -240,18 +284,31 @@ def large_records(store: Store, reading: str) -> dict[tuple, dict[int, Record]]:
     return found
 
 
-def large_values(store: Store, reading: str, resamples: int) -> dict:  # printed place -> (per cent [1+R], seeds), or Damaged
+def large_values(
+    store: Store,
+    reading: str,
+    resamples: int,
+) -> dict:  # printed place -> (per cent [1+R], seeds), or Damaged
     "Accuracies of Table 4, for `EriepWorld.large`."
     records, found = large_records(store, reading), {}
     for place, by_seed in records.items():
-        common = sorted(set.intersection(*(set(other) for where, other in records.items() if where[0] == place[0] and where[2] == place[2])))
+        common = sorted(
+            set.intersection(
+                *(set(other) for where, other in records.items() if where[0] == place[0] and where[2] == place[2])
+            )
+        )
         if not common: continue
-        try: right = [torch.from_numpy(unpacked(store.artefact(by_seed[s], "answers.npz"))["top1"]).float() for s in common]
+        try:
+            right = [
+                torch.from_numpy(unpacked(store.artefact(by_seed[s], "answers.npz"))["top1"]).float() for s in common
+            ]
         except (KeyError, TypeError, EOFError, OSError, BadZipFile, RecordError) as error:
             found[place] = Damaged(f"Table 4, {', '.join(place)}: answers.npz is lost or damaged: {error}")
             continue
         values = np.stack([(image_draws(len(r), resamples, 0) @ r).double().numpy() * 100 / len(r) for r in right])
-        found[place] = np.einsum("sr,rs->r", values, seed_draws(len(common), resamples, np.random.default_rng(0))), len(common)
+        found[place] = (
+            np.einsum("sr,rs->r", values, seed_draws(len(common), resamples, np.random.default_rng(0))), len(common),
+        )
     return found
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #1331aaea
@@ -269,7 +326,8 @@ def eriep_worlds(
             world = EriepWorld(records, store, protocol, reading, resamples, values=values)
             world.large = large_values(store, reading, resamples) if protocol == "full" else {}
             world.similar, world.invariants = attention(store, protocol, reading, resamples), invariants(store)
-            if world.large or world.similar or world.invariants or any(world.seeds_of(net) for net in NETS): found.append(world)
+            if world.large or world.similar or world.invariants or any(world.seeds_of(net) for net in NETS):
+                found.append(world)
     return worlds
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #0f8cee9c
@@ -283,23 +341,44 @@ def scope(claim: pd.Series, world: EriepWorld) -> str:  # "": on all that it nam
     if claim.kind == "invariant": return "computed"
     parts = [f"{world.protocol} protocol"] if world.protocol != "full" else []
     if partial_nets(claim, world): parts.append(f"of {len(PAPER_NETS)} nets: {', '.join(world.nets)}")
-    if "camsim" in claim.predicate and world.protocol != "full": parts.append(f"{attention_cells(world.protocol)[0].net} in place of ResNet-18")
+    if "camsim" in claim.predicate and world.protocol != "full":
+        parts.append(f"{attention_cells(world.protocol)[0].net} in place of ResNet-18")
     return "; ".join(parts)
 
 
 def best_of_nets(predicate: str) -> bool:
     "Does a predicate ask for the largest or smallest over the nets?"
-    calls = [node for node in ast.walk(parsed(predicate)) if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("max", "min")]
-    return any(isinstance(loop, ast.comprehension) and getattr(loop.iter, "id", "") == "EM" for call in calls for loop in ast.walk(call))
+    calls = [
+        node
+        for node in ast.walk(parsed(predicate))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("max", "min")
+    ]
+    return any(
+        isinstance(loop, ast.comprehension) and getattr(loop.iter, "id", "") == "EM"
+        for call in calls
+        for loop in ast.walk(call)
+    )
 
 
-def try_claim(claim: pd.Series, world: EriepWorld, facts: dict | None, resamples: int) -> dict:  # of `judge`, and whether the reading's own networks were asked
+def try_claim(
+    claim: pd.Series,
+    world: EriepWorld,
+    facts: dict | None,
+    resamples: int,
+) -> dict:  # of `judge`, and whether the reading's own networks were asked
     "One claim in one world."
     if partial_nets(claim, world) and best_of_nets(claim.predicate):
-        return dict(verdict="not run", share=float("nan"), n_seeds=0, why="the best of all four nets", damaged=False, profile="", own=False)
+        return dict(
+            verdict="not run", share=float("nan"), n_seeds=0, why="the best of all four nets", damaged=False,
+            profile="", own=False,
+        )
     found = judge(claim.predicate, world, facts, resamples) | dict(profile=world.profile)
-    own = any(world.reading == what or "ERIEP" in (what, *(where if isinstance(where, tuple) else ())) for where, what, _ in world.used)
-    if claim.kind == "invariant" and found["verdict"] != "not run": found |= dict(profile="", share=float("nan"), n_seeds=1)  # computed once, the same in all
+    own = any(
+        world.reading == what or "ERIEP" in (what, *(where if isinstance(where, tuple) else ()))
+        for where, what, _ in world.used
+    )
+    if claim.kind == "invariant" and found["verdict"] != "not run":
+        found |= dict(profile="", share=float("nan"), n_seeds=1)  # computed once, the same in all
     return found | dict(own=own) | ({} if found["verdict"] == "not run" else dict(why=scope(claim, world)))
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #76aef90a
@@ -318,6 +397,18 @@ def eriep_verdicts(
                 found = try_claim(claim, world, facts, resamples)
                 if found["verdict"] != "not run" or found["damaged"]: break
             decided = found["verdict"] != "not run"
-            final = claim.kind == "invariant" or found["profile"] == "full" and found["n_seeds"] >= 3 and not partial_nets(claim, world) if decided else True
+            final = (
+                claim.kind == "invariant"
+                or found["profile"] == "full"
+                and found["n_seeds"] >= 3
+                and not partial_nets(claim, world)
+                if decided
+                else True
+            )
             if reading == "literal" or decided and found["own"]:
-                yield dict(claim) | dict(about="measured", reading=reading, provisional=not final) | found | ({} if decided else dict(profile=""))
+                yield (
+                    dict(claim)
+                    | dict(about="measured", reading=reading, provisional=not final)
+                    | found
+                    | ({} if decided else dict(profile=""))
+                )

@@ -13,7 +13,8 @@ from .protocol import Eriep, EriepCell, eriep_cells
 # %% ../../../nbs/papers/eriep/11_depths.ipynb #8bb1e475
 @dataclass(frozen=True)
 class Depths(Eriep):
-    "Networks of 12 and 16 convolutions as an experiment: cells of `eriep_cells` that no plan of a smaller protocol holds."
+    """Networks of 12 and 16 convolutions as an experiment: cells of `eriep_cells` that no plan of a smaller
+    protocol holds."""
 
     def cells(self, profile: str) -> list[EriepCell]:
         return eriep_cells(profile, nets=(), depths=("cnn12", "cnn16"), seeds=(0,))

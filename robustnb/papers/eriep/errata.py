@@ -29,14 +29,23 @@ def nearest_columns(tolerance: float = 1.0) -> list[dict]:  # in points
     off = {(k, m): abs(names["e3"]("None", k, m) - level[k]) for k in METHODS for m in names["EM"]}
     net = {k: min(names["EM"], key=lambda m: off[k, m]) for k in METHODS}
     both = sum(all(off[k, m] <= tolerance for k in METHODS) for m in names["EM"])
-    rows = [statement(f"{k} (nearest: {net[k]})", level[k], names["e3"]("None", k, net[k]), tolerance=tolerance) for k in METHODS]
-    return [*rows, statement(f"networks of Table 3 within {tolerance:g} point of both (at least one)", 1, both, both >= 1)]
+    rows = [
+        statement(f"{k} (nearest: {net[k]})", level[k], names["e3"]("None", k, net[k]), tolerance=tolerance)
+        for k in METHODS
+    ]
+    return [
+        *rows,
+        statement(f"networks of Table 3 within {tolerance:g} point of both (at least one)", 1, both, both >= 1),
+    ]
 
 
 def noise_gaps(said: dict[float, float]) -> list[dict]:  # noise level -> points that the text gives
     "ERIEP minus standard training in Fig. 2."
     f2 = printed_names()["f2"]
-    return [statement(f"gap at noise {noise}", points, f2(noise, "ERIEP") - f2(noise, "Standard"), tolerance=0.5) for noise, points in said.items()]
+    return [
+        statement(f"gap at noise {noise}", points, f2(noise, "ERIEP") - f2(noise, "Standard"), tolerance=0.5)
+        for noise, points in said.items()
+    ]
 
 # %% ../../../nbs/papers/eriep/40_errata.ipynb #5fda2eb9
 def points_and_percent(
@@ -60,14 +69,23 @@ def strongest_baselines(said: str) -> list[dict]:  # the method that the text ca
         for net in names["M4"]:
             score = {k: names["e4"](dataset, k, net) for k in names["K4"] if k != "ERIEP"}
             best = max(score, key=score.get)
-            rows.append(statement(f"{dataset}, {net}: strongest baseline", said, best, difference=score[said] - score[best]))
+            rows.append(
+                statement(f"{dataset}, {net}: strongest baseline", said, best, difference=score[said] - score[best])
+            )
     return rows
 
 
-def same_as_elsewhere(dataset: str, net: str, known: dict[str, float]) -> list[dict]:  # method -> accuracy published elsewhere
+def same_as_elsewhere(
+    dataset: str,
+    net: str,
+    known: dict[str, float],
+) -> list[dict]:  # method -> accuracy published elsewhere
     "Entries of ERIEP's Table 4 beside numbers that others have published."
     e4 = printed_names()["e4"]
-    return [statement(f"{dataset}, {net}, {method}", value, e4(dataset, method, net), judged=False) for method, value in known.items()]
+    return [
+        statement(f"{dataset}, {net}, {method}", value, e4(dataset, method, net), judged=False)
+        for method, value in known.items()
+    ]
 
 
 def gains_beyond_clean() -> list[dict]:
@@ -83,7 +101,10 @@ def gains_beyond_clean() -> list[dict]:
 def listed_operations(said: int) -> list[dict]:  # announced by the text
     "The operations of ERIEP's Table 1 by category."
     kinds = [operation.category for operation in OPERATIONS.values()]
-    return [*(statement(kind, None, kinds.count(kind)) for kind in dict.fromkeys(kinds)), statement("operations in all", said, len(kinds))]
+    return [
+        *(statement(kind, None, kinds.count(kind)) for kind in dict.fromkeys(kinds)),
+        statement("operations in all", said, len(kinds)),
+    ]
 
 
 def capitals(said: str, *names: str) -> list[dict]:  # an acronym; what it is said to stand for
@@ -112,7 +133,8 @@ def slopes_of_eq9(
     x, y = torch.eye(2), torch.tensor([0, 1])
     weights = (0.5 * torch.eye(2)).requires_grad_()  # of N
     clean = F.cross_entropy(x @ weights, y, reduction="none")
-    perturbed = (clean.detach() + (1 if harder else -0.1)).requires_grad_()  # R's answer: a number that N has no part in
+    # R's answer: a number that N has no part in
+    perturbed = (clean.detach() + (1 if harder else -0.1)).requires_grad_()
     own, = torch.autograd.grad(clean.mean(), weights, retain_graph=True)
     pull, push = torch.autograd.grad(final_loss(clean, perturbed, alpha), (weights, perturbed))
     return float((pull * own).sum() / (own * own).sum()), float(push.sum())
@@ -120,15 +142,26 @@ def slopes_of_eq9(
 
 def objective_slopes(*alphas: float) -> list[dict]:
     "What a larger alpha does to the step of N, when the perturbed image is the harder one."
-    return [statement(f"alpha = {alpha:g}: weight of the clean loss in the step of N", None if alpha == 0 else "grows, or stays", 
-                      (found := slopes_of_eq9(alpha)[0]), None if alpha == 0 else found >= 1, difference=found - 1) for alpha in alphas]
+    return [
+        statement(
+            f"alpha = {alpha:g}: weight of the clean loss in the step of N",
+            None if alpha == 0 else "grows, or stays", (found := slopes_of_eq9(alpha)[0]),
+            None if alpha == 0 else found >= 1, difference=found - 1,
+        )
+        for alpha in alphas
+    ]
 
 
 def adversary_or_helper(alpha: float) -> list[dict]:
     "Which way the perturbation is pushed by the objective that it minimises in stage 2."
     word = lambda slope: "lowers it" if slope > 0 else "raises it"  # descent goes against the slope
-    return [statement(f"the perturbed image is the {name} one: what the EPM's step does to its loss", "raises it", word(slopes_of_eq9(alpha, harder)[1]))
-            for name, harder in {"harder": True, "easier": False}.items()]
+    return [
+        statement(
+            f"the perturbed image is the {name} one: what the EPM's step does to its loss", "raises it",
+            word(slopes_of_eq9(alpha, harder)[1]),
+        )
+        for name, harder in {"harder": True, "easier": False}.items()
+    ]
 
 # %% ../../../nbs/papers/eriep/40_errata.ipynb #271934a9
 def fig2_figure() -> plt.Figure:
@@ -137,12 +170,18 @@ def fig2_figure() -> plt.Figure:
     names = printed_names()
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.3), layout="constrained", width_ratios=(1.5, 1))
     for i, k in enumerate(METHODS):
-        left.plot(names["EM"], [names["e3"]("None", k, m) for m in names["EM"]], "os"[i], ms=8, color=f"C{i}", label=f"{k}, Table 3")
+        left.plot(
+            names["EM"], [names["e3"]("None", k, m) for m in names["EM"]], "os"[i], ms=8, color=f"C{i}",
+            label=f"{k}, Table 3",
+        )
         left.axhline(names["f2"](0.0, k), color=f"C{i}", ls="--", label=f"{k}, Fig. 2 at noise 0")
     left.set(ylabel="clean accuracy, %", ylim=(75, 89.5), title="Which network is the figure of?")
     left.legend(fontsize=7.5, ncols=2, loc="upper center", framealpha=1)
     gaps = {noise: names["f2"](noise, "ERIEP") - names["f2"](noise, "Standard") for noise in names["N2"]}
     bars = right.bar([str(noise) for noise in gaps], list(gaps.values()), width=0.55, color="0.55")
     right.bar_label(bars, fmt="%g")
-    right.set(xlabel="standard deviation of the noise", ylabel="ERIEP − standard, points", ylim=(0, 26), title="Does the gap grow?")
+    right.set(
+        xlabel="standard deviation of the noise", ylabel="ERIEP − standard, points", ylim=(0, 26),
+        title="Does the gap grow?",
+    )
     return fig

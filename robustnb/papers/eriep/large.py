@@ -59,7 +59,8 @@ def build(
     return model
 
 # %% ../../../nbs/papers/eriep/12_large.ipynb #de895671
-VIEWS: dict[str, Callable] = {"sample": crop_flip, "cifar100": crop_flip, "imagenet": resized_crop}  # of a batch of training images
+# of a batch of training images
+VIEWS: dict[str, Callable] = {"sample": crop_flip, "cifar100": crop_flip, "imagenet": resized_crop}
 TITLES = {"cifar100": "CIFAR-100", "imagenet": "ImageNet-1K"}  # as the paper calls them
 
 
@@ -75,7 +76,11 @@ def unavailable(data: str) -> str:  # "": it is there
 
 def ways(data: str) -> str:
     "How to provide a data set."
-    first = "torchvision downloads it where the network lets it. " if data == "cifar100" else "Its owners give it out by hand. "
+    first = (
+        "torchvision downloads it where the network lets it. "
+        if data == "cifar100"
+        else "Its owners give it out by hand. "
+    )
     return first + by_hand(data, Path("~/.cache/robustnb/data"))
 
 # %% ../../../nbs/papers/eriep/12_large.ipynb #a6ceb2b0
@@ -128,7 +133,10 @@ class LargeCell:
 EPOCHS = {"cifar100": 200, "imagenet": 90}
 PROTOCOLS = {
     "smoke": dict(epochs=1, batch=64, head_epochs=1, search_images=200, search_epochs=1, train_images=200, images=100),
-    "quick": dict(epochs=4, batch=128, precision="bf16", head_epochs=2, search_images=2_000, search_epochs=5, train_images=5_000, images=1_000),
+    "quick": dict(
+        epochs=4, batch=128, precision="bf16", head_epochs=2, search_images=2_000, search_epochs=5,
+        train_images=5_000, images=1_000,
+    ),
     "full": {},
 }
 PLANS = {  # data sets, nets, seeds
@@ -142,7 +150,8 @@ def plain(cell: LargeCell) -> LargeCell:
     "The cell with unused settings at one fixed value."
     unused = {} if cell.method == "SupCon" else dict(head_epochs=0, head_lr=0.0)
     if cell.method != "UniCL": unused |= dict(text="")
-    if cell.method != "ERIEP": unused |= dict(reading="", alpha=0.0, epm_update="frozen", search_images=0, search_epochs=0)
+    if cell.method != "ERIEP":
+        unused |= dict(reading="", alpha=0.0, epm_update="frozen", search_images=0, search_epochs=0)
     elif cell.reading == "augment": unused |= dict(alpha=0.0, epm_update="frozen")
     return replace(cell, **unused)
 
@@ -158,13 +167,22 @@ def large_cells(
 ) -> list[LargeCell]:  # seed by seed
     "The networks of a profile."
     if profile not in PROTOCOLS: raise ValueError(nearest(profile, PROTOCOLS, "profile"))
-    known = zip((data, nets, methods, readings), (VIEWS, NETS, METHODS, READINGS[:3]), ("data set of Table 4", "net of Table 4", "method", "reading of ERIEP"))
+    known = zip(
+        (data, nets, methods, readings), (VIEWS, NETS, METHODS, READINGS[:3]),
+        ("data set of Table 4", "net of Table 4", "method", "reading of ERIEP"),
+    )
     for value, options_of, what in ((v, o, w) for values, o, w in known for v in values):
         if value not in options_of: raise ValueError(nearest(value, options_of, what))
     data, nets, seeds = (tuple(mine) or its for mine, its in zip((data, nets, seeds), PLANS[profile]))
     kinds = [(m, r) for m in methods for r in (readings if m == "ERIEP" else ("",))]
     settings = {d: dict(epochs=EPOCHS.get(d, 1)) | PROTOCOLS[profile] | options for d in data}
-    return [plain(LargeCell(d, net, m, r, seed, **settings[d])) for seed in seeds for d in data for net in nets for m, r in kinds]
+    return [
+        plain(LargeCell(d, net, m, r, seed, **settings[d]))
+        for seed in seeds
+        for d in data
+        for net in nets
+        for m, r in kinds
+    ]
 
 # %% ../../../nbs/papers/eriep/12_large.ipynb #84f5b4d9
 def recipe_of(
@@ -175,8 +193,11 @@ def recipe_of(
     epochs, lr = (cell.head_epochs, cell.head_lr) if head else (cell.epochs, cell.lr)
     milestones = tuple(round(share * epochs) for share in (0.6, 0.8))
     views = VIEWS[cell.data] if head or cell.method != "SupCon" else None  # in its first stage SupCon makes its own
-    return Recipe(epochs=epochs, batch=cell.batch, optimizer=cell.optimizer, lr=lr, momentum=cell.momentum, weight_decay=cell.weight_decay,
-                  schedule="step", milestones=milestones, augment=views, precision=cell.precision)
+    return Recipe(
+        epochs=epochs, batch=cell.batch, optimizer=cell.optimizer, lr=lr, momentum=cell.momentum,
+        weight_decay=cell.weight_decay, schedule="step", milestones=milestones, augment=views,
+        precision=cell.precision,
+    )
 
 
 def text_tower(
@@ -187,7 +208,10 @@ def text_tower(
     module, colon, factory = spec.partition(":")
     if not colon: raise ValueError(f"text is module:factory, got {spec!r}")
     tower = getattr(importlib.import_module(module), factory)(classes)
-    if not isinstance(tower, nn.Module): raise TypeError(f"{spec} must return an nn.Module from labels [K] to vectors [K,128], got {type(tower).__name__}")
+    if not isinstance(tower, nn.Module):
+        raise TypeError(
+            f"{spec} must return an nn.Module from labels [K] to vectors [K,128], got {type(tower).__name__}"
+        )
     return tower
 
 
@@ -220,13 +244,19 @@ def searched(
     context,  # of the experiment: where policies are kept
 ) -> Policy:  # on the CPU
     "The policy of a cell: from the cache, or searched now."
-    wanted, policy = LargeSearch(cell.data, cell.search_images, cell.search_epochs, min(cell.batch, 128), cell.seed), Policy(generator=torch.Generator().manual_seed(0))
+    wanted, policy = (
+        LargeSearch(cell.data, cell.search_images, cell.search_epochs, min(cell.batch, 128), cell.seed),
+        Policy(generator=torch.Generator().manual_seed(0)),
+    )
     with context.parent(wanted) as folder:
         kept = folder / "policy.pt"
         if not kept.is_file():
             images = images_of(cell.data, "train", cell.train_images).balanced(wanted.images)
-            found = search(central(images) if cell.data == "imagenet" else images, recipe=SearchRecipe(epochs=wanted.epochs, batch=wanted.batch),
-                           seed=wanted.seed, device=context.device, progress=context.workers == 1)
+            found = search(
+                central(images) if cell.data == "imagenet" else images,
+                recipe=SearchRecipe(epochs=wanted.epochs, batch=wanted.batch), seed=wanted.seed, device=context.device,
+                progress=context.workers == 1,
+            )
             atomic_write(kept, lambda part: torch.save(found.policy.state_dict(), part))
         policy.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True))
     return policy
@@ -244,7 +274,8 @@ def train_cell(
     objective = objective_of(cell, train.classes, policy)
     options = dict(seed=cell.seed, device=context.device, progress=context.workers == 1)
     first, second = fit(model, train, objective, recipe_of(cell), checkpoint=folder / "training.pt", **options), None
-    if cell.method == "SupCon": second = linear_head(model, train, recipe_of(cell, head=True), checkpoint=folder / "head.pt", **options)
+    if cell.method == "SupCon":
+        second = linear_head(model, train, recipe_of(cell, head=True), checkpoint=folder / "head.pt", **options)
     losses = [[round(row["loss"], 5) for row in history.rows] if history else [] for history in (first, second)]
     lines = [str(discretise(p)) if p is not None else "" for p in (policy, getattr(objective, "policy", None))]
     return dict(losses=losses[0], head_losses=losses[1], policy=lines[0], policy_after=lines[1])
@@ -291,15 +322,22 @@ def run_large_cell(
     return dict(top1=top1, top5=top5, n_test=len(test), parameters=sum(p.numel() for p in model.parameters()), **story)
 
 # %% ../../../nbs/papers/eriep/12_large.ipynb #538bda60
-MACS = {"resnet50": 1.3, "resnet101": 2.5, "resnet20": 0.04, "thin8": 0.002}  # billion multiply-adds of a pass at 32 x 32 with the small stem
-SHARES = {"CrossEntropy": 1.0, "SupCon": 2.2, "UniCL": 1.0, "literal": 1.9, "through_n": 2.9, "augment": 1.1}  # of a training step
+# billion multiply-adds of a pass at 32 x 32 with the small stem
+MACS = {"resnet50": 1.3, "resnet101": 2.5, "resnet20": 0.04, "thin8": 0.002}
+# of a training step
+SHARES = {"CrossEntropy": 1.0, "SupCon": 2.2, "UniCL": 1.0, "literal": 1.9, "through_n": 2.9, "augment": 1.1}
 
 
 def cost(cell: LargeCell) -> float:
     "Expected work: billions of multiply-adds of forward passes."
     images = cell.train_images or {"cifar100": 50_000, "imagenet": 1_281_167}.get(cell.data, 1_000)
     head = cell.head_epochs / 3  # no backward pass through the body
-    return MACS[cell.net] * (3.15 if cell.data == "imagenet" else 1) * (SHARES[cell.reading or cell.method] * cell.epochs + head) * images
+    return (
+        MACS[cell.net]
+        * (3.15 if cell.data == "imagenet" else 1)
+        * (SHARES[cell.reading or cell.method] * cell.epochs + head)
+        * images
+    )
 
 
 def missing_data(cells: list[LargeCell]) -> dict[str, str]:  # data set -> why
@@ -353,9 +391,13 @@ def table4_figure(
             ax.plot(at.values(), rows, "os"[i], mfc="none", color=f"C{i}", label=f"paper, {net}")
             mine = {m: [100 * v for v in ours[title, m, net]] for m in METHODS if (title, m, net) in ours}
             for m, (value, low, high) in mine.items():
-                ax.errorbar([at[m] + 0.12], [value], [[value - low], [high - value]], fmt="os"[i], color=f"C{i}", capsize=2, label=f"ours, {net}")
+                ax.errorbar(
+                    [at[m] + 0.12], [value], [[value - low], [high - value]], fmt="os"[i], color=f"C{i}", capsize=2,
+                    label=f"ours, {net}",
+                )
             others = {m: published[title, m, net] for m in METHODS if (title, m, net) in (published or {})}
-            if others: ax.plot([at[m] - 0.12 for m in others], others.values(), "x", color=f"C{i}", label=f"public, {net}")
+            if others:
+                ax.plot([at[m] - 0.12 for m in others], others.values(), "x", color=f"C{i}", label=f"public, {net}")
         ax.set(title=title, xticks=range(len(METHODS)), xlabel="method", ylabel="top-1 accuracy, %")
         ax.set_xticklabels(METHODS, fontsize=8)
     named = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}

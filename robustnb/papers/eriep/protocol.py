@@ -56,8 +56,10 @@ def thin4(classes: int = 10) -> nn.Module:
     return PlainNet((8, "M", 8, "M", 16, "M", 16), classes)
 
 
-NETS: dict[str, Callable[..., nn.Module]] = {"cnn8": cnn8, "vgg16": vgg16_small, "resnet18": resnet18_small, "convnext": convnext,
-                                             "cnn4": cnn4, "cnn12": cnn12, "cnn16": cnn16, "thin4": thin4}
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "cnn8": cnn8, "vgg16": vgg16_small, "resnet18": resnet18_small, "convnext": convnext, "cnn4": cnn4,
+    "cnn12": cnn12, "cnn16": cnn16, "thin4": thin4,
+}
 
 # %% ../../../nbs/papers/eriep/10_protocol.ipynb #6a0118e6
 @dataclass(frozen=True)
@@ -81,10 +83,15 @@ class EriepCell:
 
 
 PROTOCOLS = {
-    "smoke": dict(data="sample", train_images=200, epochs=1, batch=64, search_images=200, search_epochs=1, images=100, sigmas=(0.2, 0.4)),
-    "quick": dict(train_images=2_000, epochs=3, precision="bf16", search_images=2_000, search_epochs=5, images=500, sigmas=(0.2, 0.4)),
-    "reduced": dict(train_images=4_000, epochs=15, precision="bf16", images=2_000),
-    "full": {},
+    "smoke": dict(
+        data="sample", train_images=200, epochs=1, batch=64, search_images=200, search_epochs=1, images=100,
+        sigmas=(0.2, 0.4),
+    ),
+    "quick": dict(
+        train_images=2_000, epochs=3, precision="bf16", search_images=2_000, search_epochs=5, images=500,
+        sigmas=(0.2, 0.4),
+    ),
+    "reduced": dict(train_images=4_000, epochs=15, precision="bf16", images=2_000), "full": {},
 }
 PLANS = {  # nets of Table 3 in all readings, depths of Figure 3 in two, seeds
     "smoke": (("thin4",), (), (0,)),
@@ -96,7 +103,8 @@ PLANS = {  # nets of Table 3 in all readings, depths of Figure 3 in two, seeds
 # %% ../../../nbs/papers/eriep/10_protocol.ipynb #232acbc7
 def plain(cell: EriepCell) -> EriepCell:
     "The cell with unused settings at one fixed value."
-    if cell.reading == "standard": return replace(cell, alpha=0.0, epm_update="frozen", search_images=0, search_epochs=0)
+    if cell.reading == "standard":
+        return replace(cell, alpha=0.0, epm_update="frozen", search_images=0, search_epochs=0)
     if cell.reading == "augment": return replace(cell, alpha=0.0, epm_update="frozen")
     return cell
 
@@ -112,7 +120,9 @@ def eriep_cells(
     if protocol not in PROTOCOLS: raise ValueError(nearest(protocol, PROTOCOLS, "protocol"))
     given = [mine if mine is not None else its for mine, its in zip((nets, depths, seeds), PLANS[protocol])]
     settings = PROTOCOLS[protocol] | options
-    kinds = [(net, reading) for net in given[0] for reading in READINGS] + [(net, reading) for net in given[1] for reading in ("standard", "literal")]
+    kinds = [(net, reading) for net in given[0] for reading in READINGS] + [
+        (net, reading) for net in given[1] for reading in ("standard", "literal")
+    ]
     return [plain(EriepCell(net, reading, seed, **settings)) for seed in given[2] for net, reading in kinds]
 
 # %% ../../../nbs/papers/eriep/10_protocol.ipynb #75c1c0cb
@@ -142,12 +152,18 @@ def searched(
     context,  # of the experiment: where policies are kept
 ) -> tuple[Policy, dict]:  # on the CPU; how the search went: rows, stopped
     "The policy of a cell: from the cache, or searched now."
-    wanted, policy = SearchCell(cell.data, cell.search_images, cell.search_epochs, cell.batch, cell.seed), Policy(generator=torch.Generator().manual_seed(0))
+    wanted, policy = (
+        SearchCell(cell.data, cell.search_images, cell.search_epochs, cell.batch, cell.seed),
+        Policy(generator=torch.Generator().manual_seed(0)),
+    )
     with context.parent(wanted) as folder:
         kept = folder / "policy.pt"
         if not kept.is_file():
-            found = search(images_of(cell.data, "train", wanted.images), recipe=SearchRecipe(epochs=wanted.epochs, batch=wanted.batch), seed=wanted.seed,
-                           device=context.device, progress=context.workers == 1)
+            found = search(
+                images_of(cell.data, "train", wanted.images),
+                recipe=SearchRecipe(epochs=wanted.epochs, batch=wanted.batch), seed=wanted.seed, device=context.device,
+                progress=context.workers == 1,
+            )
             content = dict(policy=found.policy.state_dict(), rows=found.rows, stopped=found.stopped)
             atomic_write(kept, lambda part: torch.save(content, part))
         content = torch.load(kept, map_location="cpu", weights_only=True)
@@ -174,16 +190,22 @@ def objective_of(cell: EriepCell, policy: Policy | None) -> ERIEP:
 def trained(
     cell: EriepCell,
     context,  # of the experiment: where models are kept
-) -> tuple[nn.Module, dict]:  # the network in evaluation mode; history: rows of the epochs, search, policy before and after
+    # the network in evaluation mode; history: rows of the epochs, search, policy before and after
+) -> tuple[nn.Module, dict]:
     "The trained network of a cell: from the cache, or trained now."
     model = fresh(cell).to(context.device)
     with context.parent(replace(cell, images=0, sigmas=())) as folder:
         kept = folder / "model.pt"
         if not kept.is_file():
             policy, search_log = searched(cell, context) if cell.search_images else (None, None)
-            objective, recipe = objective_of(cell, policy), Recipe(epochs=cell.epochs, batch=cell.batch, lr=cell.lr, precision=cell.precision)
-            history = fit(model, images_of(cell.data, "train", cell.train_images), objective, recipe, seed=cell.seed, checkpoint=folder / "training.pt",
-                          device=context.device, progress=context.workers == 1)
+            objective, recipe = (
+                objective_of(cell, policy),
+                Recipe(epochs=cell.epochs, batch=cell.batch, lr=cell.lr, precision=cell.precision),
+            )
+            history = fit(
+                model, images_of(cell.data, "train", cell.train_images), objective, recipe, seed=cell.seed,
+                checkpoint=folder / "training.pt", device=context.device, progress=context.workers == 1,
+            )
             lines = [str(discretise(p)) if p is not None else "" for p in (policy, objective.policy)]
             story = dict(history=history.rows, search=search_log, policy=lines[0], policy_after=lines[1])
             content = dict(model=model.state_dict(), story=story)
@@ -231,10 +253,16 @@ def run_eriep_cell(
     shown = conditions(test, cell.sigmas)
     correct = torch.stack([predict(model, images).argmax(1) == test.y for images in shown.values()])
     context.artefact("answers.npz", packed(correct, list(shown)))
-    return dict(accuracy=dict(zip(shown, correct.double().mean(1).tolist())), n_test=len(test), parameters=sum(p.numel() for p in model.parameters()), **story)
+    return dict(
+        accuracy=dict(zip(shown, correct.double().mean(1).tolist())), n_test=len(test),
+        parameters=sum(p.numel() for p in model.parameters()), **story,
+    )
 
 # %% ../../../nbs/papers/eriep/10_protocol.ipynb #74a0fed1
-COSTS = {"cnn4": 0.4, "cnn8": 1.0, "cnn12": 1.6, "cnn16": 2.2, "vgg16": 1.6, "resnet18": 2.7, "convnext": 21.0, "thin4": 0.01}  # of a training step, CNN-8 = 1
+COSTS = {
+    "cnn4": 0.4, "cnn8": 1.0, "cnn12": 1.6, "cnn16": 2.2, "vgg16": 1.6, "resnet18": 2.7, "convnext": 21.0,
+    "thin4": 0.01,
+}  # of a training step, CNN-8 = 1
 SHARES = {"standard": 1.0, "augment": 1.1, "literal": 1.9, "through_n": 2.9}  # of a step of each reading
 
 
@@ -259,6 +287,12 @@ whole = Eriep()
 # %% ../../../nbs/papers/eriep/10_protocol.ipynb #ca58c001
 def canaries() -> list[EriepCell]:
     "Tiny cells that use each reading, precision and kind of net of the records."
-    tiny = dict(data="sample", train_images=20, epochs=1, batch=10, search_images=20, search_epochs=1, images=20, sigmas=(0.2,))
+    tiny = dict(
+        data="sample", train_images=20, epochs=1, batch=10, search_images=20, search_epochs=1, images=20, sigmas=(0.2,)
+    )
     readings = [c for p in ("fp32", "bf16") for c in eriep_cells("smoke", nets=("thin4",), precision=p, **tiny)]
-    return readings + [c for c in eriep_cells("smoke", nets=("cnn4", "resnet18"), precision="fp32", **tiny) if c.reading in ("standard", "literal")]
+    return readings + [
+        c
+        for c in eriep_cells("smoke", nets=("cnn4", "resnet18"), precision="fp32", **tiny)
+        if c.reading in ("standard", "literal")
+    ]

@@ -31,7 +31,8 @@ from .protocol import NETS, PERTURBED
 from ...resampling import Estimate, summary
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #2a26e468
-TITLES = {"standard": "standard", "literal": "ERIEP, literal", "through_n": "through N", "augment": "augmentation"}  # readings as a reader sees them
+# readings as a reader sees them
+TITLES = {"standard": "standard", "literal": "ERIEP, literal", "through_n": "through N", "augment": "augmentation"}
 COLOURS = {"standard": "0.35", "literal": "C0", "through_n": "C1", "augment": "C2"}
 
 
@@ -49,7 +50,8 @@ def best(
     for protocol in at_least(profile):
         records = records_of(store, protocol)
         there = {(r.cell["net"], r.cell["reading"], r.cell["seed"]) for r in records}
-        if any((net, "literal", seed) in there for net, reading, seed in there if reading == "standard"): return protocol, records
+        if any((net, "literal", seed) in there for net, reading, seed in there if reading == "standard"):
+            return protocol, records
     return None, []
 
 
@@ -65,7 +67,10 @@ def enough(
 def shown_worlds(store: Store, profile: str) -> dict[str, EriepWorld]:  # reading -> its world
     "The networks that a page shows, in each reading."
     protocol, _ = best(store, profile)
-    found = {reading: [w for w in worlds if w.protocol == protocol] for reading, worlds in eriep_worlds(store, profile).items()}
+    found = {
+        reading: [w for w in worlds if w.protocol == protocol]
+        for reading, worlds in eriep_worlds(store, profile).items()
+    }
     return {reading: worlds[0] for reading, worlds in found.items() if worlds}
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #ac88382b
@@ -77,10 +82,15 @@ def protocol_banner(
     protocol, records = best(store, profile)
     if not records: return banner([], profile)
     cell = records[0].cell
-    nets, precision = sorted({r.cell["net"] for r in records}), {"bf16": "networks computed in bfloat16", "fp32": "single precision"}[cell["precision"]]
+    nets, precision = (
+        sorted({r.cell["net"] for r in records}),
+        {"bf16": "networks computed in bfloat16", "fp32": "single precision"}[cell["precision"]],
+    )
     name = {"reduced": "Reduced run", "quick": "Quick run"}.get(protocol, "Full run")
-    text = (f"{name}. {cell['train_images']:,} of 50,000 training images, {cell['epochs']} of 50 epochs, {precision}, "
-            f"{cell['images']:,} of 10,000 test images; nets: {', '.join(map(net_name, nets))}. The same for all readings.")
+    text = (
+        f"{name}. {cell['train_images']:,} of 50,000 training images, {cell['epochs']} of 50 epochs, {precision}, "
+        f"{cell['images']:,} of 10,000 test images; nets: {', '.join(map(net_name, nets))}. The same for all readings."
+    )
     return banner(records, protocol, "network", text + ("" if protocol == "full" else " Every verdict is provisional."))
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #0e57c24a
@@ -113,7 +123,10 @@ def gain(
     "What a reading adds to another's accuracy, on the same images and seeds."
     world, other = worlds.get(reading), worlds.get(reading if over == "standard" else over)
     if not world or not other or world.seeds_of(net) != other.seeds_of(net): return None
-    try: values = world.array(net, "ERIEP", condition) - other.array(net, "Standard" if over == "standard" else "ERIEP", condition)
+    try:
+        values = world.array(net, "ERIEP", condition) - other.array(
+            net, "Standard" if over == "standard" else "ERIEP", condition
+        )
     except Missing: return None
     return summary(values, len(world.seeds_of(net)))
 
@@ -127,7 +140,10 @@ def seed_gains(
 ) -> list[float]:  # points
     "`gain` seed by seed, on all test images."
     world = worlds[reading]
-    return [float(world.cells[net, reading, s][condition][0] - world.cells[net, over, s][condition][0]) for s in world.seeds_of(net, reading, over)]
+    return [
+        float(world.cells[net, reading, s][condition][0] - world.cells[net, over, s][condition][0])
+        for s in world.seeds_of(net, reading, over)
+    ]
 
 
 def seed_spread(
@@ -143,7 +159,11 @@ def seed_spread(
 
 def printed3(net: str, method: str, condition: str) -> float:  # per cent
     "A cell of the paper's Table 3."
-    rows = paper_table("eriep_table3").fillna("None").query("model == @net and method == @method and perturbation == @condition")
+    rows = (
+        paper_table("eriep_table3")
+        .fillna("None")
+        .query("model == @net and method == @method and perturbation == @condition")
+    )
     return float(rows.accuracy.iloc[0])
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #384e2176
@@ -157,7 +177,9 @@ def table3(
         for net, ours in PAPER_NETS.items():
             row = {"test images": "clean" if condition == "None" else condition, "net": net}
             for method, readings in {"Standard": ("standard",), "ERIEP": EPM_READINGS}.items():
-                row[f"paper, {method.lower() if method == 'Standard' else method}"] = f"{printed3(net, method, condition):.2f}"
+                row[f"paper, {method.lower() if method == 'Standard' else method}"] = (
+                    f"{printed3(net, method, condition):.2f}"
+                )
                 for reading in readings:
                     found = accuracy(worlds, ours, reading, "clean" if condition == "None" else condition)
                     row[f"ours, {TITLES[reading]}"] = percent(found) if found else "not run"
@@ -169,7 +191,8 @@ def gain_table(
     worlds: dict[str, EriepWorld],
     caption: str = "",
 ) -> HTML:
-    "Gains over standard training, the paper's and ours, of the nets that were run; last, one reading over the control. n.s.: the interval holds 0."
+    """Gains over standard training, the paper's and ours, of the nets that were run; last, one reading over the
+    control. n.s.: the interval holds 0."""
     def cell(net, condition, reading, over="standard"):
         value = gain(worlds, net, reading, condition, over)
         if not value: return "not run"
@@ -179,38 +202,74 @@ def gain_table(
     named, rows = {ours: name for name, ours in PAPER_NETS.items()}, []
     for net in (net for net in NETS if "literal" in worlds and worlds["literal"].seeds_of(net)):
         for condition in ("clean", *PERTURBED):
-            printed = [printed3(named[net], method, "None" if condition == "clean" else condition) for method in ("ERIEP", "Standard")] if net in named else []
-            row = {"net": net_name(net), "test images": condition, "paper": f"{printed[0] - printed[1]:+.2f}" if printed else ""}
-            rows.append(row | {TITLES[r]: cell(net, condition, r) for r in EPM_READINGS} | {"through N over augmentation": cell(net, condition, "through_n", "augment")})
+            printed = (
+                [
+                    printed3(named[net], method, "None" if condition == "clean" else condition)
+                    for method in ("ERIEP", "Standard")
+                ]
+                if net in named
+                else []
+            )
+            row = {
+                "net": net_name(net), "test images": condition,
+                "paper": f"{printed[0] - printed[1]:+.2f}" if printed else "",
+            }
+            rows.append(
+                row
+                | {TITLES[r]: cell(net, condition, r) for r in EPM_READINGS}
+                | {"through N over augmentation": cell(net, condition, "through_n", "augment")}
+            )
     return table(pd.DataFrame(rows), caption)
 
 
 def few_seeds(worlds: dict[str, EriepWorld]) -> str:
     "How many gains that the intervals tell from 0 Student's t over the seeds tells from 0, too; empty for one seed."
-    places = [(net, r, c) for r, world in worlds.items() for net in NETS if len(world.seeds_of(net)) > 1 for c in ("clean", *PERTURBED)]
-    clear = [seed_gains(worlds, *place) for place in places if not (found := gain(worlds, *place)).low <= 0 <= found.high]
+    places = [
+        (net, r, c)
+        for r, world in worlds.items()
+        for net in NETS
+        if len(world.seeds_of(net)) > 1
+        for c in ("clean", *PERTURBED)
+    ]
+    clear = [
+        seed_gains(worlds, *place) for place in places if not (found := gain(worlds, *place)).low <= 0 <= found.high
+    ]
     if not places: return ""
     sure = sum(len(set(gains)) == 1 or ttest_1samp(gains, 0).pvalue < 0.05 for gains in clear)
     seeds = len(next(iter(worlds.values())).seeds)
-    return (f"{seeds} seeds are few, and an interval from resampling them is too narrow: of the {len(places)} gains over standard training {len(clear)} have an interval without 0, "
-            f"and by Student's t over the seeds {sure or 'none'} of these can be told from 0.")
+    return (
+        f"{seeds} seeds are few, and an interval from resampling them is too narrow: of the {len(places)} gains over"
+        f" standard training {len(clear)} have an interval without 0, and by Student's t over the seeds"
+        f" {sure or 'none'} of these can be told from 0."
+    )
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #4639d46f
 def gain_figure(worlds: dict[str, EriepWorld]) -> plt.Figure:
     "Gain over standard training by test condition and reading, a panel for each net."
     theme()
     nets = worlds["literal"].nets
-    fig, axes = plt.subplots(1, len(nets), figsize=(3.6 + 2.6 * len(nets), 3.2), sharey=True, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        1, len(nets), figsize=(3.6 + 2.6 * len(nets), 3.2), sharey=True, squeeze=False, layout="constrained"
+    )
     for ax, net in zip(axes[0], nets):
         for i, condition in enumerate(("None", *PERTURBED)):
-            ax.plot(printed3(net, "ERIEP", condition) - printed3(net, "Standard", condition), i - 0.3, "D", mfc="none", color="C3", label="paper" if not i else None)
+            ax.plot(
+                printed3(net, "ERIEP", condition) - printed3(net, "Standard", condition), i - 0.3, "D", mfc="none",
+                color="C3", label="paper" if not i else None,
+            )
             for j, reading in enumerate(EPM_READINGS):
                 found = gain(worlds, PAPER_NETS[net], reading, "clean" if condition == "None" else condition)
                 if not found: continue
                 error = [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]
-                ax.errorbar(found.value, i - 0.1 + 0.2 * j, xerr=error, fmt="os^"[j], color=COLOURS[reading], capsize=2, label=TITLES[reading] if not i else None)
+                ax.errorbar(
+                    found.value, i - 0.1 + 0.2 * j, xerr=error, fmt="os^"[j], color=COLOURS[reading], capsize=2,
+                    label=TITLES[reading] if not i else None,
+                )
         ax.axvline(0, color="0.4", lw=1)
-        ax.set(title=net, yticks=range(4), yticklabels=["clean", *PERTURBED], ylim=(3.6, -0.6), xlabel="gain in accuracy over standard training, points")
+        ax.set(
+            title=net, yticks=range(4), yticklabels=["clean", *PERTURBED], ylim=(3.6, -0.6),
+            xlabel="gain in accuracy over standard training, points",
+        )
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return fig
 
@@ -221,10 +280,22 @@ def sigmas_of(worlds: dict[str, EriepWorld]) -> list[float]:  # 0 and the record
     return [0.0, *sorted(first.records[next(iter(first.records))].cell["sigmas"])]
 
 
-def noise_series(worlds: dict[str, EriepWorld], net: str, reading: str) -> np.ndarray | None:  # per cent, [levels, 1+R]; None: not run
+def noise_series(
+    worlds: dict[str, EriepWorld],
+    net: str,
+    reading: str,
+) -> np.ndarray | None:  # per cent, [levels, 1+R]; None: not run
     "Accuracy by strength of the noise."
     world = world_of(worlds, net, reading)
-    try: return np.stack([world.array(net, "Standard" if reading == "standard" else "ERIEP", f"noise {s:g}" if s else "clean") for s in sigmas_of(worlds)]) if world else None
+    try:
+        return (
+            np.stack([
+                world.array(net, "Standard" if reading == "standard" else "ERIEP", f"noise {s:g}" if s else "clean")
+                for s in sigmas_of(worlds)
+            ])
+            if world
+            else None
+        )
     except Missing: return None
 
 
@@ -237,10 +308,18 @@ def noise_figure(
     fig, ax = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
     for reading in TITLES:
         values = noise_series(worlds, net, reading)
-        if values is not None: draw_series(ax, sigmas_of(worlds), values, label=f"ours, {TITLES[reading]}", color=COLOURS[reading])
+        if values is not None:
+            draw_series(ax, sigmas_of(worlds), values, label=f"ours, {TITLES[reading]}", color=COLOURS[reading])
     for (method, rows), marker in zip(paper_table("eriep_fig2").groupby("method", sort=False), "Ds"):
-        ax.plot(rows.noise_level, rows.approx_accuracy, marker + "--", mfc="none", color="C0" if method == "ERIEP" else "0.35", alpha=0.8, label=f"paper, {method if method == 'ERIEP' else 'standard'}")
-    ax.set(xlabel="standard deviation of the noise, on the scale [0,1]", ylabel="accuracy, %", ylim=(0, 100), xticks=sigmas_of(worlds))
+        ax.plot(
+            rows.noise_level, rows.approx_accuracy, marker + "--", mfc="none",
+            color="C0" if method == "ERIEP" else "0.35", alpha=0.8,
+            label=f"paper, {method if method == 'ERIEP' else 'standard'}",
+        )
+    ax.set(
+        xlabel="standard deviation of the noise, on the scale [0,1]", ylabel="accuracy, %", ylim=(0, 100),
+        xticks=sigmas_of(worlds),
+    )
     ax.legend(fontsize=8)
     return fig
 
@@ -257,9 +336,14 @@ def depth_table(
     rows = []
     for depth, net in DEPTHS.items():
         base = accuracy(worlds, net, "standard", f"noise {sigma:g}")
-        row = {"convolutions": depth, "seeds": base.n_seeds if base else "", "standard": percent(base) if base else "not run"}
+        row = {
+            "convolutions": depth, "seeds": base.n_seeds if base else "",
+            "standard": percent(base) if base else "not run",
+        }
         for reading in EPM_READINGS:
-            found, more = accuracy(worlds, net, reading, f"noise {sigma:g}"), gain(worlds, net, reading, f"noise {sigma:g}")
+            found, more = (
+                accuracy(worlds, net, reading, f"noise {sigma:g}"), gain(worlds, net, reading, f"noise {sigma:g}"),
+            )
             row[TITLES[reading]] = f"{percent(found)}<br><small>{points(more)}</small>" if found else "not run"
         rows.append(row)
     return table(pd.DataFrame(rows), caption)
@@ -273,19 +357,33 @@ def depth_figure(
     theme()
     fig, axes = plt.subplots(1, 2, figsize=(7.6, 3.1), layout="constrained")
     for j, reading in enumerate(TITLES):
-        found = {d: (accuracy(worlds, net, reading, f"noise {sigma:g}"), gain(worlds, net, reading, f"noise {sigma:g}") if reading != "standard" else None) for d, net in DEPTHS.items()}
+        found = {
+            d: (
+                accuracy(worlds, net, reading, f"noise {sigma:g}"),
+                gain(worlds, net, reading, f"noise {sigma:g}") if reading != "standard" else None,
+            )
+            for d, net in DEPTHS.items()
+        }
         for ax, which in zip(axes, (0, 1)):
             points = [(d + 0.15 * (j - 1.5), pair[which]) for d, pair in found.items() if pair[which]]
             if not points: continue
             error = np.array([[max(0.0, e.value - e.low), max(0.0, e.high - e.value)] for _, e in points]).T
-            ax.errorbar([d for d, _ in points], [e.value for _, e in points], yerr=error, fmt="o-", markersize=4, capsize=2, color=COLOURS[reading], label=TITLES[reading])
+            ax.errorbar(
+                [d for d, _ in points], [e.value for _, e in points], yerr=error, fmt="o-", markersize=4, capsize=2,
+                color=COLOURS[reading], label=TITLES[reading],
+            )
     axes[1].axhline(0, color="0.4", lw=1)
-    for ax, label in zip(axes, (f"accuracy, %, at noise {sigma:g}", "gain over standard, points")): ax.set(xlabel="convolutions", ylabel=label, xticks=list(DEPTHS))
+    for ax, label in zip(axes, (f"accuracy, %, at noise {sigma:g}", "gain over standard, points")):
+        ax.set(xlabel="convolutions", ylabel=label, xticks=list(DEPTHS))
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return fig
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #6c4c12ea
-LOGS = {"accuracy": "training accuracy", "clean": r"clean loss $\mathcal{L}_{\mathcal{N}}$", "perturbed": "perturbed loss", "below": r"steps with $\mathcal{L}_{\mathcal{N}}$ below it, share", "cosine": "cosine of the gradients", "moved": r"mean $|x_p - x_o|$"}
+LOGS = {
+    "accuracy": "training accuracy", "clean": r"clean loss $\mathcal{L}_{\mathcal{N}}$",
+    "perturbed": "perturbed loss", "below": r"steps with $\mathcal{L}_{\mathcal{N}}$ below it, share",
+    "cosine": "cosine of the gradients", "moved": r"mean $|x_p - x_o|$",
+}
 
 
 def log_frame(
@@ -293,7 +391,12 @@ def log_frame(
     net: str = "cnn8",
 ) -> pd.DataFrame:  # reading, seed and a row of `History` for each epoch
     "The training logs of a net."
-    rows = [dict(reading=r.cell["reading"], seed=r.cell["seed"], **row) for r in records if r.cell["net"] == net for row in r.metrics["history"]]
+    rows = [
+        dict(reading=r.cell["reading"], seed=r.cell["seed"], **row)
+        for r in records
+        if r.cell["net"] == net
+        for row in r.metrics["history"]
+    ]
     return pd.DataFrame(rows)
 
 
@@ -311,7 +414,10 @@ def log_figure(
     for ax, name in zip(axes.flat, columns):
         for (reading, _), part in frame.groupby(["reading", "seed"], sort=False):
             if part[name].isna().all() or name == "moved" and reading == "standard": continue
-            ax.plot(part["epoch"], part[name].clip(-1, 1) if name == "cosine" else part[name], color=COLOURS[reading], lw=1.1, label=None if reading in drawn else TITLES[reading])
+            ax.plot(
+                part["epoch"], part[name].clip(-1, 1) if name == "cosine" else part[name], color=COLOURS[reading],
+                lw=1.1, label=None if reading in drawn else TITLES[reading],
+            )
             drawn.add(reading)
         ax.set(xlabel="epoch", title=LOGS[name])
         ax.title.set_fontsize(9)
@@ -324,8 +430,15 @@ def search_figure(records: list[Record]) -> plt.Figure:
     theme()
     fig, axes = plt.subplots(1, 3, figsize=(7.6, 2.3), layout="constrained")
     runs = {r.cell["seed"]: r.metrics["search"]["rows"] for r in records if r.metrics["search"]}
-    for ax, (column, label) in zip(axes, {"distance": "distance $d$ (eq. 3)", "label": "label loss $l$ (eq. 4)", "moved": "mean $|x_p - x|$"}.items()):
-        for seed, rows in sorted(runs.items()): ax.plot([row["epoch"] for row in rows], [row[column] for row in rows], marker="o", markersize=3, label=f"seed {seed}")
+    for ax, (column, label) in zip(
+        axes,
+        {"distance": "distance $d$ (eq. 3)", "label": "label loss $l$ (eq. 4)", "moved": "mean $|x_p - x|$"}.items(),
+    ):
+        for seed, rows in sorted(runs.items()):
+            ax.plot(
+                [row["epoch"] for row in rows], [row[column] for row in rows], marker="o", markersize=3,
+                label=f"seed {seed}",
+            )
         ax.set(xlabel="epoch of the search", ylabel=label)
     axes[0].legend(fontsize=7)
     return fig
@@ -335,14 +448,18 @@ def drift_values(
     store: Store,
     protocol: str,  # smoke | quick | reduced | full
     measure: str,  # rank | overlap | cosine
-) -> tuple[dict[str, np.ndarray], list[int]]:  # reading -> similarities [seeds, images], NaN where there is no map; the seeds that all readings have
+    # reading -> similarities [seeds, images], NaN where there is no map; the seeds that all readings have
+) -> tuple[dict[str, np.ndarray], list[int]]:
     "How alike the maps of each image are; empty unless there are standard and literal networks."
-    if measure not in ("rank", "overlap", "cosine"): raise ValueError(nearest(measure, ("rank", "overlap", "cosine"), "measure of drift"))
+    if measure not in ("rank", "overlap", "cosine"):
+        raise ValueError(nearest(measure, ("rank", "overlap", "cosine"), "measure of drift"))
     records = attention_records(store, protocol)
     readings = [reading for reading in TITLES if any(r == reading for r, _ in records)]
     common = sorted(s for s in {s for _, s in records} if all((reading, s) in records for reading in readings))
     if not common or not {"standard", "literal"} <= set(readings): return {}, []
-    return {reading: np.stack([similarity(records[reading, s], store, measure) for s in common]) for reading in readings}, common
+    return {
+        reading: np.stack([similarity(records[reading, s], store, measure) for s in common]) for reading in readings
+    }, common
 
 
 def drift_estimates(
@@ -354,7 +471,9 @@ def drift_estimates(
     "Mean similarity over the images of which all networks have maps."
     values, seeds = drift_values(store, protocol, measure)
     means = common_means(values, resamples)
-    return {r: summary(v, len(seeds)) for r, v in means.items()}, {r: summary(v - means["standard"], len(seeds)) for r, v in means.items() if r != "standard"}
+    return {r: summary(v, len(seeds)) for r, v in means.items()}, {
+        r: summary(v - means["standard"], len(seeds)) for r, v in means.items() if r != "standard"
+    }
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #1cfe2ebf
 def drift_table(
@@ -362,16 +481,28 @@ def drift_table(
     protocol: str,  # smoke | quick | reduced | full
     caption: str = "",
 ) -> HTML:
-    "Similarity of attention between clean and blurred images, by reading; beside it that of the clean maps of two different images."
+    """Similarity of attention between clean and blurred images, by reading; beside it that of the clean maps of two
+    different images."""
     rows, (_, seeds) = {}, drift_values(store, protocol, "cosine")
-    found = {reading: [r.metrics["other"] for (name, s), r in attention_records(store, protocol).items() if name == reading and s in seeds and "other" in r.metrics] for reading in TITLES}
+    found = {
+        reading: [
+            r.metrics["other"]
+            for (name, s), r in attention_records(store, protocol).items()
+            if name == reading and s in seeds and "other" in r.metrics
+        ]
+        for reading in TITLES
+    }
     others = {reading: pd.DataFrame(parts).mean() for reading, parts in found.items() if parts}
-    for measure, title in dict(rank="rank correlation", overlap="overlap of the strongest fifth", cosine="cosine").items():
+    for measure, title in dict(
+        rank="rank correlation", overlap="overlap of the strongest fifth", cosine="cosine"
+    ).items():
         means, differences = drift_estimates(store, protocol, measure)
         for reading, mean in means.items():
             extra = f"<br><small>{told(differences[reading])}</small>" if reading in differences else ""
             other = f"<br><small>another image: {others[reading][measure]:.3f}</small>" if reading in others else ""
-            rows.setdefault(reading, {"network": TITLES[reading], "seeds": mean.n_seeds})[title] = said(mean) + extra + other
+            rows.setdefault(reading, {"network": TITLES[reading], "seeds": mean.n_seeds})[title] = (
+                said(mean) + extra + other
+            )
     return table(pd.DataFrame(list(rows.values())), caption)
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #e1d9d23c
@@ -383,15 +514,28 @@ def attention_figure(
 ) -> plt.Figure | None:  # None: no maps were kept
     "Grad-CAM over clean and blurred images, a pair of columns for each reading (Fig. 4)."
     records = {reading: r for (reading, s), r in attention_records(store, protocol).items() if s == seed}
-    kept = {reading: store.artefact(records[reading], "maps.npz") for reading in readings if reading in records and "maps.npz" in records[reading].artefacts}
+    kept = {
+        reading: store.artefact(records[reading], "maps.npz")
+        for reading in readings
+        if reading in records and "maps.npz" in records[reading].artefacts
+    }
     if not kept: return None
     theme()
     first, titles, columns = next(iter(kept.values())), ["clean", "blurred"], []
     images = [torch.from_numpy(np.asarray(first[name])) for name in ("clean", "blurred")]
     columns += [(title, picture.float() / 255) for title, picture in zip(titles, images)]
     for reading, arrays in kept.items():
-        columns += [(f"{TITLES[reading]},\n{title}", overlay(picture, torch.from_numpy(np.asarray(arrays[f"maps_{title}"], np.float32)))) for title, picture in zip(titles, images)]
-    fig, axes = plt.subplots(len(images[0]), len(columns), figsize=(0.95 * len(columns), 0.9 * len(images[0]) + 0.4), squeeze=False, layout="constrained")
+        columns += [
+            (
+                f"{TITLES[reading]},\n{title}",
+                overlay(picture, torch.from_numpy(np.asarray(arrays[f"maps_{title}"], np.float32))),
+            )
+            for title, picture in zip(titles, images)
+        ]
+    fig, axes = plt.subplots(
+        len(images[0]), len(columns), figsize=(0.95 * len(columns), 0.9 * len(images[0]) + 0.4), squeeze=False,
+        layout="constrained",
+    )
     for (title, pictures), column in zip(columns, axes.T):
         column[0].set_title(title, fontsize=7)
         for ax, picture in zip(column, pictures):
@@ -400,24 +544,48 @@ def attention_figure(
     return fig
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #848e175a
-CAPTION = "Each claim is tried on 1,000 resamples of the test images, and of the seeds where there are three: true in at least 95% it holds, in at most 5% it fails. This is one-sided, so a claim may hold beside a gain whose two-sided interval holds 0 (n.s.), and with three seeds even beside one seed that says the opposite. The columns are the readings of the objective; ours is the literal one."
+CAPTION = (
+    "Each claim is tried on 1,000 resamples of the test images, and of the seeds where there are three: true in at"
+    " least 95% it holds, in at most 5% it fails. This is one-sided, so a claim may hold beside a gain whose two-sided"
+    " interval holds 0 (n.s.), and with three seeds even beside one seed that says the opposite. The columns are the"
+    " readings of the objective; ours is the literal one."
+)
 LEVELS = ("magnitude", "sanity")  # kinds of claims about how large a number is
 
 
 def survivors(
     frame: pd.DataFrame,  # of `verdicts`
 ) -> HTML:
-    "For each reading the verdicts of the orderings that the paper's tables bear out; apart, claims about levels, claims that its tables deny, and those not run."
+    """For each reading the verdicts of the orderings that the paper's tables bear out; apart, claims about levels,
+    claims that its tables deny, and those not run."""
     counted = frame[(frame.about == "measured") & (frame.kind != "invariant")]
     decided = counted[counted.verdict.isin(["holds", "fails", "inconclusive"])]
     denied, level = decided.in_print == "no", decided.kind.isin(LEVELS)
     listed = lambda rows: ", ".join(html.escape(f"{row.id} ({row.verdict})") for row in rows.itertuples())
     parts = []
     for reading, mine in decided[~denied & ~level].groupby("reading", sort=False):
-        names = {word: ", ".join(html.escape(name) for name in mine[mine.verdict == word].id) for word in ("holds", "fails", "inconclusive")}
-        parts.append(f"<li><strong>{TITLES[reading]}</strong>: " + "; ".join(f"{(mine.verdict == word).sum()} {dict(holds='hold', fails='fail').get(word, word)} ({ids})" for word, ids in names.items() if ids) + ".</li>")
+        names = {
+            word: ", ".join(html.escape(name) for name in mine[mine.verdict == word].id)
+            for word in ("holds", "fails", "inconclusive")
+        }
+        parts.append(
+            f"<li><strong>{TITLES[reading]}</strong>: "
+            + "; ".join(
+                f"{(mine.verdict == word).sum()} {dict(holds='hold', fails='fail').get(word, word)} ({ids})"
+                for word, ids in names.items()
+                if ids
+            )
+            + ".</li>"
+        )
     if not parts: return HTML("<p>No claim could be tried.</p>")
     first = decided.reading == "literal"
-    apart = {"Claims about how large a number is, which a shorter training cannot reach, in the literal reading": listed(decided[level & first]), "Claims that the paper's own tables deny": listed(decided[denied & ~level & first]),
-             "Not run": ", ".join(frame[(frame.reading == "literal") & (frame.verdict == "not run")].id)}
-    return HTML("<ul>" + "".join(parts) + "</ul>" + "".join(f"<p>{title}: {ids}.</p>" for title, ids in apart.items() if ids))
+    apart = {
+        "Claims about how large a number is, which a shorter training cannot reach, in the literal reading": listed(
+            decided[level & first]
+        ),
+        "Claims that the paper's own tables deny": listed(decided[denied & ~level & first]),
+        "Not run": ", ".join(frame[(frame.reading == "literal") & (frame.verdict == "not run")].id),
+    }
+    return HTML(
+        "<ul>" + "".join(parts) + "</ul>" + "".join(f"<p>{title}: {ids}.</p>" for title, ids in apart.items() if ids)
+    )

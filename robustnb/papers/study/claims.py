@@ -31,32 +31,51 @@ from ...statistics import (coefficients, multiple_correlation, p_of_r, pearson a
 # %% ../../../nbs/papers/study/20_claims.ipynb #025ce30c
 NETS, TS, DL = ["lenet", "alexnet"], ["test", "c", "a"], [0, 2, 4, 6, 8, 10]
 SEGMENTS = {"lenet": {"I": (0, 8.0), "II": (8.5, 12.0)}, "alexnet": {"I": (0, 7.0), "II": (7.5, 12.0)}}
-PRINTED = {"LeNet-5": "lenet", "AlexNet-8": "alexnet", "MNIST-Test": "test", "MNIST-C": "c", "MNIST-A": "a", "gaussian": "gaussian", "fgsm": "fgsm", "class_imbalance": "imbalance",
-           "label_error": "label", "gaussian+fgsm": "dual", "gaussian+fgsm+class_imbalance+label_error": "four"}
-STUDY_FUNCTIONS = ("s", "v", "rho", "pv", "mu", "var", "g", "grid", "four", "mR", "mP", "coef", "argmax_level", "allm", "n_sets", "n_train", "n_eval", "label_error", "minor_count")
-STUDY_FACTS = ("train_counts", "test_counts", "levels", "n_added_per_class", "max_l2_error", "label_totals_unchanged", "oa_strength2", "n_points", "no_clip_eps_ratio_ok")
+PRINTED = {
+    "LeNet-5": "lenet", "AlexNet-8": "alexnet", "MNIST-Test": "test", "MNIST-C": "c", "MNIST-A": "a",
+    "gaussian": "gaussian", "fgsm": "fgsm", "class_imbalance": "imbalance", "label_error": "label",
+    "gaussian+fgsm": "dual", "gaussian+fgsm+class_imbalance+label_error": "four",
+}
+STUDY_FUNCTIONS = (
+    "s", "v", "rho", "pv", "mu", "var", "g", "grid", "four", "mR", "mP", "coef", "argmax_level", "allm",
+    "n_sets", "n_train", "n_eval", "label_error", "minor_count",
+)
+STUDY_FACTS = (
+    "train_counts", "test_counts", "levels", "n_added_per_class", "max_l2_error", "label_totals_unchanged",
+    "oa_strength2", "n_points", "no_clip_eps_ratio_ok",
+)
 
 
 @cache
 def study_tables() -> pd.DataFrame:  # net, exp, set, segment, r, p, mean, variance
     "Tables 2-7 in the predicates' words."
     rows = pd.concat([paper_table(f"study_table{i}") for i in range(2, 8)])
-    return pd.DataFrame(dict(net=rows.model.map(PRINTED), exp=rows.perturbation.map(PRINTED), set=rows.testset.map(PRINTED),
-                             segment=rows.segment.str.split().str[0], r=rows.r, p=rows.p, mean=rows["mean"], variance=rows.variance)).reset_index(drop=True)
+    return pd.DataFrame(
+        dict(
+            net=rows.model.map(PRINTED), exp=rows.perturbation.map(PRINTED), set=rows.testset.map(PRINTED),
+            segment=rows.segment.str.split().str[0], r=rows.r, p=rows.p, mean=rows["mean"], variance=rows.variance,
+        )
+    ).reset_index(drop=True)
 
 
 @cache
 def printed_study() -> dict:
     "The language of study_findings.csv, over the printed tables."
-    keys, names = ["net", "exp", "set", "segment"], {n: partial(absent, n) for n in STUDY_FUNCTIONS} | {n: Missing(n) for n in STUDY_FACTS}
+    keys, names = (
+        ["net", "exp", "set", "segment"],
+        {n: partial(absent, n) for n in STUDY_FUNCTIONS} | {n: Missing(n) for n in STUDY_FACTS},
+    )
     for name, column in dict(rho="r", pv="p", mu="mean", var="variance", mR="r", mP="p").items():
         look = cells(study_tables(), keys, column, name)
         names[name] = lambda net, exp, set, segment="all", look=look: look(net, exp, set, segment)
     return names | STUDY_WORDS
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #a9c01857
-STUDY_WORDS = dict(NETS=NETS, TS=TS, DL=DL, LD=[round(0.05 * i, 2) for i in range(1, 11)], avg=mean, median=median, spread=lambda v: max(v) - min(v),
-                   pearson=lambda x, y: pearson_of(x, y)[0], spearman=lambda x, y: spearman_of(x, y)[0])
+STUDY_WORDS = dict(
+    NETS=NETS, TS=TS, DL=DL, LD=[round(0.05 * i, 2) for i in range(1, 11)], avg=mean, median=median,
+    spread=lambda v: max(v) - min(v), pearson=lambda x, y: pearson_of(x, y)[0],
+    spearman=lambda x, y: spearman_of(x, y)[0],
+)
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #c6e54b02
 COUNTED = ("test", "c", "a_fixed", "a_white")  # what counts.npz holds for each image
@@ -67,9 +86,12 @@ def counts_of(record: Record, store: Store) -> tuple[np.ndarray, int]:  # [N,4] 
     try:
         counts = store.artefact(record, "counts.npz")
         right, levels = np.stack([counts[name] for name in COUNTED], 1), int(counts["n_levels"])
-    except (KeyError, TypeError, EOFError, OSError, BadZipFile) as error: raise ValueError(f"counts.npz is damaged: {error}") from None
+    except (KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
+        raise ValueError(f"counts.npz is damaged: {error}") from None
     if right.ndim != 2 or not len(right) or (right > np.array([1, levels, levels, levels])).any():
-        raise ValueError(f"counts.npz is damaged: counts of shape {right.shape} up to {right.max(initial=0)} for {levels} distances")
+        raise ValueError(
+            f"counts.npz is damaged: counts of shape {right.shape} up to {right.max(initial=0)} for {levels} distances"
+        )
     return right, levels
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #c5baeddb
@@ -87,7 +109,8 @@ def products(
         same = [i for i, (right, _) in enumerate(found) if len(right) == n]
         for batch in (same[i:i + TOGETHER] for i in range(0, len(same), TOGETHER)):
             levels = np.array([[1, found[i][1], found[i][1], found[i][1]] for i in batch])
-            kind = torch.float32 if n * levels.max() < 2**24 else torch.float64  # whole numbers up to 2**24 are exact in float32
+            # whole numbers up to 2**24 are exact in float32
+            kind = torch.float32 if n * levels.max() < 2**24 else torch.float64
             right = torch.from_numpy(np.concatenate([found[i][0] for i in batch], 1)).to(kind)
             values = (image_draws(n, resamples, seed).to(kind) @ right).double().numpy() / n / levels.reshape(-1)
             done |= {i: dict(zip(COUNTED, values[:, 4 * j:4 * j + 4].T.copy())) for j, i in enumerate(batch)}
@@ -101,13 +124,18 @@ def resampled(
     seed: int,
 ) -> dict[str, np.ndarray]:  # metric -> [1+R] accuracies
     "The accuracies of one model on resampled test images; training accuracy is not resampled."
-    return products([counts_of(record, store)], resamples, seed)[0] | {"train": np.full(resamples + 1, record.metrics["train"])}
+    return products([counts_of(record, store)], resamples, seed)[0] | {
+        "train": np.full(resamples + 1, record.metrics["train"])
+    }
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #efa265da
 def place(record: Record) -> tuple:
     "Net, factor, level and seed of a record."
     level = record.cell["level"]
-    return record.cell["net"], record.cell["factor"], tuple(level) if isinstance(level, (list, tuple)) else float(level), record.cell["seed"]
+    return (
+        record.cell["net"], record.cell["factor"],
+        tuple(level) if isinstance(level, (list, tuple)) else float(level), record.cell["seed"],
+    )
 
 
 def all_resampled(
@@ -124,9 +152,14 @@ def all_resampled(
         except (RecordError, ValueError, KeyError) as error:
             said = f"metric {error} is missing" if isinstance(error, KeyError) else str(error)
             name = " ".join(str(part) for part in place(record)[:3])
-            warnings.warn(f"record {record.key} ({name}, seed {record.cell['seed']}, {record.profile}) is left out: {said}", stacklevel=2)
+            warnings.warn(
+                f"record {record.key} ({name}, seed {record.cell['seed']}, {record.profile}) is left out: {said}",
+                stacklevel=2,
+            )
     values = products([counts for counts, _ in sound.values()], resamples, seed)
-    return {key: found | {"train": np.full(resamples + 1, train)} for (key, (_, train)), found in zip(sound.items(), values)}
+    return {
+        key: found | {"train": np.full(resamples + 1, train)} for (key, (_, train)), found in zip(sound.items(), values)
+    }
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #1af436d7
 @dataclass(frozen=True)
@@ -138,11 +171,17 @@ class Reading:
 
     def own(self, net: str, exp: str) -> bool:
         "Are there other models in this series than in the literal one?"
-        return net in ("lenet", self.lenet) and self.lenet != Reading.lenet or exp in MIXED and self.mode != Reading.mode
+        return (
+            net in ("lenet", self.lenet) and self.lenet != Reading.lenet or exp in MIXED and self.mode != Reading.mode
+        )
 
 
-READINGS = {"fixed": Reading(), "white_box": Reading(a="a_white"), "relu_max": Reading(lenet="lenet5_relu_max"), "replace": Reading(mode="replace")}
-SETS = {name: dict(train="train", test="test", c="c", a=reading.a) for name, reading in READINGS.items()}  # metric of each set
+READINGS = {
+    "fixed": Reading(), "white_box": Reading(a="a_white"), "relu_max": Reading(lenet="lenet5_relu_max"),
+    "replace": Reading(mode="replace"),
+}
+# metric of each set
+SETS = {name: dict(train="train", test="test", c="c", a=reading.a) for name, reading in READINGS.items()}
 MIXED = ("gaussian", "fgsm", "dual")  # factors that add images or replace them
 
 
@@ -150,7 +189,9 @@ MIXED = ("gaussian", "fgsm", "dual")  # factors that add images or replace them
 def protocol(profile: str) -> dict[tuple, dict]:
     "The settings of each cell of a profile, by factor and level, in the literal reading."
     if profile not in PROTOCOLS: return {}
-    return {(cell.factor, cell.level): asdict(cell) for question in QUESTIONS for cell in study_cells(question, profile)}
+    return {
+        (cell.factor, cell.level): asdict(cell) for question in QUESTIONS for cell in study_cells(question, profile)
+    }
 
 
 def belongs(record: Record, reading: Reading) -> bool:
@@ -171,7 +212,8 @@ def grid_levels(profile: str, factor: str) -> list:
 
 
 class Measured:
-    "The study's series from records of one profile and one reading; `at` is the resample looked at, 0 the measurement, None all at once."
+    """The study's series from records of one profile and one reading; `at` is the resample looked at, 0 the
+    measurement, None all at once."""
 
     def __init__(
         self,
@@ -201,8 +243,13 @@ class Measured:
     def cell(self, net: str, exp: str, level, seed: int) -> dict:
         "The accuracies of one model."
         clean = exp not in ("dual", "four") and level == self.levels(exp)[0]
-        place = (self.nets[net], "clean", 0.0, seed) if clean else (self.nets[net], exp, level if isinstance(level, tuple) else float(level), seed)
-        if place in self.damaged: raise Damaged(f"{net} {exp} {level} seed {seed}: record {self.damaged[place]} has no sound counts.npz")
+        place = (
+            (self.nets[net], "clean", 0.0, seed)
+            if clean
+            else (self.nets[net], exp, level if isinstance(level, tuple) else float(level), seed)
+        )
+        if place in self.damaged:
+            raise Damaged(f"{net} {exp} {level} seed {seed}: record {self.damaged[place]} has no sound counts.npz")
         if place not in self.cells: raise Missing(f"{net} {exp} {level} seed {seed}")
         return self.cells[place]
 
@@ -220,7 +267,10 @@ class Series(Measured):
         key = net, exp, set
         if key not in self.memo:
             whole = self.whole_seeds(net, exp)
-            values = np.stack([np.stack([self.cell(net, exp, level, seed)[self.sets[set]] for level in self.levels(exp)]) for seed in whole])
+            values = np.stack([
+                np.stack([self.cell(net, exp, level, seed)[self.sets[set]] for level in self.levels(exp)])
+                for seed in whole
+            ])
             self.memo[key] = np.einsum("slr,rs->lr", values, self.seed_weights(len(whole))), len(whole)
         found, seeds = self.memo[key]
         self.used.add((net, exp, seeds))
@@ -234,7 +284,11 @@ class Series(Measured):
             if not gaps: whole.append(seed)
             elif all(isinstance(gap, Damaged) for gap in gaps): lost += gaps
         if whole: return whole
-        raise lost[0] if lost else Missing(f"{net} {exp}: no seed has all {len(levels)} levels of the {self.profile} profile")
+        raise (
+            lost[0]
+            if lost
+            else Missing(f"{net} {exp}: no seed has all {len(levels)} levels of the {self.profile} profile")
+        )
 
     def seed_weights(self, n: int) -> np.ndarray:  # [1+R, n]
         "Which seeds each resample draws; the same draw for all series of n seeds."
@@ -247,7 +301,11 @@ class StudyWorld(Series):
 
     def chosen(self, exp: str, lo=None, hi=None) -> list[int]:
         "Positions of the levels from lo to hi."
-        return [i for i, level in enumerate(self.levels(exp)) if (lo is None or level >= lo - 1e-9) and (hi is None or level <= hi + 1e-9)]
+        return [
+            i
+            for i, level in enumerate(self.levels(exp))
+            if (lo is None or level >= lo - 1e-9) and (hi is None or level <= hi + 1e-9)
+        ]
 
     def part(self, net: str, exp: str, set: str, segment: str = "all") -> tuple[list, np.ndarray]:
         "Levels and accuracies of a whole series or of one of its segments."
@@ -265,16 +323,30 @@ class StudyWorld(Series):
         if (name, key) not in self.memo: self.memo[name, key] = np.broadcast_to(compute(), (self.size,))
         return self.seen(self.memo[name, key])
 
-    def rho(self, net, exp, set, segment="all"): return self.remembered("rho", (net, exp, set, segment), lambda: spearman_of(*self.part(net, exp, set, segment))[0])
-    def mu(self, net, exp, set, segment="all"): return self.remembered("mu", (net, exp, set, segment), lambda: self.part(net, exp, set, segment)[1].mean(0))
-    def var(self, net, exp, set, segment="all"): return self.remembered("var", (net, exp, set, segment), lambda: self.part(net, exp, set, segment)[1].var(0))
-    def pv(self, net, exp, set, segment="all"): return p_of_r(self.rho(net, exp, set, segment), len(self.part(net, exp, set, segment)[0]))
-    def mR(self, net, exp, set): return self.remembered("mR", (net, exp, set), lambda: multiple_correlation(self.levels(exp), self.array(net, exp, set))[0])
-    def mP(self, net, exp, set): return self.remembered("mP", (net, exp, set), lambda: multiple_correlation(self.levels(exp), self.array(net, exp, set))[1])
+    def rho(self, net, exp, set, segment="all"):
+        return self.remembered(
+            "rho", (net, exp, set, segment), lambda: spearman_of(*self.part(net, exp, set, segment))[0]
+        )
+    def mu(self, net, exp, set, segment="all"):
+        return self.remembered("mu", (net, exp, set, segment), lambda: self.part(net, exp, set, segment)[1].mean(0))
+    def var(self, net, exp, set, segment="all"):
+        return self.remembered("var", (net, exp, set, segment), lambda: self.part(net, exp, set, segment)[1].var(0))
+    def pv(self, net, exp, set, segment="all"):
+        return p_of_r(self.rho(net, exp, set, segment), len(self.part(net, exp, set, segment)[0]))
+    def mR(self, net, exp, set):
+        return self.remembered(
+            "mR", (net, exp, set), lambda: multiple_correlation(self.levels(exp), self.array(net, exp, set))[0]
+        )
+    def mP(self, net, exp, set):
+        return self.remembered(
+            "mP", (net, exp, set), lambda: multiple_correlation(self.levels(exp), self.array(net, exp, set))[1]
+        )
 
     def coef(self, net, exp, set, factor):
         column = 1 + list(FOUR_LEVELS).index(factor)
-        return self.remembered("coef", (net, exp, set, factor), lambda: coefficients(self.levels(exp), self.array(net, exp, set))[column])
+        return self.remembered(
+            "coef", (net, exp, set, factor), lambda: coefficients(self.levels(exp), self.array(net, exp, set))[column]
+        )
 
     def s(self, net, exp, set, lo=None, hi=None):
         index = self.chosen(exp, lo, hi)
@@ -282,14 +354,17 @@ class StudyWorld(Series):
         return [self.seen(values) for values in self.array(net, exp, set)[index]]
 
     def v(self, net, exp, set, level):
-        if level not in self.levels(exp): raise Missing(f"{net} {exp}: level {level} is not in the {self.profile} profile")
+        if level not in self.levels(exp):
+            raise Missing(f"{net} {exp}: level {level} is not in the {self.profile} profile")
         return self.seen(self.array(net, exp, set)[self.levels(exp).index(level)])
 
-    def argmax_level(self, net, exp, set): return self.seen(np.array(self.levels(exp))[self.array(net, exp, set).argmax(0)])
+    def argmax_level(self, net, exp, set):
+        return self.seen(np.array(self.levels(exp))[self.array(net, exp, set).argmax(0)])
     def g(self, net, set, gauss, fgsm): return self.v(net, "dual", set, (float(gauss), float(fgsm)))
     def grid(self, net, set): return self.s(net, "dual", set)
     def four(self, net, set): return self.s(net, "four", set)
-    def allm(self, net, set): return [x for exp in ("gaussian", "fgsm", "imbalance", "dual") for x in self.s(net, exp, set)]
+    def allm(self, net, set):
+        return [x for exp in ("gaussian", "fgsm", "imbalance", "dual") for x in self.s(net, exp, set)]
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #88db77b3
 class StudyFacts(StudyWorld):
@@ -298,13 +373,15 @@ class StudyFacts(StudyWorld):
     def sheets(self, exp: str) -> list[dict]:
         "Data sheets of a factor, any net and seed, by level."
         found = {place[2]: r.metrics["sheet"] for place, r in self.records.items() if place[1] == exp}
-        if sorted(found) != sorted(grid_levels(self.profile, exp) if exp != "clean" else found) or not found: raise Missing(f"the training sets of {exp}")
+        if sorted(found) != sorted(grid_levels(self.profile, exp) if exp != "clean" else found) or not found:
+            raise Missing(f"the training sets of {exp}")
         return [found[level] for level in sorted(found)]
 
     def n_sets(self, exp): return len(self.sheets(exp))
     def n_train(self, exp): return mean({sheet["size"] for sheet in self.sheets(exp)})
     def label_error(self, ld): return self.sheets("label")[grid_levels(self.profile, "label").index(ld)]["label_error"]
-    def minor_count(self, ci): return min(self.sheets("imbalance")[grid_levels(self.profile, "imbalance").index(ci)]["per_class"])
+    def minor_count(self, ci):
+        return min(self.sheets("imbalance")[grid_levels(self.profile, "imbalance").index(ci)]["per_class"])
 
     def n_eval(self, set):
         record = self.records_of("clean")[0]
@@ -319,12 +396,16 @@ class StudyFacts(StudyWorld):
         "Does every pair of factors of RQ6 meet every pair of levels equally often?"
         self.sheets("four")
         rows = np.array(grid_levels(self.profile, "four"))
-        return all(len(set(np.unique(rows[:, [i, j]], axis=0, return_counts=True)[1])) == 1 for i in range(4) for j in range(i))
+        return all(
+            len(set(np.unique(rows[:, [i, j]], axis=0, return_counts=True)[1])) == 1 for i in range(4) for j in range(i)
+        )
 
     def n_points(self) -> dict:
         "How many models each correlation is computed over."
         count = {exp: len(self.sheets(exp)) + (exp not in ("dual", "four")) for exp in GRIDS[self.profile]}
-        count |= {f"fgsm_{net}": tuple(len(self.chosen("fgsm", *SEGMENTS[net][part])) for part in ("I", "II")) for net in NETS}
+        count |= {
+            f"fgsm_{net}": tuple(len(self.chosen("fgsm", *SEGMENTS[net][part])) for part in ("I", "II")) for net in NETS
+        }
         count.pop("fgsm")
         return count
 
@@ -334,11 +415,19 @@ class StudyFacts(StudyWorld):
             try: return compute()
             except (Missing, KeyError) as missing: return Missing(str(missing))
         clean = lambda: self.sheets("clean")[0]["per_class"]
-        return dict(train_counts=known(clean), levels=known(lambda: (self.sheets("gaussian"), grid_levels(self.profile, "gaussian"))[1]),
-                    n_added_per_class=known(lambda: mean(b - a for b, a in zip(self.sheets("gaussian")[0]["per_class"], clean()))),
-                    max_l2_error=known(lambda: max(sheet["max_error"] for exp in ("gaussian", "fgsm") for sheet in self.sheets(exp))),
-                    test_counts=known(lambda: self.records_of("clean")[0].metrics["test_per_class"]), n_points=known(self.n_points), oa_strength2=known(self.balanced),
-                    label_totals_unchanged=known(lambda: all(sheet["per_class"] == clean() for sheet in self.sheets("label"))))
+        return dict(
+            train_counts=known(clean),
+            levels=known(lambda: (self.sheets("gaussian"), grid_levels(self.profile, "gaussian"))[1]),
+            n_added_per_class=known(
+                lambda: mean(b - a for b, a in zip(self.sheets("gaussian")[0]["per_class"], clean()))
+            ),
+            max_l2_error=known(
+                lambda: max(sheet["max_error"] for exp in ("gaussian", "fgsm") for sheet in self.sheets(exp))
+            ),
+            test_counts=known(lambda: self.records_of("clean")[0].metrics["test_per_class"]),
+            n_points=known(self.n_points), oa_strength2=known(self.balanced),
+            label_totals_unchanged=known(lambda: all(sheet["per_class"] == clean() for sheet in self.sheets("label"))),
+        )
 
     def names(self, facts: dict | None = None) -> dict:
         "Everything that a predicate may use; `facts` adds numbers that a page computed."
@@ -355,7 +444,9 @@ def study_worlds(
     "The study's records in every reading, resampled once for all of them."
     records, worlds = store.records("study"), {name: [] for name in READINGS}
     for profile in profiles:
-        mine = [r for r in records if r.profile == profile and any(belongs(r, reading) for reading in READINGS.values())]
+        mine = [
+            r for r in records if r.profile == profile and any(belongs(r, reading) for reading in READINGS.values())
+        ]
         values = all_resampled(mine, store, resamples, 0)
         for name, reading in READINGS.items():
             world = StudyFacts(mine, store, profile, name, resamples, values=values)
@@ -384,7 +475,12 @@ def study_verdicts(
             decided = found["verdict"] != "not run"
             if reading in ("fixed", "white_box") or own and decided:
                 off = decided and (found["n_seeds"] < 3 or found["profile"] != "full")
-                yield dict(claim) | dict(about="measured", reading=reading, provisional=off) | found | ({} if decided else dict(profile=""))
+                yield (
+                    dict(claim)
+                    | dict(about="measured", reading=reading, provisional=off)
+                    | found
+                    | ({} if decided else dict(profile=""))
+                )
 
 
 def tried_claims(

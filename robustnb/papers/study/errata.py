@@ -51,7 +51,9 @@ def p_check() -> pd.DataFrame:  # net, exp, set, segment, r, p as printed; n, lo
     text = pd.concat([paper_table(f"study_table{i}", text=True) for i in range(2, 8)], ignore_index=True)
     rows["r"], rows["p"] = text.r, text.p
     rows["n"] = [n_models(*place) for place in zip(rows.net, rows.exp, rows.segment)]
-    rows["low"], rows["high"] = zip(*(p_range(r, n, PREDICTORS.get(exp)) for r, n, exp in zip(rows.r, rows.n, rows.exp)))
+    rows["low"], rows["high"] = zip(
+        *(p_range(r, n, PREDICTORS.get(exp)) for r, n, exp in zip(rows.r, rows.n, rows.exp))
+    )
     rows["fits"] = [fits(r, p, n, PREDICTORS.get(exp)) for r, p, n, exp in zip(rows.r, rows.p, rows.n, rows.exp)]
     return rows.drop(columns=["mean", "variance"])
 
@@ -61,8 +63,10 @@ def printed_p(net: str, exp: str, set: str, segment: str = "all") -> list[dict]:
     row = p_check().query("net == @net and exp == @exp and set == @set and segment == @segment").iloc[0]
     r, n = float(row.r), int(row.n)
     p = p_of_R(r, n, PREDICTORS[exp]) if exp in PREDICTORS else p_of_r(r, n)
-    rows = [statement(f"{NET_NAMES[net]}, {TEST_SETS[set]}: p (r = {row.r}, n = {n})", float(row.p), p, bool(row.fits)), 
-            statement("largest p that there is", 1.0, float(row.p), float(row.p) <= 1)]
+    rows = [
+        statement(f"{NET_NAMES[net]}, {TEST_SETS[set]}: p (r = {row.r}, n = {n})", float(row.p), p, bool(row.fits)),
+        statement("largest p that there is", 1.0, float(row.p), float(row.p) <= 1),
+    ]
     return rows
 
 
@@ -71,16 +75,31 @@ def perfect_order(*places: tuple[str, str, str, str]) -> list[dict]:  # net, exp
     rows = []
     for net, exp, set, segment in places:
         row = p_check().query("net == @net and exp == @exp and set == @set and segment == @segment").iloc[0]
-        if abs(float(row.r)) != 1: raise ValueError(f"{net}, {exp}, {set}, {segment}: r = {row.r} is not perfect, so 2/n! is not its p")
+        if abs(float(row.r)) != 1:
+            raise ValueError(f"{net}, {exp}, {set}, {segment}: r = {row.r} is not perfect, so 2/n! is not its p")
         exact = 2 / math.factorial(row.n)
-        rows.append(statement(f"{NET_NAMES[net]}, {TEST_SETS[set]}, segment {segment}: p of r = {row.r} over {row.n} models", float(row.p), exact, 0.5 <= float(row.p) / exact <= 2))
+        rows.append(
+            statement(
+                f"{NET_NAMES[net]}, {TEST_SETS[set]}, segment {segment}: p of r = {row.r} over {row.n} models",
+                float(row.p), exact, 0.5 <= float(row.p) / exact <= 2,
+            )
+        )
     return rows
 
 
-def sets_by_p(*said: int, others: tuple = ()) -> list[dict]:  # numbers of training sets that the text gives; others to try
+def sets_by_p(
+    *said: int,
+    others: tuple = (),
+) -> list[dict]:  # numbers of training sets that the text gives; others to try
     "For how many training sets the p-values of Table 6 follow from its correlations."
     rows = paper_table("study_table6", text=True)
-    return [statement(f"p-values of Table 6 that follow with {n} training sets", len(rows), sum(fits(r, p, n, 2) for r, p in zip(rows.r, rows.p)), judged=n in said) for n in (*said, *others)]
+    return [
+        statement(
+            f"p-values of Table 6 that follow with {n} training sets", len(rows),
+            sum(fits(r, p, n, 2) for r, p in zip(rows.r, rows.p)), judged=n in said,
+        )
+        for n in (*said, *others)
+    ]
 
 # %% ../../../nbs/papers/study/40_errata.ipynb #5270e68c
 def rows_of(exp: str, *sets: str, segment: str = "all") -> list:  # named tuples of `study_tables`
@@ -88,43 +107,87 @@ def rows_of(exp: str, *sets: str, segment: str = "all") -> list:  # named tuples
     return list(study_tables().query("exp == @exp and set in @sets and segment == @segment").itertuples())
 
 
-def limits(first: tuple[str, float], *others: tuple[str, float]) -> list[dict]:  # place in the text, largest FGSM level it recommends
+def limits(
+    first: tuple[str, float],
+    *others: tuple[str, float],
+) -> list[dict]:  # place in the text, largest FGSM level it recommends
     "Recommended limits beside the first one, and the end of the rising segment of MNIST-A in Table 3."
     rows = [statement(place, first[1], level) for place, level in others]
-    return [*rows, *(statement(f"{NET_NAMES[net]} gains on MNIST-A up to", first[1], SEGMENTS[net]["I"][1], judged=False) for net in NETS)]
+    return [
+        *rows,
+        *(
+            statement(f"{NET_NAMES[net]} gains on MNIST-A up to", first[1], SEGMENTS[net]["I"][1], judged=False)
+            for net in NETS
+        ),
+    ]
 
 
 def effects(exp: str, set: str, said: str = "none") -> list[dict]:  # none | some
     "Whether a printed correlation is significant, and how far the accuracies spread."
     found = lambda p: "some" if p < 0.05 else "none"
-    return [statement(f"{NET_NAMES[r.net]}, {TEST_SETS[r.set]}: r = {r.r:g}, p = {plain(r.p)}, standard deviation {math.sqrt(r.variance):.4f}", said, found(r.p)) for r in rows_of(exp, set)]
+    return [
+        statement(
+            f"{NET_NAMES[r.net]}, {TEST_SETS[r.set]}: r = {r.r:g}, p = {plain(r.p)}, standard deviation"
+            f" {math.sqrt(r.variance):.4f}",
+            said, found(r.p),
+        )
+        for r in rows_of(exp, set)
+    ]
 
 
 def signs(*exps: str) -> list[dict]:
     "Correlations of robustness with factors that are said to weaken it a little."
     word = lambda r: f"{'negative' if r < 0 else 'positive'}, {strength(r)}"
-    return [statement(f"{exp}, {NET_NAMES[r.net]}, {TEST_SETS[r.set]}: r = {r.r:g}", "negative, weak", word(r.r), r.r < 0 and strength(r.r) in ("weak", "low"))
-            for exp in exps for r in rows_of(exp, "c", "a")]
+    return [
+        statement(
+            f"{exp}, {NET_NAMES[r.net]}, {TEST_SETS[r.set]}: r = {r.r:g}", "negative, weak", word(r.r),
+            r.r < 0 and strength(r.r) in ("weak", "low"),
+        )
+        for exp in exps
+        for r in rows_of(exp, "c", "a")
+    ]
 
 
-def strengths(exp: str, set: str, said: str, segment: str = "all") -> list[dict]:  # significant | high | moderate | low | weak
+def strengths(
+    exp: str,
+    set: str,
+    said: str,
+    segment: str = "all",
+) -> list[dict]:  # significant | high | moderate | low | weak
     "The word of section 2.4 for printed correlations."
-    return [statement(f"{NET_NAMES[r.net]}, {TEST_SETS[r.set]}, {exp}: {abs(r.r):g}", said, strength(r.r)) for r in rows_of(exp, set, segment=segment)]
+    return [
+        statement(f"{NET_NAMES[r.net]}, {TEST_SETS[r.set]}, {exp}: {abs(r.r):g}", said, strength(r.r))
+        for r in rows_of(exp, set, segment=segment)
+    ]
 
 # %% ../../../nbs/papers/study/40_errata.ipynb #e3205d7c
 def stays_above(said: float, net: str, exp: str, set: str, *segments: str) -> list[dict]:
     "A bound on every accuracy beside printed means: a mean below it has a member below it."
     mu = printed_study()["mu"]
     means = {segment: mu(net, exp, set, segment) for segment in segments}
-    return [statement(f"{NET_NAMES[net]}, {TEST_SETS[set]}, segment {segment}: every accuracy above, mean", said, m, m > said) for segment, m in means.items()]
+    return [
+        statement(
+            f"{NET_NAMES[net]}, {TEST_SETS[set]}, segment {segment}: every accuracy above, mean", said, m, m > said
+        )
+        for segment, m in means.items()
+    ]
 
 
 def sign_of_R() -> list[dict]:
     "The multiple correlation of accuracies that rise with every factor, and of such that fall."
     X = np.array(four_factor_levels())
     n, k = X.shape
-    rows = [statement(f"accuracies that {word} with every factor: R", said, multiple_correlation(X, said * X.sum(1))[0], tolerance=1e-6) for word, said in (("rise", 1.0), ("fall", -1.0))]
-    return [*rows, statement(f"mean of R when nothing has an effect, {n} models and {k} factors", None, expected_R(n, k))]
+    rows = [
+        statement(
+            f"accuracies that {word} with every factor: R", said, multiple_correlation(X, said * X.sum(1))[0],
+            tolerance=1e-6,
+        )
+        for word, said in (("rise", 1.0), ("fall", -1.0))
+    ]
+    return [
+        *rows,
+        statement(f"mean of R when nothing has an effect, {n} models and {k} factors", None, expected_R(n, k)),
+    ]
 
 # %% ../../../nbs/papers/study/40_errata.ipynb #108be9b6
 def p_figure() -> plt.Figure:
@@ -140,7 +203,8 @@ def p_figure() -> plt.Figure:
     ax.plot([1e-72, 10], [1e-72, 10], color="0.6", lw=1, zorder=1)
     ax.loglog(follows[~odd], printed[~odd], "o", ms=5, label=f"{(~odd).sum()} that agree")
     ax.loglog(follows[odd], printed[odd], "D", ms=7, color="C3", label=f"{odd.sum()} that do not")
-    for x, y, text in zip(follows[odd], printed[odd], rows.p[odd]): ax.annotate(f"prints {text}", (x, y), xytext=(-8, 4), textcoords="offset points", fontsize=8.5, ha="right")
+    for x, y, text in zip(follows[odd], printed[odd], rows.p[odd]):
+        ax.annotate(f"prints {text}", (x, y), xytext=(-8, 4), textcoords="offset points", fontsize=8.5, ha="right")
     ax.set(xlabel="p that follows from r and n", ylabel="p as printed", xlim=(1e-22, 10), ylim=(1e-73, 1e3))
     ax.legend(loc="center right", framealpha=1)
     return fig

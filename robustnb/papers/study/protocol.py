@@ -24,7 +24,8 @@ from ...levels import LEVELS, correct_at_levels, too_short
 from ...perturbations import normal_direction
 from ...small_nets import SMALL_NETS
 from ...training import Recipe, accuracy, fit, predict
-from ...training_sets import add_both, add_perturbed, data_sheet, four_factor, imbalance, mislabel, orthogonal_array
+from ...training_sets import (add_both, add_perturbed, data_sheet, four_factor, imbalance, mislabel,
+                                    orthogonal_array)
 
 # %% ../../../nbs/papers/study/10_protocol.ipynb #4ec58a6f
 @dataclass(frozen=True)
@@ -51,14 +52,21 @@ PROTOCOLS = {
     "full": {},
 }
 GRIDS = {  # levels of each factor; the clean model is level 0 of all of them (CI 0.2 for the imbalance)
-    "smoke": dict(gaussian=(6.0, 12.0), fgsm=(6.0, 12.0), imbalance=(0.4, 0.6), label=(0.25, 0.5),
-                  dual=((0.0, 0.0), (8.0, 8.0)), four=2),
-    "quick": dict(gaussian=(2.0, 4.0, 6.0, 8.0, 10.0, 12.0), fgsm=(2.0, 4.0, 6.0, 8.0, 10.0, 12.0),
-                  imbalance=(0.3, 0.4, 0.5, 0.6), label=(0.1, 0.2, 0.3, 0.4, 0.5),
-                  dual=tuple((g, f) for g in (0.0, 4.0, 8.0) for f in (0.0, 4.0, 8.0)), four=3),
-    "full": dict(gaussian=LEVELS, fgsm=LEVELS, imbalance=tuple(round(0.2 + 0.05 * i, 2) for i in range(1, 9)),
-                 label=tuple(round(0.05 * i, 2) for i in range(1, 11)),
-                 dual=tuple((g, f) for g in (0.0, 2.0, 4.0, 6.0, 8.0, 10.0) for f in (0.0, 2.0, 4.0, 6.0, 8.0, 10.0)), four=5),
+    "smoke": dict(
+        gaussian=(6.0, 12.0), fgsm=(6.0, 12.0), imbalance=(0.4, 0.6), label=(0.25, 0.5),
+        dual=((0.0, 0.0), (8.0, 8.0)), four=2,
+    ),
+    "quick": dict(
+        gaussian=(2.0, 4.0, 6.0, 8.0, 10.0, 12.0), fgsm=(2.0, 4.0, 6.0, 8.0, 10.0, 12.0),
+        imbalance=(0.3, 0.4, 0.5, 0.6), label=(0.1, 0.2, 0.3, 0.4, 0.5),
+        dual=tuple((g, f) for g in (0.0, 4.0, 8.0) for f in (0.0, 4.0, 8.0)), four=3,
+    ),
+    "full": dict(
+        gaussian=LEVELS, fgsm=LEVELS, imbalance=tuple(round(0.2 + 0.05 * i, 2) for i in range(1, 9)),
+        label=tuple(round(0.05 * i, 2) for i in range(1, 11)),
+        dual=tuple((g, f) for g in (0.0, 2.0, 4.0, 6.0, 8.0, 10.0) for f in (0.0, 2.0, 4.0, 6.0, 8.0, 10.0)),
+        four=5,
+    ),
 }
 FOUR_LEVELS = dict(gaussian=(0.0, 2.0, 4.0, 6.0, 8.0), fgsm=(0.0, 2.0, 4.0, 6.0, 8.0),
                    imbalance=(0.2, 0.25, 0.3, 0.35, 0.4), label=(0.0, 0.05, 0.1, 0.15, 0.2))
@@ -77,7 +85,8 @@ def four_factor_levels(
 ) -> tuple:  # levels**2 quadruples (gaussian, fgsm, CI, LD)
     "The combinations of RQ6: an orthogonal array of strength 2 over the levels of section 2.2.5."
     chosen = {f: [values[round(i * 4 / (levels - 1))] for i in range(levels)] for f, values in FOUR_LEVELS.items()}
-    names = ("gaussian", "fgsm", "imbalance", "label")[:levels + 1]  # an array of `levels` levels has levels + 1 columns
+    # an array of `levels` levels has levels + 1 columns
+    names = ("gaussian", "fgsm", "imbalance", "label")[:levels + 1]
     rows = orthogonal_array(levels, len(names)).tolist()
     held = tuple(values[0] for f, values in chosen.items() if f not in names)
     return tuple(tuple(chosen[f][i] for f, i in zip(names, row)) + held for row in rows)
@@ -99,7 +108,9 @@ def study_cells(
     if factor in ("dual", "four"): protocol["per_class"] = protocol.get("per_class", StudyCell.per_class) // 2
     if factor in ("imbalance", "label"): protocol["per_class"] = 0  # nothing is added
     bare = [StudyCell(net=net, seed=seed, **protocol) for net in nets for seed in seeds]
-    return [cell for b in bare for cell in (clean_cell(b), *(replace(b, factor=factor, level=level) for level in levels))]
+    return [
+        cell for b in bare for cell in (clean_cell(b), *(replace(b, factor=factor, level=level) for level in levels))
+    ]
 
 # %% ../../../nbs/papers/study/10_protocol.ipynb #4edb95e9
 PURPOSES = ("weights", "images", "noise", "imbalance", "label")
@@ -133,17 +144,25 @@ def training_set(
     needed = source() if cell.factor == "fgsm" or cell.factor in ("dual", "four") and cell.level[1] > 0 else None
     if cell.factor == "clean": return train
     if cell.factor == "control": return add_perturbed(train, "gaussian", 0.0, cell.per_class, cell.mode, **draws)
-    if cell.factor in ("gaussian", "fgsm"): return add_perturbed(train, cell.factor, cell.level, cell.per_class, cell.mode, source=needed, **draws)
+    if cell.factor in ("gaussian", "fgsm"):
+        return add_perturbed(train, cell.factor, cell.level, cell.per_class, cell.mode, source=needed, **draws)
     if cell.factor == "imbalance": return imbalance(train, cell.level, draw_for(cell, "imbalance"))
     if cell.factor == "label": return mislabel(train, cell.level, draw_for(cell, "label"))
     if cell.factor == "dual": return add_both(train, cell.level, cell.per_class, cell.mode, source=needed, **draws)
-    if cell.factor == "four": return four_factor(train, cell.level, cell.per_class, cut=draw_for(cell, "imbalance"), labels=draw_for(cell, "label"), source=needed, **draws)
+    if cell.factor == "four":
+        return four_factor(
+            train, cell.level, cell.per_class, cut=draw_for(cell, "imbalance"), labels=draw_for(cell, "label"),
+            source=needed, **draws,
+        )
     raise ValueError(nearest(cell.factor, ("clean", "control", *QUESTIONS.values()), "factor"))
 
 # %% ../../../nbs/papers/study/10_protocol.ipynb #aed3c9c5
 def recipe_of(cell: StudyCell) -> Recipe:
     "How a cell is trained (section 2.1; Adam, until convergence)."
-    return Recipe(epochs=cell.epochs, min_epochs=cell.min_epochs, batch=cell.batch, lr=cell.lr, patience=1, tolerance=cell.tolerance)
+    return Recipe(
+        epochs=cell.epochs, min_epochs=cell.min_epochs, batch=cell.batch, lr=cell.lr, patience=1,
+        tolerance=cell.tolerance,
+    )
 
 
 def fresh(cell: StudyCell) -> nn.Module:
@@ -162,8 +181,13 @@ def trained(
     with context.parent(cell) as folder:
         kept = folder / "model.pt"
         if not kept.is_file():
-            made = training_set(cell, images_of(cell.data, "train"), lambda: trained(clean_cell(cell), context, device)[0])
-            history = fit(model, made, recipe=recipe_of(cell), seed=cell.seed, checkpoint=folder / "training.pt", device=device, progress=False)
+            made = training_set(
+                cell, images_of(cell.data, "train"), lambda: trained(clean_cell(cell), context, device)[0]
+            )
+            history = fit(
+                model, made, recipe=recipe_of(cell), seed=cell.seed, checkpoint=folder / "training.pt", device=device,
+                progress=False,
+            )
             content = dict(model=model.state_dict(), epochs=len(history.rows))
             atomic_write(kept, lambda part: torch.save(content, part))
             (folder / "training.pt").unlink(missing_ok=True)
@@ -182,13 +206,23 @@ def measure(
     device, x = next(model.parameters()).device, test.float()
     clean = predict(model, test).argmax(1) == test.y
     directions = dict(c=normal_direction(x, torch.Generator().manual_seed(TEST_SEED)))
-    for name, net in dict(a_fixed=source, a_white=model).items(): directions[name] = loss_sign(net, x.to(device), test.y.to(device))
-    rights = {name: correct_at_levels(model, test, direction, levels, unreachable="nearest") for name, direction in directions.items()}
+    for name, net in dict(a_fixed=source, a_white=model).items():
+        directions[name] = loss_sign(net, x.to(device), test.y.to(device))
+    rights = {
+        name: correct_at_levels(model, test, direction, levels, unreachable="nearest")
+        for name, direction in directions.items()
+    }
     short = {name: too_short(test, direction, levels) for name, direction in directions.items()}
-    metrics = dict(test=clean.double().mean().item(), **{name: right.double().mean().item() for name, right in rights.items()})
+    metrics = dict(
+        test=clean.double().mean().item(), **{name: right.double().mean().item() for name, right in rights.items()}
+    )
     metrics |= {f"{name}_levels": right.double().mean(1).tolist() for name, right in rights.items()}
-    metrics |= {f"{name}_short": counts for name, counts in short.items() if any(counts)}  # images that could not go so far
-    return metrics, dict(test=clean.to(torch.uint8), **{name: right.sum(0).to(torch.uint8) for name, right in rights.items()}, n_levels=torch.tensor(len(levels)))
+    # images that could not go so far
+    metrics |= {f"{name}_short": counts for name, counts in short.items() if any(counts)}
+    return metrics, dict(
+        test=clean.to(torch.uint8), **{name: right.sum(0).to(torch.uint8) for name, right in rights.items()},
+        n_levels=torch.tensor(len(levels)),
+    )
 
 
 def run_study_cell(
@@ -203,7 +237,10 @@ def run_study_cell(
     metrics, counts = measure(model, source, images_of(cell.data, "test"), cell.eval_levels)
     context.artefact("counts.npz", counts)
     test_per_class = images_of(cell.data, "test").y.bincount().tolist()
-    return dict(train=accuracy(model, made), **metrics, epochs_run=epochs, sheet=data_sheet(made, train), n_test=sum(test_per_class), test_per_class=test_per_class)
+    return dict(
+        train=accuracy(model, made), **metrics, epochs_run=epochs, sheet=data_sheet(made, train),
+        n_test=sum(test_per_class), test_per_class=test_per_class,
+    )
 
 # %% ../../../nbs/papers/study/10_protocol.ipynb #8229a5b5
 @dataclass(frozen=True)
@@ -215,7 +252,9 @@ class Question:
 
     def cells(self, profile: str) -> list[StudyCell]:
         questions, seeds = QUESTIONS if self.name == "all" else (self.name,), (0, 1, 2) if profile == "full" else (0,)
-        return list(dict.fromkeys(c for seed in seeds for q in questions for c in study_cells(q, profile, seeds=(seed,))))
+        return list(
+            dict.fromkeys(c for seed in seeds for q in questions for c in study_cells(q, profile, seeds=(seed,)))
+        )
 
 
 rq1, rq2, rq3, rq4, rq5, rq6, whole = (Question(name) for name in (*QUESTIONS, "all"))
@@ -224,6 +263,15 @@ rq1, rq2, rq3, rq4, rq5, rq6, whole = (Question(name) for name in (*QUESTIONS, "
 def canaries() -> list[StudyCell]:
     "Tiny cells that use each factor, net and mode of the records."
     tiny = StudyCell(data="sample", per_class=4, epochs=1, min_epochs=1, batch=500, eval_levels=(2.0, 6.0))
-    levels = dict(clean=0.0, control=0.0, gaussian=4.0, fgsm=4.0, imbalance=0.4, label=0.25, dual=(4.0, 4.0), four=(2.0, 2.0, 0.25, 0.1))
-    by_factor = [replace(tiny, factor=f, level=v, per_class=0 if f in ("clean", "imbalance", "label") else 4) for f, v in levels.items()]
-    return by_factor + [replace(tiny, factor="gaussian", level=2.0, mode="replace"), *(replace(tiny, net=net, per_class=0) for net in SMALL_NETS if net != tiny.net)]
+    levels = dict(
+        clean=0.0, control=0.0, gaussian=4.0, fgsm=4.0, imbalance=0.4, label=0.25, dual=(4.0, 4.0),
+        four=(2.0, 2.0, 0.25, 0.1),
+    )
+    by_factor = [
+        replace(tiny, factor=f, level=v, per_class=0 if f in ("clean", "imbalance", "label") else 4)
+        for f, v in levels.items()
+    ]
+    return by_factor + [
+        replace(tiny, factor="gaussian", level=2.0, mode="replace"),
+        *(replace(tiny, net=net, per_class=0) for net in SMALL_NETS if net != tiny.net),
+    ]

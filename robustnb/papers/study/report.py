@@ -38,10 +38,22 @@ def changed_verdicts(
     frame: pd.DataFrame,  # of `verdicts`
 ) -> HTML:
     "The claims that depend on the reading of MNIST-A."
-    both = frame[frame.reading != "literal"].pivot(index="id", columns="reading", values="verdict").reindex(columns=["fixed", "white_box"]).dropna()
+    both = (
+        frame[frame.reading != "literal"]
+        .pivot(index="id", columns="reading", values="verdict")
+        .reindex(columns=["fixed", "white_box"])
+        .dropna()
+    )
     other = both[both.fixed != both.white_box]
-    if other.empty: return HTML(f"<p>None of the {len(both)} claims about MNIST-A changes its verdict under the other reading.</p>" if len(both) else "<p>No claim of this finding is about MNIST-A.</p>")
-    items = "".join(f"<li>{name}: {badge(row.fixed)} fixed, {badge(row.white_box)} white box</li>" for name, row in other.iterrows())
+    if other.empty:
+        return HTML(
+            f"<p>None of the {len(both)} claims about MNIST-A changes its verdict under the other reading.</p>"
+            if len(both)
+            else "<p>No claim of this finding is about MNIST-A.</p>"
+        )
+    items = "".join(
+        f"<li>{name}: {badge(row.fixed)} fixed, {badge(row.white_box)} white box</li>" for name, row in other.iterrows()
+    )
     return HTML(f"<p>{len(other)} of the {len(both)} claims about MNIST-A depend on the reading:</p><ul>{items}</ul>")
 
 # %% ../../../nbs/papers/study/30_report.ipynb #06258df0
@@ -70,11 +82,19 @@ def study_records(
     "The records that answer questions by a profile's protocol, of both nets and of all seeds."
     known = store.records("study", profile)
     seeds = tuple(sorted({r.cell["seed"] for r in known}))
-    wanted = {record_key("study", cell) for question in questions for cell in page_cells(question, profile, ("lenet5", "alexnet8"), seeds)}
+    wanted = {
+        record_key("study", cell)
+        for question in questions
+        for cell in page_cells(question, profile, ("lenet5", "alexnet8"), seeds)
+    }
     return [r for r in known if r.key in wanted]
 
 
-def study_worlds(records: list[Record], store: Store, profile: str) -> dict[str, StudyFacts]:  # by the title of the reading
+def study_worlds(
+    records: list[Record],
+    store: Store,
+    profile: str,
+) -> dict[str, StudyFacts]:  # by the title of the reading
     "The series of some records in both readings of MNIST-A."
     return {title: StudyFacts(records, store, profile, reading) for title, reading in READINGS.items()}
 
@@ -95,9 +115,14 @@ def nets_line(world: StudyFacts, *exps: str) -> HTML:
     "Which nets were run, with how many models and seeds."
     parts = []
     for net, name in NET_NAMES.items():
-        again = max(0, len([exp for exp in exps if exp not in FACTORS]) - 1)  # the clean model is in every single-factor series
+        # the clean model is in every single-factor series
+        again = max(0, len([exp for exp in exps if exp not in FACTORS]) - 1)
         models, seeds = sum(len(world.levels(exp)) for exp in exps) - again, [n_seeds(world, net, exp) for exp in exps]
-        parts.append(f"{name}: {models} models for each of {min(seeds)} seed{'s' * (min(seeds) != 1)}." if min(seeds) else f"{name}: <strong>not run</strong> in this profile; its rows and its claims wait for its records.")
+        parts.append(
+            f"{name}: {models} models for each of {min(seeds)} seed{'s' * (min(seeds) != 1)}."
+            if min(seeds)
+            else f"{name}: <strong>not run</strong> in this profile; its rows and its claims wait for its records."
+        )
     return HTML(f"<p>{' '.join(parts)}</p>")
 
 # %% ../../../nbs/papers/study/30_report.ipynb #71f15718
@@ -116,7 +141,9 @@ def change(
 ) -> Estimate:
     "Paired difference of accuracy between two models of a series."
     values, levels = world.array(net, exp, set), world.levels(exp)
-    return summary(values[levels.index(level)] - values[0 if since is None else levels.index(since)], n_seeds(world, net, exp))
+    return summary(
+        values[levels.index(level)] - values[0 if since is None else levels.index(since)], n_seeds(world, net, exp)
+    )
 
 
 def best_level(
@@ -135,7 +162,11 @@ def best_level(
 def printed_rows() -> pd.DataFrame:  # r, p, mean, variance as text, by (net, exp, set, segment)
     "Tables 2-7 of the study as printed: trailing zeros, misprints and all."
     rows = pd.concat([paper_table(f"study_table{i}", True) for i in range(2, 8)], ignore_index=True)
-    return study_tables()[["net", "exp", "set", "segment"]].join(rows[["r", "p", "mean", "variance"]]).set_index(["net", "exp", "set", "segment"])
+    return (
+        study_tables()[["net", "exp", "set", "segment"]]
+        .join(rows[["r", "p", "mean", "variance"]])
+        .set_index(["net", "exp", "set", "segment"])
+    )
 
 # %% ../../../nbs/papers/study/30_report.ipynb #98676bf9
 def series_statistics(
@@ -148,11 +179,19 @@ def series_statistics(
     "Our statistics of one series with percentile intervals over the resamples."
     world.at = 0
     levels, values = world.part(net, exp, set, segment)
-    found = dict(n=len(levels), r=world.rho(net, exp, set, segment), p=world.pv(net, exp, set, segment), mean=world.mu(net, exp, set, segment), variance=world.var(net, exp, set, segment))
+    found = dict(
+        n=len(levels), r=world.rho(net, exp, set, segment), p=world.pv(net, exp, set, segment),
+        mean=world.mu(net, exp, set, segment), variance=world.var(net, exp, set, segment),
+    )
     for name, key in dict(r="rho", mean="mu", variance="var").items():
         spread = world.memo[key, (net, exp, set, segment)][1:]
-        found[f"{name}_low"], found[f"{name}_high"] = np.percentile(spread[~np.isnan(spread)], [2.5, 97.5]) if not np.isnan(spread).all() else (np.nan, np.nan)
-    if found["r"] == found["r"]: found["exact_p"] = permutation_p(levels, values[:, 0], draws=20_000, generator=torch.Generator().manual_seed(0))[0]
+        found[f"{name}_low"], found[f"{name}_high"] = (
+            np.percentile(spread[~np.isnan(spread)], [2.5, 97.5]) if not np.isnan(spread).all() else (np.nan, np.nan)
+        )
+    if found["r"] == found["r"]:
+        found["exact_p"] = permutation_p(
+            levels, values[:, 0], draws=20_000, generator=torch.Generator().manual_seed(0)
+        )[0]
     return found
 
 # %% ../../../nbs/papers/study/30_report.ipynb #bf541463
@@ -164,16 +203,23 @@ def same_strength(
     segment: str,  # all | I | II
     printed: float,  # the paper's r
 ) -> tuple[str, bool]:  # verdict, provisional
-    "Is our r of the paper's sign and strength? By the rule for claims: in 95% of the resamples it holds, in 5% it fails."
+    """Is our r of the paper's sign and strength? By the rule for claims: in 95% of the resamples it holds, in 5% it
+    fails."""
     world.rho(net, exp, set, segment)
     drawn = [r for r in world.memo["rho", (net, exp, set, segment)][1:] if r == r]
     if not drawn: return "not run", False
     share = sum(strength(r) == strength(printed) and r * printed > 0 for r in drawn) / len(drawn)
     seeds = n_seeds(world, net, exp)
-    return ("holds" if share >= 0.95 else "fails" if share <= 0.05 else "inconclusive"), seeds < 3 or world.profile != "full"
+    return (
+        "holds" if share >= 0.95 else "fails" if share <= 0.05 else "inconclusive"
+    ), seeds < 3 or world.profile != "full"
 
 # %% ../../../nbs/papers/study/30_report.ipynb #5e59fba4
-def correlations(worlds: dict[str, StudyFacts], exp: str, nets: tuple) -> list[dict]:  # a row a net, segment and test set
+def correlations(
+    worlds: dict[str, StudyFacts],
+    exp: str,
+    nets: tuple,
+) -> list[dict]:  # a row a net, segment and test set
     "Our statistics of all series of a table, the paper's row with each, and p adjusted by Holm over them."
     found, printed, first = [], printed_rows(), next(iter(worlds))
     for net, (set, title), (reading, world) in product(nets, TEST_SETS.items(), worlds.items()):
@@ -183,7 +229,13 @@ def correlations(worlds: dict[str, StudyFacts], exp: str, nets: tuple) -> list[d
             except (Missing, ValueError): continue
             paper = printed.loc[(net, exp, set, segment)]
             name = f"{title}, {reading}" if set == "a" else title
-            found.append(dict(net=net, segment=segment, set=name, paper=paper, verdict=same_strength(world, net, exp, set, segment, float(paper.r))) | ours)
+            found.append(
+                dict(
+                    net=net, segment=segment, set=name, paper=paper,
+                    verdict=same_strength(world, net, exp, set, segment, float(paper.r)),
+                )
+                | ours
+            )
     found.sort(key=lambda row: (nets.index(row["net"]), row["segment"]))
     for row, p in zip(found, holm([row["p"] for row in found]) if found else []): row["holm"] = p
     return found
@@ -192,10 +244,17 @@ def correlations(worlds: dict[str, StudyFacts], exp: str, nets: tuple) -> list[d
 def correlation_rows(row: dict, title: str) -> list[dict]:  # the paper's row and ours
     "One series in the table."
     paper, defined = row["paper"], row["r"] == row["r"]
-    theirs = {"": f"<strong>{title}</strong>, paper", "r": number(paper.r) + small(strength(float(paper.r))), "verdict": "", "p": number(paper.p), "mean": number(paper["mean"]), "variance": number(paper.variance)}
+    theirs = {
+        "": f"<strong>{title}</strong>, paper", "r": number(paper.r) + small(strength(float(paper.r))),
+        "verdict": "", "p": number(paper.p), "mean": number(paper["mean"]), "variance": number(paper.variance),
+    }
     others = small(f"Holm {probability(row['holm'])}; orders {number(row['exact_p'])}") if defined else ""
-    ours = {"": f"ours, n = {row['n']}", "r": with_interval(row["r"], row["r_low"], row["r_high"]) + (small(strength(row["r"])) if defined else ""), "verdict": badge(*row["verdict"]) if defined else badge("not run"),
-            "p": probability(row["p"]) + others, "mean": with_interval(row["mean"], row["mean_low"], row["mean_high"]), "variance": number(row["variance"])}
+    ours = {
+        "": f"ours, n = {row['n']}",
+        "r": with_interval(row["r"], row["r_low"], row["r_high"]) + (small(strength(row["r"])) if defined else ""),
+        "verdict": badge(*row["verdict"]) if defined else badge("not run"), "p": probability(row["p"]) + others,
+        "mean": with_interval(row["mean"], row["mean_low"], row["mean_high"]), "variance": number(row["variance"]),
+    }
     return [theirs, ours]
 
 
@@ -208,7 +267,9 @@ def correlation_table(
     "Tables 2-5 of the study: r, p, mean and variance, the paper's and ours."
     rows = []
     for row in correlations(worlds, exp, nets):
-        title = ", ".join([NET_NAMES[row["net"]]] * (len(nets) > 1) + [row["set"]] + [f"segment {row['segment']}"] * (exp == "fgsm"))
+        title = ", ".join(
+            [NET_NAMES[row["net"]]] * (len(nets) > 1) + [row["set"]] + [f"segment {row['segment']}"] * (exp == "fgsm")
+        )
         rows += correlation_rows(row, title)
     return table(pd.DataFrame(rows), caption) if rows else HTML("<p>Not run.</p>")
 
@@ -227,8 +288,11 @@ def multiple_statistics(
     R, p = multiple_correlation(levels, values)
     low, high = np.nanpercentile(R[1:], [2.5, 97.5]) if np.isfinite(R[1:]).any() else (np.nan, np.nan)
     signs = ["+" if b > 0 else "−" for b in coefficients(levels, values[:, 0])[1:]]
-    return dict(n=len(levels), k=len(levels[0]), R=R[0], R_low=low, R_high=high, p=p[0], expected=expected_R(len(levels), len(levels[0])),
-                signs=", ".join(f"{name} {sign}" for name, sign in zip(FACTORS[exp], signs)))
+    return dict(
+        n=len(levels), k=len(levels[0]), R=R[0], R_low=low, R_high=high, p=p[0],
+        expected=expected_R(len(levels), len(levels[0])),
+        signs=", ".join(f"{name} {sign}" for name, sign in zip(FACTORS[exp], signs)),
+    )
 
 
 def multiple_table(
@@ -246,9 +310,21 @@ def multiple_table(
         title = ", ".join([NET_NAMES[net]] * (len(nets) > 1) + [f"{title}, {reading}" if set == "a" else title])
         found.append(dict(title=title, paper=printed.loc[(net, exp, set, "all")]) | ours)
     adjusted = holm([row["p"] for row in found]) if found else []
-    rows = [{"test set": row["title"] + small(f"n = {row['n']}"), "R, paper": number(row["paper"].r) + small(strength(float(row["paper"].r))),
-             "R, ours": with_interval(row["R"], row["R_low"], row["R_high"]) + small(f"{strength(row['R'])}; {number(row['expected'])} without effect" if row["R"] == row["R"] else ""), "p, paper": number(row["paper"].p),
-             "p, ours": probability(row["p"]) + small(f"Holm {probability(p)}"), "sign of each factor": row["signs"]} for row, p in zip(found, adjusted)]
+    rows = [
+        {
+            "test set": row["title"] + small(f"n = {row['n']}"),
+            "R, paper": number(row["paper"].r) + small(strength(float(row["paper"].r))),
+            "R, ours": (
+                with_interval(row["R"], row["R_low"], row["R_high"])
+                + small(
+                    f"{strength(row['R'])}; {number(row['expected'])} without effect" if row["R"] == row["R"] else ""
+                )
+            ),
+            "p, paper": number(row["paper"].p), "p, ours": probability(row["p"]) + small(f"Holm {probability(p)}"),
+            "sign of each factor": row["signs"],
+        }
+        for row, p in zip(found, adjusted)
+    ]
     return table(pd.DataFrame(rows), caption) if rows else HTML("<p>Not run.</p>")
 
 # %% ../../../nbs/papers/study/30_report.ipynb #fb30d86f
@@ -257,7 +333,10 @@ def draw_printed(ax, net: str, exp: str, set: str, ends: tuple) -> None:  # ends
     rows = study_tables().query("net == @net and exp == @exp and set == @set")
     for i, row in enumerate(rows.to_dict("records")):
         low, high = ends if row["segment"] == "all" else SEGMENTS[net][row["segment"]]
-        ax.plot([max(low, ends[0]), min(high, ends[1])], [row["mean"]] * 2, ls="--", color="C3", label="" if i else "paper, mean of the curve")
+        ax.plot(
+            [max(low, ends[0]), min(high, ends[1])], [row["mean"]] * 2, ls="--", color="C3",
+            label="" if i else "paper, mean of the curve",
+        )
 
 
 def level_figure(
@@ -268,12 +347,18 @@ def level_figure(
 ) -> plt.Figure:
     "Accuracy against the level of a factor on training set and test sets (the study's Figs. 2-5)."
     theme()
-    fig, axes = plt.subplots(2 * len(nets), 2, figsize=(7.5, 5.2 * len(nets)), sharey=True, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        2 * len(nets), 2, figsize=(7.5, 5.2 * len(nets)), sharey=True, squeeze=False, layout="constrained"
+    )
     for row, net in zip(axes.reshape(len(nets), 4), nets):
         for ax, (set, title) in zip(row, {"train": "training set", **TEST_SETS}.items()):
             for i, (reading, world) in enumerate(worlds.items()):
                 if set != "a" and i: continue
-                try: draw_series(ax, world.levels(exp), world.array(net, exp, set), label=f"ours, {reading}" if set == "a" else "ours", color=f"C{i}")
+                try:
+                    draw_series(
+                        ax, world.levels(exp), world.array(net, exp, set),
+                        label=f"ours, {reading}" if set == "a" else "ours", color=f"C{i}",
+                    )
                 except Missing: continue
             draw_printed(ax, net, exp, set, (world.levels(exp)[0], world.levels(exp)[-1]))
             ax.set(title=f"{NET_NAMES[net]}, {title}", xlabel=xlabel, ylim=(0, 1.02))
@@ -288,15 +373,26 @@ def grid_figure(
 ) -> plt.Figure:
     "Accuracy over the grid of two factors: training set and the test sets (the study's Fig. 6)."
     theme()
-    panels = [(f"{title}, {reading}" if set == "a" else title, set, world) for set, title in {"train": "training set", **TEST_SETS}.items()
-              for reading, world in worlds.items() if set == "a" or world is next(iter(worlds.values()))]
-    fig, axes = plt.subplots(-(-len(panels) // 3), 3, figsize=(9.6, 3.3 * -(-len(panels) // 3)), squeeze=False, layout="constrained")
+    panels = [
+        (f"{title}, {reading}" if set == "a" else title, set, world)
+        for set, title in {"train": "training set", **TEST_SETS}.items()
+        for reading, world in worlds.items()
+        if set == "a" or world is next(iter(worlds.values()))
+    ]
+    fig, axes = plt.subplots(
+        -(-len(panels) // 3), 3, figsize=(9.6, 3.3 * -(-len(panels) // 3)), squeeze=False, layout="constrained"
+    )
     for ax in axes.flat[len(panels):]: ax.set_axis_off()
     for ax, (title, set, world) in zip(axes.flat, panels):
         values = world.array(net, "dual", set)[:, 0]
         square = pd.Series(values, pd.MultiIndex.from_tuples(world.levels("dual"))).unstack()
-        square = square.set_axis([f"{v:g}" for v in square.index], axis=0).set_axis([f"{v:g}" for v in square.columns], axis=1)
-        sns.heatmap(square, ax=ax, vmin=0, vmax=1, cmap="cividis", cbar=False, square=True, annot=square.map("{:.3f}".format), fmt="", annot_kws=dict(fontsize=6.5))
+        square = square.set_axis([f"{v:g}" for v in square.index], axis=0).set_axis(
+            [f"{v:g}" for v in square.columns], axis=1
+        )
+        sns.heatmap(
+            square, ax=ax, vmin=0, vmax=1, cmap="cividis", cbar=False, square=True, annot=square.map("{:.3f}".format),
+            fmt="", annot_kws=dict(fontsize=6.5),
+        )
         ax.set(title=title, xlabel="FGSM distance", ylabel="Gaussian distance")
         ax.tick_params(labelsize=8)
     return fig
@@ -330,9 +426,15 @@ def main_effect_figure(
     "Mean accuracy at each level of each of the four factors."
     theme()
     fig, axes = plt.subplots(2, 2, figsize=(7.5, 5.4), sharey=True, layout="constrained")
-    lines = [(f"{title}, {reading}" if set == "a" else title, set, world) for set, title in TEST_SETS.items() for i, (reading, world) in enumerate(worlds.items()) if set == "a" or not i]
+    lines = [
+        (f"{title}, {reading}" if set == "a" else title, set, world)
+        for set, title in TEST_SETS.items()
+        for i, (reading, world) in enumerate(worlds.items())
+        if set == "a" or not i
+    ]
     for factor, ax in enumerate(axes.flat):
-        for i, (title, set, world) in enumerate(lines): draw_series(ax, *level_means(world, net, set, factor), label=title, color=f"C{i}")
+        for i, (title, set, world) in enumerate(lines):
+            draw_series(ax, *level_means(world, net, set, factor), label=title, color=f"C{i}")
         ax.set(xlabel=FACTOR_AXES[factor], ylim=(0, 1.02))
     for ax in axes[:, 0]: ax.set_ylabel("mean accuracy")
     fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
@@ -345,9 +447,20 @@ LEVEL_NAMES = {"gaussian": "distance", "fgsm": "distance", "imbalance": "CI aske
 def sheet_columns(sheet: dict, exp: str) -> dict:
     "What the data sheet of a training set tells about its factor."
     found = dict(images=f"{sheet['size']:,}")
-    if exp in ("gaussian", "fgsm", "dual", "four"): found |= {"perturbed": f"{sheet.get('copies', 0):,}", "largest error of the distance": sheet.get("max_error", 0.0)}
-    if exp in ("imbalance", "four"): found |= {"smallest class": f"{min(sheet['per_class']):,}", "largest class": f"{max(sheet['per_class']):,}", "CI": f"{sheet['imbalance']:.3f}"}
-    if exp in ("label", "four"): found |= {"wrong labels": f"{round(sheet['size'] * sheet.get('label_error', 0)):,}", "LD": f"{sheet.get('label_error', 0):.4f}"}
+    if exp in ("gaussian", "fgsm", "dual", "four"):
+        found |= {
+            "perturbed": f"{sheet.get('copies', 0):,}", "largest error of the distance": sheet.get("max_error", 0.0),
+        }
+    if exp in ("imbalance", "four"):
+        found |= {
+            "smallest class": f"{min(sheet['per_class']):,}", "largest class": f"{max(sheet['per_class']):,}",
+            "CI": f"{sheet['imbalance']:.3f}",
+        }
+    if exp in ("label", "four"):
+        found |= {
+            "wrong labels": f"{round(sheet['size'] * sheet.get('label_error', 0)):,}",
+            "LD": f"{sheet.get('label_error', 0):.4f}",
+        }
     return found
 
 
@@ -359,13 +472,27 @@ def sheet_table(
     caption: str = "",
 ) -> HTML:
     "Data sheets of the training sets of a factor, for the first seed, and how the models fitted them."
-    chosen = [r for r in records if r.cell["net"] == net and r.cell["factor"] in (exp, *(["clean"] if exp in LEVEL_NAMES else []))]
+    chosen = [
+        r
+        for r in records
+        if r.cell["net"] == net and r.cell["factor"] in (exp, *(["clean"] if exp in LEVEL_NAMES else []))
+    ]
     chosen = [r for r in chosen if r.cell["seed"] == min(r.cell["seed"] for r in chosen)]
-    titles = dict(train="training", test="MNIST-Test", c="MNIST-C", a_fixed="MNIST-A, fixed", a_white="MNIST-A, white box")
+    titles = dict(
+        train="training", test="MNIST-Test", c="MNIST-C", a_fixed="MNIST-A, fixed", a_white="MNIST-A, white box"
+    )
     rows = []
     for r in sorted(chosen, key=lambda r: r.cell["level"]):
-        levels = {LEVEL_NAMES[exp]: f"{r.cell['level']:g}" if r.cell["factor"] == exp else "clean"} if exp in LEVEL_NAMES else dict(zip(FACTORS[exp], (f"{v:g}" for v in r.cell["level"])))
-        rows.append(levels | sheet_columns(r.metrics["sheet"], exp) | dict(epochs=r.metrics["epochs_run"]) | {titles[name]: f"{r.metrics[name]:.3f}" for name in accuracies})
+        levels = (
+            {LEVEL_NAMES[exp]: f"{r.cell['level']:g}" if r.cell["factor"] == exp else "clean"}
+            if exp in LEVEL_NAMES
+            else dict(zip(FACTORS[exp], (f"{v:g}" for v in r.cell["level"])))
+        )
+        rows.append(
+            levels | sheet_columns(r.metrics["sheet"], exp) | dict(epochs=r.metrics["epochs_run"]) | {
+                titles[name]: f"{r.metrics[name]:.3f}" for name in accuracies
+            }
+        )
     return table(pd.DataFrame(rows), caption) if rows else HTML("<p>Not run.</p>")
 
 # %% ../../../nbs/papers/study/30_report.ipynb #0c518b81
@@ -378,11 +505,17 @@ def other_readings(
 ) -> dict[str, list[StudyCell]]:  # title -> cells
     "The cells of RQ1 in other readings of the set-up, a few levels each; the page's own series first."
     few = GRIDS[profile]["gaussian"][-1:] if profile == "smoke" else (4.0, 8.0, 12.0)
-    options = {"noisy images replace clean ones": dict(mode="replace"), "ReLU, maximum pooling": dict(nets=("lenet5_relu_max",))}
+    options = {
+        "noisy images replace clean ones": dict(mode="replace"),
+        "ReLU, maximum pooling": dict(nets=("lenet5_relu_max",)),
+    }
     clean, *noisy = page_cells("rq1", profile, seeds=(seed,))
     control = StudyCell(**{**vars(noisy[0]), "factor": "control", "level": 0.0})
     found = {MAIN: [clean, *(c for c in noisy if c.level in few)], "as many clean copies added": [control]}
-    return found | {title: [c for c in page_cells("rq1", profile, seeds=(seed,), **option) if c.level in (0.0, *few)] for title, option in options.items()}
+    return found | {
+        title: [c for c in page_cells("rq1", profile, seeds=(seed,), **option) if c.level in (0.0, *few)]
+        for title, option in options.items()
+    }
 
 
 def recorded_readings(
@@ -411,8 +544,12 @@ def reading_figure(
         if not records: continue
         values = [resampled(r, store, 1000, 0) for r in records]
         for ax, set in zip(axes.flat, sets):
-            draw_series(ax, [r.cell["level"] for r in records], np.stack([v[set] for v in values]), label=title, color=f"C{i}", marker="osD^"[i])
-    for ax, title in zip(axes.flat, sets.values()): ax.set(title=title, xlabel="l2 distance of the training noise", ylabel="accuracy")
+            draw_series(
+                ax, [r.cell["level"] for r in records], np.stack([v[set] for v in values]), label=title, color=f"C{i}",
+                marker="osD^"[i],
+            )
+    for ax, title in zip(axes.flat, sets.values()):
+        ax.set(title=title, xlabel="l2 distance of the training noise", ylabel="accuracy")
     fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     return fig
 
@@ -427,11 +564,15 @@ def reading_table(
     main, rows = {r.cell["level"]: resampled(r, store, 1000, 0) for r in found[MAIN]}, []
     for title, records in found.items():
         if title == MAIN: continue
-        if not records: rows.append({"reading": title, "distance": "", **dict.fromkeys(names.values(), badge("not run"))})
+        if not records:
+            rows.append({"reading": title, "distance": "", **dict.fromkeys(names.values(), badge("not run"))})
         for r in records:
             if r.cell["factor"] == "clean" and r.cell["net"] == "lenet5" or r.cell["level"] not in main: continue
             theirs = resampled(r, store, 1000, 0)
-            rows.append({"reading": title, "distance": f"{r.cell['level']:g}"} | {name: said(summary(theirs[set] - main[r.cell["level"]][set])) for set, name in names.items()})
+            rows.append(
+                {"reading": title, "distance": f"{r.cell['level']:g}"}
+                | {name: said(summary(theirs[set] - main[r.cell["level"]][set])) for set, name in names.items()}
+            )
     return table(pd.DataFrame(rows), caption)
 
 # %% ../../../nbs/papers/study/30_report.ipynb #fddcd33f
@@ -441,17 +582,29 @@ def sample_records(
     factors: tuple = ("clean", "gaussian"),
 ) -> list[Record]:
     "Records of models that were trained on the embedded sample, other than smoke runs."
-    found = [r for r in store.records("study", "quick") if r.cell["net"] == net and r.cell.get("data") == "sample" and r.cell["factor"] in factors]
+    found = [
+        r
+        for r in store.records("study", "quick")
+        if r.cell["net"] == net and r.cell.get("data") == "sample" and r.cell["factor"] in factors
+    ]
     return sorted(found, key=lambda r: (factors.index(r.cell["factor"]), r.cell["seed"], r.cell["level"]))
 
 
 def model_table(records: list[Record], store: Store, caption: str = "") -> HTML:
     "Models one by one, with intervals over their test images."
-    names, rows = {"test": "MNIST-Test", "c": "MNIST-C", "a_fixed": "MNIST-A, fixed", "a_white": "MNIST-A, white box"}, []
+    names, rows = (
+        {"test": "MNIST-Test", "c": "MNIST-C", "a_fixed": "MNIST-A, fixed", "a_white": "MNIST-A, white box"}, [],
+    )
     for r in records:
         values = resampled(r, store, 1000, 0)
         level = "clean" if r.cell["factor"] == "clean" else f"{r.cell['level']:g}"
-        rows.append({"level": level, "seed": r.cell["seed"], "epochs": r.metrics["epochs_run"], "training": f"{r.metrics['train']:.3f}"} | {name: said(summary(values[set])) for set, name in names.items()})
+        rows.append(
+            {
+                "level": level, "seed": r.cell["seed"], "epochs": r.metrics["epochs_run"],
+                "training": f"{r.metrics['train']:.3f}",
+            }
+            | {name: said(summary(values[set])) for set, name in names.items()}
+        )
     return table(pd.DataFrame(rows), caption) if rows else HTML("<p>Not run.</p>")
 
 # %% ../../../nbs/papers/study/30_report.ipynb #81dd4a44
@@ -463,13 +616,18 @@ def strip_figure(
 ) -> plt.Figure:
     "Images at growing distances from their originals, and what a net takes them for."
     theme()
-    fig, axes = plt.subplots(len(rows), len(distances), figsize=(1.05 * len(distances), 1.35 * len(rows)), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        len(rows), len(distances), figsize=(1.05 * len(distances), 1.35 * len(rows)), squeeze=False,
+        layout="constrained",
+    )
     for i, (line, (title, images)) in enumerate(zip(axes, rows.items())):
         for ax, image, distance, guess in zip(line, images, distances, guesses[title]):
             right = guess == truth[title]
             ax.imshow(image[0], cmap="gray", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[], title="" if i else f"l2 = {distance:.3g}")
-            ax.set_xlabel(f"{guess}" if right else f"{guess}, wrong", color="0.2" if right else COLOURS["fails"], fontsize=8)
+            ax.set_xlabel(
+                f"{guess}" if right else f"{guess}, wrong", color="0.2" if right else COLOURS["fails"], fontsize=8
+            )
             ax.grid(False)
         line[0].set_ylabel(title, fontsize=8)
     return fig
@@ -502,7 +660,12 @@ def advice_figure(
 ) -> plt.Figure:
     "Change of accuracy against the clean-trained model, at each factor's best and largest level."
     theme()
-    panels = [(f"{title}, {reading}" if set == "a" else title, set, world) for set, title in TEST_SETS.items() for i, (reading, world) in enumerate(worlds.items()) if set == "a" or not i]
+    panels = [
+        (f"{title}, {reading}" if set == "a" else title, set, world)
+        for set, title in TEST_SETS.items()
+        for i, (reading, world) in enumerate(worlds.items())
+        if set == "a" or not i
+    ]
     fig, axes = plt.subplots(2, 2, figsize=(7.5, 5.2), sharey=True, layout="constrained")
     for ax, (title, set, world) in zip(axes.flat, panels):
         for i, exp in enumerate(SINGLE):
@@ -510,9 +673,15 @@ def advice_figure(
             for j, (name, level) in enumerate(marks.items()):
                 found = change(world, net, exp, set, level)
                 error = [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]
-                ax.errorbar(found.value, i + 0.18 * (2 * j - 1), xerr=error, fmt="o^"[j], color=f"C{j}", label=f"at the {name} level" if not i else None, capsize=2)
+                ax.errorbar(
+                    found.value, i + 0.18 * (2 * j - 1), xerr=error, fmt="o^"[j], color=f"C{j}",
+                    label=f"at the {name} level" if not i else None, capsize=2,
+                )
         ax.axvline(0, color="0.4", lw=1)
-        ax.set(title=title, yticks=range(len(SINGLE)), yticklabels=SINGLE.values(), ylim=(3.6, -0.6), xlabel="change of accuracy")
+        ax.set(
+            title=title, yticks=range(len(SINGLE)), yticklabels=SINGLE.values(), ylim=(3.6, -0.6),
+            xlabel="change of accuracy",
+        )
     fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     return fig
 
@@ -522,12 +691,24 @@ def advice_table(
     net: str = "lenet",  # lenet | alexnet
     caption: str = "",
 ) -> HTML:
-    "For each factor and test set: the best level, those that cannot be told from it, gain there and change at the largest level."
+    """For each factor and test set: the best level, those that cannot be told from it, gain there and change at the
+    largest level."""
     rows, first = [], next(iter(worlds))
     for exp, (set, title), (reading, world) in product(SINGLE, TEST_SETS.items(), worlds.items()):
         if set != "a" and reading != first: continue
         level, alike = best_level(world, net, exp, set)
         last = world.levels(exp)[-1]
-        rows.append({"factor": SINGLE[exp], "test set": f"{title}, {reading}" if set == "a" else title, "best level": f"{level:g}" + small(f"like it: {alike[0]:g} to {alike[-1]:g}" if len(alike) > 1 else "no other like it"),
-                     "gain there": told(change(world, net, exp, set, level)) if level != world.levels(exp)[0] else "it is the clean-trained net", "at the largest level": f"{last:g}: " + told(change(world, net, exp, set, last))})
+        rows.append({
+            "factor": SINGLE[exp], "test set": f"{title}, {reading}" if set == "a" else title,
+            "best level": (
+                f"{level:g}"
+                + small(f"like it: {alike[0]:g} to {alike[-1]:g}" if len(alike) > 1 else "no other like it")
+            ),
+            "gain there": (
+                told(change(world, net, exp, set, level))
+                if level != world.levels(exp)[0]
+                else "it is the clean-trained net"
+            ),
+            "at the largest level": f"{last:g}: " + told(change(world, net, exp, set, last)),
+        })
     return table(pd.DataFrame(rows), caption)
