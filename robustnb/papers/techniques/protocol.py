@@ -39,7 +39,7 @@ from ...transfer import DecayedWeights, Stopping
 from ...uncertainty import ELBO, Ensemble, LastLayerLaplace, bayesian, mc_dropout, temperature_scale, variational
 from ...worst_case import margin
 
-# %% ../../../nbs/papers/techniques/10_protocol.ipynb #8f4e72c0
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #b58e0b64
 @dataclass(frozen=True)
 class BenchCell:
     "One technique on the bench."
@@ -56,11 +56,11 @@ class BenchCell:
     lr: float = 2e-3  # of Adam, falling to 0 by a cosine
     eps: float = 0.3  # radius of the attacks, in training and test
     small_eps: float = 0.1  # second radius of the tests
-    test: int = 1_000  # clean test images
-    corrupted: int = 200  # of them under 15 corruptions
+    n_test: int = 1_000  # clean test images
+    n_corrupted: int = 200  # of them under 15 corruptions
     severities: tuple = (1, 2, 3, 4, 5)
-    attacked: int = 300  # of them under FGSM, PGD and transfer; 0: no attack
-    worst: int = 100  # of them under the worst case
+    n_attacked: int = 300  # of them under FGSM, PGD and transfer; 0: no attack
+    n_worst: int = 100  # of them under the worst case
 
 # %% ../../../nbs/papers/techniques/10_protocol.ipynb #3066438f
 @dataclass
@@ -225,7 +225,7 @@ def net_plain(cell, context): return skip_net(cell, context, "plain")
 def net_skip(cell, context): return skip_net(cell, context, "skip")
 def net_attention(cell, context): return skip_net(cell, context, "attention")
 
-# %% ../../../nbs/papers/techniques/10_protocol.ipynb #83bf1161
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #c085b25f
 CHOSEN_BY = {"TECHNIQUES": "technique"}
 TECHNIQUES: dict[str, Callable[[BenchCell, object], Made]] = {
     "standard": standard,
@@ -271,15 +271,15 @@ def run_bench_cell(
     context,  # of the experiment
 ) -> dict:  # the columns; passes, train_seconds, seconds of a training step's processor time
     "Train one technique and measure all columns."
-    foreign_net = foreign(cell, context) if cell.attacked else None
+    foreign_net = foreign(cell, context) if cell.n_attacked else None
     start = time.process_time()
     made = made_of(cell, context)
     spent = time.process_time() - start
-    metrics, arrays = answered(made.model, cell.data, sets_of(cell)[0], cell.test, cell.corrupted, tuple(cell.severities))
-    if cell.attacked and made.net is not None:
-        more, others = attacked(made.net, foreign_net, cell.data, (cell.eps, cell.small_eps), cell.attacked, cell.worst, cell.seed)
+    metrics, arrays = answered(made.model, cell.data, sets_of(cell)[0], cell.n_test, cell.n_corrupted, tuple(cell.severities))
+    if cell.n_attacked and made.net is not None:
+        more, others = attacked(made.net, foreign_net, cell.data, (cell.eps, cell.small_eps), cell.n_attacked, cell.n_worst, cell.seed)
         metrics, arrays = metrics | more, arrays | others
-    if hasattr(made.net, "embed"): metrics["correlation"] = correlation(made.net, images_of(cell.data, "test").x[:cell.test])
+    if hasattr(made.net, "embed"): metrics["correlation"] = correlation(made.net, images_of(cell.data, "test").x[:cell.n_test])
     context.artefact("answers.npz", arrays)
     return metrics | made.extra | dict(passes=made.passes, train_seconds=spent, parameters=sum(p.numel() for p in made.model.parameters()))
 
@@ -330,7 +330,7 @@ def run_masking_cell(
     context.artefact("answers.npz", arrays)
     return metrics | slopes(net, test.float(), test.y) | {name: value.mean().item() for name, value in arrays.items()}
 
-# %% ../../../nbs/papers/techniques/10_protocol.ipynb #a52479de
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #0d6ffccd
 BENCH = ("standard", "dropout", "weight_decay", "batch_norm", "label_smoothing", "rotations", "translations", "noise", "mixup", "cutmix",
          "fgsm", "fgsm_rs", "pgd", "pgd_mixed", "pgd_smoothed", "pgd_short", "trades", "fine_tuned", "ensemble_adversarial", "distilled",
          "mc_dropout", "ensemble", "temperature", "laplace", "variational")
@@ -339,10 +339,10 @@ PS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the dropout sweep; 0 is standard
 SMALL = (("standard", 0.0, ""), ("weight_decay", 0.0, ""), ("batch_norm", 0.0, ""), ("label_smoothing", 0.0, ""), ("early_stopping", 0.0, ""), *(("dropout", p, "") for p in PS),
          ("rotations", 10.0, "bilinear"), ("rotations", 10.0, "nearest"), ("rotations", 10.0, "bicubic"), ("rotations", 45.0, "bilinear"), ("rotations", 180.0, "bilinear"))
 PROFILES = {
-    "smoke": dict(data="sample", images=200, held=50, epochs=1, test=40, corrupted=4, severities=(1, 5), attacked=20, worst=20),
+    "smoke": dict(data="sample", images=200, held=50, epochs=1, n_test=40, n_corrupted=4, severities=(1, 5), n_attacked=20, n_worst=20),
     "quick": {},
-    "reduced": dict(images=20_000, held=5_000, epochs=10, test=2_000, corrupted=500, attacked=1_000, worst=200),
-    "full": dict(images=50_000, held=10_000, epochs=30, test=10_000, corrupted=10_000, attacked=1_000, worst=1_000),
+    "reduced": dict(images=20_000, held=5_000, epochs=10, n_test=2_000, n_corrupted=500, n_attacked=1_000, n_worst=200),
+    "full": dict(images=50_000, held=10_000, epochs=30, n_test=10_000, n_corrupted=10_000, n_attacked=1_000, n_worst=1_000),
 }
 SEEDS = {"smoke": (0,), "quick": (0, 1, 2), "reduced": (0, 1, 2), "full": (0, 1, 2)}
 CIFAR = dict(data="cifar10", eps=8 / 255, small_eps=2 / 255, batch=128)
@@ -350,7 +350,7 @@ CIFAR = dict(data="cifar10", eps=8 / 255, small_eps=2 / 255, batch=128)
 
 def small(cell: BenchCell, images: int = 1_000, epochs: int = 12) -> BenchCell:
     "The same with few training images, many epochs and no attack."
-    return replace(cell, images=min(images, cell.images), epochs=epochs if cell.data != "sample" else 1, attacked=0, worst=0)
+    return replace(cell, images=min(images, cell.images), epochs=epochs if cell.data != "sample" else 1, n_attacked=0, n_worst=0)
 
 
 def bench_cells(profile: str) -> list[BenchCell]:  # whole seeds, one after the other
@@ -360,7 +360,7 @@ def bench_cells(profile: str) -> list[BenchCell]:  # whole seeds, one after the 
     for seed in SEEDS[profile]:
         base = BenchCell(seed=seed, **PROFILES[profile])
         found += [replace(base, technique=name) for name in BENCH]
-        few, nets = small(base), replace(base, images=min(1_500, base.images), epochs=min(4, base.epochs), batch=16, lr=4e-3, corrupted=min(100, base.corrupted), attacked=0, worst=0)
+        few, nets = small(base), replace(base, images=min(1_500, base.images), epochs=min(4, base.epochs), batch=16, lr=4e-3, n_corrupted=min(100, base.n_corrupted), n_attacked=0, n_worst=0)
         found += [replace(few, technique=name, amount=amount, kind=kind) for name, amount, kind in SMALL]
         found += [replace(few, technique=name, imbalance=0.8) for name in ("standard", "rotations")]
         found += [replace(nets, technique=name) for name in NETS]
