@@ -145,7 +145,7 @@ class Module:
 
     def __init__(self, name: str, source: str, package: bool):
         self.name, self.package = name, package
-        self.definitions, self.imports, self.stars, self.effects = {}, {}, [], []
+        self.definitions, self.imports, self.stars, self.effects, self.chosen_by = {}, {}, [], [], {}
         for node in ast.parse(source).body: self.add(node)
 
     def add(self, node: ast.stmt) -> None:
@@ -154,6 +154,7 @@ class Module:
         elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names = {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+            if names == {"CHOSEN_BY"}: self.chosen_by = ast.literal_eval(node.value)
             if all(isinstance(t, (ast.Name, ast.Tuple)) for t in targets):
                 for name in names: self.definitions.setdefault(name, []).append(node)
             else: self.effects.append(node)  # REGISTRY["x"] = ...
@@ -239,9 +240,19 @@ class Package:
             return None
         return None
 
+    def setting(self, where: Where) -> str | None:
+        "The setting of a cell that chooses among a registry's entries: by `CHOICES`, or as its module's CHOSEN_BY says."
+        return CHOICES.get(where) or self.modules[where.module].chosen_by.get(where.name)
+
+    @functools.cached_property
+    def settings(self) -> tuple[str, ...]:
+        "All settings that choose."
+        declared = [v for name, source in self.sources.modules.items() if "\nCHOSEN_BY" in source for v in self.modules[name].chosen_by.values()]
+        return tuple(dict.fromkeys([*CHOICES.values(), *declared]))
+
     def statements(self, where: Where, chosen: Mapping[str, frozenset]) -> list[ast.stmt]:
         "The statements of a definition, without entries of a registry that were not chosen."
-        found, setting = self.modules[where.module].definitions[where.name], CHOICES.get(where)
+        found, setting = self.modules[where.module].definitions[where.name], self.setting(where)
         if setting is None or setting not in chosen: return found
         return [Chosen(chosen[setting]).visit(ast.parse(ast.unparse(node)).body[0]) for node in found]
 
@@ -282,9 +293,9 @@ class Chosen(ast.NodeTransformer):
         return node
 
 # %% ../../nbs/lab/00_provenance.ipynb #6d54eee9
-def choices_of(settings: Any, names: Iterable[str] = tuple(CHOICES.values())) -> dict[str, frozenset]:
+def choices_of(settings: Any, names: Iterable[str] | None = None) -> dict[str, frozenset]:  # names: None: all that today's package knows
     "What a cell's settings choose from registries: {'corruption': {'fog', ...}}; nothing where the setting is absent."
-    found = {}
+    found, names = {}, package_today().settings if names is None else names
     def visit(value):
         if isinstance(value, dict):
             for k, v in value.items():
@@ -378,7 +389,7 @@ def normal(package: Package, where: Where, nodes: list[ast.stmt]) -> Part:
 
 def part_of(package: Package, where: Where, chosen: Mapping[str, frozenset] = {}) -> Part:
     "The normal form of a definition; computed once."
-    key = where, chosen.get(CHOICES.get(where)) if where in CHOICES else None
+    key = where, chosen.get(package.setting(where))
     if key not in package.parts: package.parts[key] = normal(package, where, package.statements(where, chosen))
     return package.parts[key]
 
@@ -495,7 +506,7 @@ def address_of(
 ) -> str:  # 16 hexadecimal digits; "" for a function outside the package
     "The address of a cell's function, as far as the cell meets it."
     package = package or package_today()
-    key, chosen = f"closure of {function}", choices_of(cell or {})
+    key, chosen = f"closure of {function}", choices_of(cell or {}, package.settings)
     where = key, tuple(sorted((k, tuple(sorted(v))) for k, v in chosen.items()))
     if where not in package.roots:
         try: package.roots[where] = closure(package, function, chosen).address
