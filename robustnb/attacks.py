@@ -24,7 +24,8 @@ MODES = ("eval", "train", "keep")
 @contextmanager
 def borrowed(
     model: Callable[[Tensor], Tensor],  # an nn.Module, or any function of images
-    mode: str = "eval",  # "eval", "train" (a model in training keeps the parts that were put into evaluation mode) or "keep"
+    # "eval", "train" (a model in training keeps the parts that were put into evaluation mode) or "keep"
+    mode: str = "eval",
 ) -> Iterator[None]:
     "Put a model into a mode; put modes and buffers back at the end."
     if mode not in MODES: raise ValueError(nearest(mode, MODES, "mode"))
@@ -107,7 +108,8 @@ def check_gradient(
     broken: Tensor,  # whether a gradient held NaN, []
 ) -> None:
     "Raise if it did."
-    if broken: raise ValueError("the objective's gradient is not a number (NaN); look at the model's weights and output")
+    if broken:
+        raise ValueError("the objective's gradient is not a number (NaN); look at the model's weights and output")
 
 # %% ../nbs/16_attacks.ipynb #7c258aa5
 def ascend(
@@ -145,7 +147,9 @@ def label_loss(
     def objective(z: Tensor) -> Tensor:
         logits = model(z)
         if logits.ndim != 2 or len(logits) != len(y):
-            raise ValueError(f"the model must give logits [B,classes] for {len(y)} labels, got shape {tuple(logits.shape)}")
+            raise ValueError(
+                f"the model must give logits [B,classes] for {len(y)} labels, got shape {tuple(logits.shape)}"
+            )
         return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y, reduction="none")
     return objective
 

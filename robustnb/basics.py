@@ -28,7 +28,11 @@ def nearest(
     "The message of an error about an unknown name."
     options = [str(o) for o in options]
     match = difflib.get_close_matches(str(given), options, 1, 0.4)
-    return f"no such {what} {given!r}; " + (f"did you mean {match[0]!r}? " if match else "") + f"known: {', '.join(options)}"
+    return (
+        f"no such {what} {given!r}; "
+        + (f"did you mean {match[0]!r}? " if match else "")
+        + f"known: {', '.join(options)}"
+    )
 
 # %% ../nbs/00_basics.ipynb #c39840d0
 def atomic_write(

@@ -436,7 +436,8 @@ def bit_rows(
     return short_rows(x, n, generator).to(torch.int32).bitwise_and_(0xFFFF)
 
 def glass_source(
-    choice: Tensor,  # which move, [B,iterations,rows*columns] int64 in [0,4d^2): row (choice // 2d) - d, column (choice % 2d) - d
+    # which move, [B,iterations,rows*columns] int64 in [0,4d^2): row (choice // 2d) - d, column (choice % 2d) - d
+    choice: Tensor,
     h: int,  # height of the images
     w: int,  # width
     max_delta: int,  # d, largest displacement, pixels

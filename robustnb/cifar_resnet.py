@@ -29,7 +29,9 @@ class BasicBlock(nn.Module):
         stride: int = 1,  # 2 halves height and width
     ):
         super().__init__()
-        self.residual = nn.Sequential(*conv_norm(inputs, outputs, 3, stride), nn.ReLU(), *conv_norm(outputs, outputs, 3))
+        self.residual = nn.Sequential(
+            *conv_norm(inputs, outputs, 3, stride), nn.ReLU(), *conv_norm(outputs, outputs, 3)
+        )
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else nn.Sequential(*conv_norm(inputs, outputs, 1, stride))
 
@@ -51,11 +53,18 @@ class ResNet(Classifier):
         stages = {"stem": nn.Sequential(*conv_norm(in_channels, widths[0], 3), nn.ReLU())}
         channels = widths[0]
         for number, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
-            blocks = [BasicBlock(channels if i == 0 else width, width, 2 if i == 0 and number > 1 else 1) for i in range(depth)]
+            blocks = [
+                BasicBlock(channels if i == 0 else width, width, 2 if i == 0 and number > 1 else 1)
+                for i in range(depth)
+            ]
             stages[f"stage{number}"], channels = nn.Sequential(*blocks), width
-        super().__init__({**stages, "pool": nn.AdaptiveAvgPool2d(1)}, nn.Linear(channels, classes), normalize_for(statistics, in_channels))
+        super().__init__(
+            {**stages, "pool": nn.AdaptiveAvgPool2d(1)}, nn.Linear(channels, classes),
+            normalize_for(statistics, in_channels),
+        )
         for module in self.modules():
-            if isinstance(module, nn.Conv2d): nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 # %% ../nbs/22_cifar_resnet.ipynb #b293dc79
 def resnet20(**options) -> ResNet:

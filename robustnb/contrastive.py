@@ -26,7 +26,8 @@ def similarities(
     "Cosine of every row of a with every row of b, over the temperature."
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"embeddings must be [A,D] and [B,D], got {list(a.shape)} and {list(b.shape)}")
-    if not isinstance(tau, Tensor) and not tau > 0: raise ValueError(f"tau is a temperature, above 0 (0.07 to 0.5 is usual), got {tau}")
+    if not isinstance(tau, Tensor) and not tau > 0:
+        raise ValueError(f"tau is a temperature, above 0 (0.07 to 0.5 is usual), got {tau}")
     with torch.autocast(a.device.type, enabled=False):
         a, b = (F.normalize(v.to(torch.promote_types(v.dtype, torch.float32)), dim=1) for v in (a, b))
         return a @ b.T / tau
@@ -39,7 +40,8 @@ def info_nce(
 ) -> Tensor:  # [], nats, >= 0
     "Symmetric InfoNCE of paired embeddings (Dem-HEC, eq. 10)."
     logits = similarities(v, w, tau)
-    if len(v) != len(w) or len(v) < 1: raise ValueError(f"the views must pair off row by row, got {len(v)} and {len(w)} rows")
+    if len(v) != len(w) or len(v) < 1:
+        raise ValueError(f"the views must pair off row by row, got {len(v)} and {len(w)} rows")
     partner = torch.arange(len(v), device=logits.device)
     return (F.cross_entropy(logits, partner) + F.cross_entropy(logits.T, partner)) / 2
 
@@ -67,7 +69,8 @@ def unicl_loss(
     tau: float | Tensor = 0.07,  # temperature, > 0; a tensor may be learned
 ) -> Tensor:  # [], nats
     "Bidirectional contrast of images and texts by label (Yang et al. 2022)."
-    if not len(u) == len(v) == len(y): raise ValueError(f"images, texts and labels must pair off, got {len(u)}, {len(v)} and {len(y)}")
+    if not len(u) == len(v) == len(y):
+        raise ValueError(f"images, texts and labels must pair off, got {len(u)}, {len(v)} and {len(y)}")
     logits = similarities(u, v, tau)
     target = (y[:, None] == y).to(logits.dtype)
     target = target / target.sum(1, keepdim=True)
@@ -111,13 +114,15 @@ class SupCon(Objective):
     def name(self) -> str: return f"SupCon(tau={self.tau}, views={self.views}, dim={self.dim})"
 
     def before_fit(self, run: Run):
-        if run.recipe.augment is not None: raise ValueError("SupCon makes its own views; give augment to SupCon and none to the recipe")
+        if run.recipe.augment is not None:
+            raise ValueError("SupCon makes its own views; give augment to SupCon and none to the recipe")
         self.generator = run.generator
         self.project = projection(embedding_width(run.model, run.x), self.dim, self.hidden)
         self.decay = run.recipe.weight_decay
 
     def parts(self) -> dict[str, nn.Module]: return {"project": self.project} if self.project else {}
-    def part_options(self) -> dict[str, dict]: return {"project": {"weight_decay": self.decay}}  # it is a layer like those below it
+    def part_options(self) -> dict[str, dict]:
+        return {"project": {"weight_decay": self.decay}}  # it is a layer like those below it
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         x = torch.cat([self.augment(x, self.generator) for _ in range(self.views)])
@@ -162,12 +167,16 @@ class UniCL(Objective):
         self.text, self.dim, self.tau, self.towers, self.heat = text, dim, tau, None, None
 
     @property
-    def name(self) -> str: return f"UniCL(text={content_name(self.text) if self.text else 'classes'}, dim={self.dim}, tau={self.tau})"
+    def name(self) -> str:
+        return f"UniCL(text={content_name(self.text) if self.text else 'classes'}, dim={self.dim}, tau={self.tau})"
 
     def before_fit(self, run: Run):
         head, classes = run.model.head, len(run.data.classes)
         if not isinstance(head, nn.Linear) or head.out_features != classes:
-            raise ValueError(f"UniCL writes its class vectors into a linear head of {classes} outputs, one for each class of {run.data.name}; got {head}")
+            raise ValueError(
+                f"UniCL writes its class vectors into a linear head of {classes} outputs, one for each class of"
+                f" {run.data.name}; got {head}"
+            )
         text = self.text or nn.Embedding(classes, self.dim)
         image = nn.Linear(embedding_width(run.model, run.x), self.dim, bias=False)
         self.towers = nn.ModuleDict({"image": image, "text": text})
@@ -177,7 +186,8 @@ class UniCL(Objective):
         head.requires_grad_(False)  # it is written, not trained
 
     def parts(self) -> dict[str, nn.Module]: return {"towers": self.towers, "heat": self.heat} if self.towers else {}
-    def part_options(self) -> dict[str, dict]: return {"towers": {"weight_decay": self.decay}}  # the temperature's logarithm gets none
+    def part_options(self) -> dict[str, dict]:
+        return {"towers": {"weight_decay": self.decay}}  # the temperature's logarithm gets none
 
     def temperature(self) -> Tensor:  # [], at least 0.01
         return self.heat[0].exp().clamp_min(0.01)
@@ -187,7 +197,8 @@ class UniCL(Objective):
         return Loss(unicl_loss(u, v, y, tau), {"temperature": tau.detach()})
 
     def after_step(self, run: Run):
-        if (run.step + 1) % run.steps_per_epoch == 0: write_head(run.model.head, self.towers["image"].weight, self.towers["text"])
+        if (run.step + 1) % run.steps_per_epoch == 0:
+            write_head(run.model.head, self.towers["image"].weight, self.towers["text"])
 
     def after_fit(self, run: Run):
         write_head(run.model.head, self.towers["image"].weight, self.towers["text"])

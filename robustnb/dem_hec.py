@@ -34,7 +34,10 @@ def distillation(
     "Divergence of softened answers, times T squared (Dem-HEC, eq. 11)."
     if direction not in DIRECTIONS: raise ValueError(nearest(direction, DIRECTIONS, "direction"))
     if not temperature > 0: raise ValueError(f"temperature must be above 0 (2 is the paper's), got {temperature}")
-    s, t = (F.log_softmax(z.to(torch.promote_types(z.dtype, torch.float32)) / temperature, dim=1) for z in (student, teacher))
+    s, t = (
+        F.log_softmax(z.to(torch.promote_types(z.dtype, torch.float32)) / temperature, dim=1)
+        for z in (student, teacher)
+    )
     first, second = (s, t) if direction == "student_teacher" else (t, s)
     return temperature**2 * F.kl_div(second, first, reduction="batchmean", log_target=True)
 
@@ -51,7 +54,10 @@ def submodules(
     "The parts of a foreign network to freeze. ValueError where a name is none, or where nothing is named."
     known, top = [name for name, _ in model.named_modules() if name], [name for name, _ in model.named_children()]
     if frozen is None:
-        raise ValueError(f"{type(model).__name__} has no stages, so which of its parts are early is not known; name them with frozen= (of {', '.join(top) or 'none'}), pass frozen=() or wrap it in a Classifier")
+        raise ValueError(
+            f"{type(model).__name__} has no stages, so which of its parts are early is not known; name them with"
+            f" frozen= (of {', '.join(top) or 'none'}), pass frozen=() or wrap it in a Classifier"
+        )
     for name in frozen:
         if name not in known: raise ValueError(nearest(name, known, what=f"part of {type(model).__name__}"))
     return tuple(frozen)
@@ -59,17 +65,22 @@ def submodules(
 
 def early_stages(
     model: nn.Module,
-    frozen: Sequence[str] | None = None,  # names of stages; None: the first two that hold weights. Of any other network: names of submodules
+    # names of stages; None: the first two that hold weights. Of any other network: names of submodules
+    frozen: Sequence[str] | None = None,
 ) -> tuple[str, ...]:
     "The stages to freeze. ValueError if there is no such stage, or if nothing or the head alone would be left."
-    if isinstance(frozen, str): raise ValueError(f"frozen takes a sequence of names, got {frozen!r}; a single one is ({frozen!r},)")
+    if isinstance(frozen, str):
+        raise ValueError(f"frozen takes a sequence of names, got {frozen!r}; a single one is ({frozen!r},)")
     if not isinstance(model, Classifier): return submodules(model, frozen)
     names = [name for name, stage in model.stages.items() if name != "head" and any(True for _ in stage.parameters())]
     chosen = tuple(names[:2] if frozen is None else frozen)
     for name in chosen:
         if name not in model.stages: raise ValueError(nearest(name, model.stages, what="stage"))
     if frozen is None and set(names) <= set(chosen):
-        raise ValueError(f"freezing {', '.join(chosen)} would leave only the head to train; name the stages with frozen= (of {', '.join(names)})")
+        raise ValueError(
+            f"freezing {', '.join(chosen)} would leave only the head to train; name the stages with frozen= (of"
+            f" {', '.join(names)})"
+        )
     return chosen
 
 # %% ../nbs/43_dem_hec.ipynb #0b367deb
@@ -91,7 +102,10 @@ def hooked(
     try: logits = model(x)
     finally: handle.remove()
     if not seen or not isinstance(seen[-1], Tensor) or len(seen[-1]) != len(x):
-        raise ValueError(f"the {what} of the {type(part).__name__} is no tensor with a row for each image, or the module is not called; name another module with embedding=")
+        raise ValueError(
+            f"the {what} of the {type(part).__name__} is no tensor with a row for each image, or the module is not"
+            " called; name another module with embedding="
+        )
     return logits, flat(seen[-1])
 
 
@@ -106,7 +120,11 @@ def foreign_answers(
         if embedding not in parts: raise ValueError(nearest(embedding, parts, what=f"part of {type(model).__name__}"))
         return hooked(model, x, parts[embedding], "output")
     linear = [part for part in model.modules() if isinstance(part, nn.Linear)]
-    if not linear: raise ValueError(f"{type(model).__name__} has no nn.Linear whose input could be the embedding; name a module with embedding= (of {', '.join(parts) or 'none'}) or wrap it in a Classifier")
+    if not linear:
+        raise ValueError(
+            f"{type(model).__name__} has no nn.Linear whose input could be the embedding; name a module with embedding="
+            f" (of {', '.join(parts) or 'none'}) or wrap it in a Classifier"
+        )
     return hooked(model, x, linear[-1], "input")
 
 # %% ../nbs/43_dem_hec.ipynb #09df9876
@@ -183,8 +201,10 @@ class Taught(Objective):
 
 def check_settings(s: "DemHEC"):
     "ValueError where a setting has a value that it cannot have."
-    if not 0 <= s.alpha <= 1: raise ValueError(f"alpha is the share of the high-entropy images, in [0,1], got {s.alpha}")
-    if s.lambda_c < 0 or s.lambda_kd < 0: raise ValueError(f"weights must be >= 0, got lambda_c={s.lambda_c}, lambda_kd={s.lambda_kd}")
+    if not 0 <= s.alpha <= 1:
+        raise ValueError(f"alpha is the share of the high-entropy images, in [0,1], got {s.alpha}")
+    if s.lambda_c < 0 or s.lambda_kd < 0:
+        raise ValueError(f"weights must be >= 0, got lambda_c={s.lambda_c}, lambda_kd={s.lambda_kd}")
     for what, options in (("generate_mode", MODES), ("batch_norm", BATCH_NORM), ("direction", DIRECTIONS)):
         if getattr(s, what) not in options: raise ValueError(nearest(getattr(s, what), options, what))
 
@@ -209,11 +229,14 @@ class DemHEC(Taught):
         of: str = "output",  # whose entropy rises: "output" (eq. 7) or "pooled" (eq. 4 on the head's input)
         generate_mode: str = "eval",  # the student's mode in the ascent: "eval", "train", "keep"
         batch_norm: str = "separate",  # the student's two passes: "separate", "joint", "eval"
-        frozen: Sequence[str] | None = None,  # stages, or modules of a foreign network, to freeze; None: the first two stages; (): none
+        # stages, or modules of a foreign network, to freeze; None: the first two stages; (): none
+        frozen: Sequence[str] | None = None,
         embedding: str = "head",  # what InfoNCE compares
         direction: str = "student_teacher",  # of the distillation
     ):
-        self.alpha, self.eps, self.step, self.steps, self.random_start, self.norm = alpha, eps, step, steps, random_start, norm
+        self.alpha, self.eps, self.step, self.steps, self.random_start, self.norm = (
+            alpha, eps, step, steps, random_start, norm,
+        )
         self.lambda_c, self.tau, self.lambda_kd, self.temperature = lambda_c, tau, lambda_kd, temperature
         self.of, self.generate_mode, self.batch_norm, self.frozen = of, generate_mode, batch_norm, frozen
         self.embedding, self.direction = embedding, direction
@@ -228,13 +251,22 @@ class DemHEC(Taught):
 
     def harder(self, model: Classifier, x: Tensor) -> Tensor:  # [B,C,H,W] in [0,1], within eps of x
         "High-entropy variants of a batch (Algorithm 2)."
-        return raise_entropy(model, x, self.eps, self.step, self.steps, self.norm, self.random_start, self.generator, self.of, self.generate_mode)
+        return raise_entropy(
+            model, x, self.eps, self.step, self.steps, self.norm, self.random_start, self.generator, self.of,
+            self.generate_mode,
+        )
 
     def loss(self, model: Classifier, x: Tensor, y: Tensor) -> Loss:
-        if self.lambda_kd and self.teacher is None: raise ValueError("there is no teacher yet: give one, let `fit` take its snapshot, or set lambda_kd=0")
+        if self.lambda_kd and self.teacher is None:
+            raise ValueError("there is no teacher yet: give one, let `fit` take its snapshot, or set lambda_kd=0")
         (z, e), (z_hard, e_hard) = pair_of_answers(model, x, self.harder(model, x), self.embedding, self.batch_norm)
-        terms = {"clean": F.cross_entropy(z, y), "high_entropy": F.cross_entropy(z_hard, y), "contrast": info_nce(e, e_hard, self.tau)}
-        total = (1 - self.alpha) * terms["clean"] + self.alpha * terms["high_entropy"] + self.lambda_c * terms["contrast"]
+        terms = {
+            "clean": F.cross_entropy(z, y), "high_entropy": F.cross_entropy(z_hard, y),
+            "contrast": info_nce(e, e_hard, self.tau),
+        }
+        total = (
+            (1 - self.alpha) * terms["clean"] + self.alpha * terms["high_entropy"] + self.lambda_c * terms["contrast"]
+        )
         if self.lambda_kd:
             with torch.no_grad(): target = self.teacher(x)
             terms["distillation"] = distillation(z, target, self.temperature, self.direction)
@@ -243,5 +275,11 @@ class DemHEC(Taught):
         return Loss(total, terms, z)
 
 # %% ../nbs/43_dem_hec.ipynb #32e1c5d1
-RECIPE = Recipe(epochs=20, batch=128, optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=5e-4, schedule="cosine", warmup=2, augment=crop_flip)
-RECIPE_VIT = Recipe(epochs=10, batch=32, optimizer="sgd", lr=5e-4, momentum=0.9, weight_decay=5e-4, schedule="cosine", warmup=2, augment=crop_flip)
+RECIPE = Recipe(
+    epochs=20, batch=128, optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=5e-4, schedule="cosine",
+    warmup=2, augment=crop_flip,
+)
+RECIPE_VIT = Recipe(
+    epochs=10, batch=32, optimizer="sgd", lr=5e-4, momentum=0.9, weight_decay=5e-4, schedule="cosine", warmup=2,
+    augment=crop_flip,
+)

@@ -38,7 +38,8 @@ def activation_entropy(
 ) -> Tensor:  # [B], nats, or in [0,1]
     "Shannon entropy of the softmax over a layer's activations (Dem-HEC, eq. 4)."
     if over not in OVER: raise ValueError(nearest(over, OVER, "over"))
-    if a.ndim not in (2, 3, 4): raise ValueError(f"activations must be [B,D], [B,T,D] or [B,C,H,W], got {list(a.shape)}")
+    if a.ndim not in (2, 3, 4):
+        raise ValueError(f"activations must be [B,D], [B,T,D] or [B,C,H,W], got {list(a.shape)}")
     channels = a.flatten(2) if a.ndim == 4 else a.transpose(1, 2) if a.ndim == 3 else a[:, :, None]  # [B,C,P]
     if over == "all": z = channels.flatten(1)[:, None]
     elif over == "pooled": z = channels.mean(2)[:, None]
@@ -97,7 +98,8 @@ def layer_entropy(
                 output = activation_entropy(model(to_unit(piece.to(device))), "all", normalized)
             silent = [name for name, calls in seen.items() if not calls]
             if silent: raise ValueError(f"the forward pass never calls {', '.join(silent)}; watch other layers")
-            for name, calls in {**seen, "output": [output]}.items(): found.setdefault(name, []).append(torch.stack(calls).mean(0).cpu())
+            for name, calls in {**seen, "output": [output]}.items():
+                found.setdefault(name, []).append(torch.stack(calls).mean(0).cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 # %% ../nbs/52_entropy.ipynb #3afcf0db
@@ -119,9 +121,14 @@ def rise(
 ) -> dict:
     "How far the entropy of the same images rose, and whether that is more than chance."
     delta = (other - clean).double()
-    value, low, high = interval(torch.cat([delta.mean()[None], weights.double() @ delta / weights.double().sum(1)]).numpy(), level)
-    return {"clean": float(clean.mean()), "changed": float(other.mean()), "rise": value, "low": low, "high": high,
-            "separation": separation(clean, other), "n": len(delta), "verdict": "rises" if low > 0 else "falls" if high < 0 else "unclear"}
+    value, low, high = interval(
+        torch.cat([delta.mean()[None], weights.double() @ delta / weights.double().sum(1)]).numpy(), level
+    )
+    return {
+        "clean": float(clean.mean()), "changed": float(other.mean()), "rise": value, "low": low, "high": high,
+        "separation": separation(clean, other), "n": len(delta),
+        "verdict": "rises" if low > 0 else "falls" if high < 0 else "unclear",
+    }
 
 # %% ../nbs/52_entropy.ipynb #223b0568
 def entropy_under_corruption(
@@ -150,7 +157,10 @@ def entropy_under_corruption(
         x = torch.cat([x for x, _ in corrupted(data, corruption, severity, benchmark, seed, batch)])
         for name, model in models.items():
             for layer, other in ask(model, x).items():
-                rows.append({"model": name, "layer": layer, "corruption": corruption, "severity": severity, **rise(clean[name][layer], other, weights, level)})
+                rows.append({
+                    "model": name, "layer": layer, "corruption": corruption, "severity": severity,
+                    **rise(clean[name][layer], other, weights, level),
+                })
     return pd.DataFrame(rows)
 
 # %% ../nbs/52_entropy.ipynb #700eac7e
@@ -175,7 +185,10 @@ def plot_layers(
     for (layer, values), ax in zip(clean.items(), axes[0]):
         groups = np.concatenate([values.numpy(), other[layer].numpy()])
         which = np.repeat(names, [len(values), len(other[layer])])
-        sns.boxplot(x=which, y=groups, hue=which, order=names, hue_order=names, palette=["C0", "C3"], legend=False, width=0.7, fliersize=1, linewidth=0.8, ax=ax)
+        sns.boxplot(
+            x=which, y=groups, hue=which, order=names, hue_order=names, palette=["C0", "C3"], legend=False, width=0.7,
+            fliersize=1, linewidth=0.8, ax=ax,
+        )
         ax.set(title=layer, xticks=[], xlabel=f"{separation(values, other[layer]):.2f}")
         ax.tick_params(labelsize=7)
     axes[0, 0].set_ylabel("entropy (nats)")
@@ -192,13 +205,25 @@ def plot_rise(
 ) -> plt.Axes:
     "Mean rise by layer and corruption; a dot marks cells whose interval holds 0."
     part = table[table.severity == severity]
-    if part.empty or part.model.nunique() != 1: raise ValueError(f"the table must hold severity {severity} of one model, got severities {sorted(set(table.severity))} of {sorted(set(table.model))}")
+    if part.empty or part.model.nunique() != 1:
+        raise ValueError(
+            f"the table must hold severity {severity} of one model, got severities {sorted(set(table.severity))} of"
+            f" {sorted(set(table.model))}"
+        )
     orders = dict(index=dict.fromkeys(part.corruption), columns=dict.fromkeys(part.layer))
-    grid = part.pivot(index="corruption", columns="layer", values="rise").reindex(**{k: list(v) for k, v in orders.items()})
-    marks = part.assign(mark=np.where(part.verdict == "unclear", "·", "")).pivot(index="corruption", columns="layer", values="mark").reindex_like(grid)
+    grid = part.pivot(index="corruption", columns="layer", values="rise").reindex(
+        **{k: list(v) for k, v in orders.items()}
+    )
+    marks = (
+        part.assign(mark=np.where(part.verdict == "unclear", "·", ""))
+        .pivot(index="corruption", columns="layer", values="mark")
+        .reindex_like(grid)
+    )
     ax = ax or plt.subplots(figsize=(0.85 * grid.shape[1] + 2.2, 0.4 * len(grid) + 1))[1]
     text = grid.map("{:+.2f}".format) + marks
-    sns.heatmap(grid, center=0, cmap="vlag", annot=text, fmt="", annot_kws={"size": 8}, cbar_kws={"label": "rise (nats)"}, ax=ax)
+    sns.heatmap(
+        grid, center=0, cmap="vlag", annot=text, fmt="", annot_kws={"size": 8}, cbar_kws={"label": "rise (nats)"}, ax=ax
+    )
     ax.set(xlabel="layer", ylabel="", title=f"severity {severity}")
     return ax
 
@@ -215,7 +240,8 @@ def universal(
     mode: str = "eval",  # the model's mode meanwhile
 ) -> Tensor:  # [1,C,H,W], within eps of 0; add it and clip to [0,1]
     "One perturbation for all images."
-    if target is not None and target not in range(len(data.classes)): raise ValueError(f"target must be a class from 0 to {len(data.classes) - 1}, got {target}")
+    if target is not None and target not in range(len(data.classes)):
+        raise ValueError(f"target must be a class from 0 to {len(data.classes) - 1}, got {target}")
     step, device = eps / 5 if step is None else step, next(model.parameters()).device
     delta = torch.zeros(1, *data.x.shape[1:], device=device)
     with borrowed(model, mode):

@@ -76,8 +76,14 @@ class _WeightedSum(torch.autograd.Function):
     def backward(ctx, gradient):
         shares, *images = ctx.saved_tensors
         product = torch.empty_like(gradient)  # one piece of memory for all products
-        dots = [torch.mul(gradient, image, out=product).sum((1, 2, 3)) for image in images] if ctx.needs_input_grad[0] else None
-        parts = [gradient * per_image(shares[:, n]) if needed else None for n, needed in enumerate(ctx.needs_input_grad[1:])]
+        dots = (
+            [torch.mul(gradient, image, out=product).sum((1, 2, 3)) for image in images]
+            if ctx.needs_input_grad[0]
+            else None
+        )
+        parts = [
+            gradient * per_image(shares[:, n]) if needed else None for n, needed in enumerate(ctx.needs_input_grad[1:])
+        ]
         return torch.stack(dots, 1) if dots else None, *parts
 
 
@@ -133,8 +139,11 @@ class Tables(nn.Module):
     ):
         super().__init__()
         check_policy(l, k, operations, temperature, relaxation, sharpness)
-        self.operations, self.temperature, self.relaxation, self.sharpness = tuple(operations), temperature, relaxation, sharpness
-        def uniform(low, high): return nn.Parameter(low + (high - low) * torch.rand(l, k, len(operations), generator=generator))
+        self.operations, self.temperature, self.relaxation, self.sharpness = (
+            tuple(operations), temperature, relaxation, sharpness,
+        )
+        def uniform(low, high):
+            return nn.Parameter(low + (high - low) * torch.rand(l, k, len(operations), generator=generator))
         self.weights, self.probabilities, self.magnitudes = uniform(0, 1), uniform(RARE, 1 - RARE), uniform(0, 1)
         self.register_buffer("strong", self.without_magnitude(), persistent=False)
 
@@ -152,7 +161,10 @@ class Tables(nn.Module):
         sharpness, *names = json.loads(bytes(state.tolist()))
         names = tuple(names)
         check_policy(*self.weights.shape[:2], names, self.temperature, self.relaxation, sharpness)
-        if len(names) != len(self.operations): raise ValueError(f"a policy of {len(self.operations)} operations cannot take the state of one of {len(names)}")
+        if len(names) != len(self.operations):
+            raise ValueError(
+                f"a policy of {len(self.operations)} operations cannot take the state of one of {len(names)}"
+            )
         self.operations, self.sharpness = names, sharpness
         self.strong.copy_(self.without_magnitude())
 
@@ -196,20 +208,29 @@ def draw_subpolicies(x: Tensor, l: int, generator: torch.Generator | None) -> Te
     return (uniforms(x, 1, generator)[0] * l).long()
 
 
-def draw_gates(x: Tensor, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:  # [B,n] in [0,1); [B,n], -1 or 1
+def draw_gates(
+    x: Tensor,
+    n: int,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:  # [B,n] in [0,1); [B,n], -1 or 1
     "A uniform number and a direction for each image and operation."
     u, side = uniforms(x, 2 * n, generator).T.to(x.dtype).chunk(2, dim=1)
     return u, (side < 0.5).to(x.dtype) * 2 - 1
 
 
-def check_policy(l: int, k: int, operations: tuple[str, ...], temperature: float, relaxation: float, sharpness: str) -> None:
+def check_policy(
+    l: int, k: int, operations: tuple[str, ...], temperature: float, relaxation: float, sharpness: str
+) -> None:
     "Raise unless a policy can have these settings."
     for value, what in ((l, "l (sub-policies)"), (k, "k (stages)")):
-        if not (isinstance(value, int) and value >= 1): raise ValueError(f"{what} must be a whole number >= 1, got {value!r}")
-    if isinstance(operations, str) or not operations: raise ValueError(f"operations must be a sequence of names, got {operations!r}")
+        if not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{what} must be a whole number >= 1, got {value!r}")
+    if isinstance(operations, str) or not operations:
+        raise ValueError(f"operations must be a sequence of names, got {operations!r}")
     for name in operations: operation(name)
     if len(set(operations)) < len(operations): raise ValueError(f"operations must differ, got {operations}")
-    if not (temperature > 0 and relaxation > 0): raise ValueError(f"temperatures must be > 0, got {temperature} and {relaxation}")
+    if not (temperature > 0 and relaxation > 0):
+        raise ValueError(f"temperatures must be > 0, got {temperature} and {relaxation}")
     if sharpness not in ("fixed", "learned"): raise ValueError(nearest(sharpness, ("fixed", "learned"), "sharpness"))
 
 # %% ../nbs/40_epm.ipynb #9aac5a5a
@@ -272,7 +293,9 @@ class FixedPolicy:
         names = tuple(OPERATIONS)
         if which is None: which = draw_subpolicies(x, len(self.subpolicies), generator)
         for stage in zip(*self.subpolicies):
-            probs, magnitude = (x.new_tensor([getattr(step, what) for step in stage])[which] for what in ("probability", "magnitude"))
+            probs, magnitude = (
+                x.new_tensor([getattr(step, what) for step in stage])[which] for what in ("probability", "magnitude")
+            )
             chosen = torch.tensor([names.index(step.operation) for step in stage], device=x.device)[which]
             u, sign = (z[:, 0] for z in draw_gates(x, 1, generator))
             x = apply_chosen(x, names, torch.where(u < probs, chosen, -1), magnitude, sign, generator)
@@ -286,10 +309,16 @@ class FixedPolicy:
     @classmethod
     def load(cls, path: str | Path) -> "FixedPolicy":
         "Read what `save` wrote; ValueError where it is no policy."
-        try: policy = cls(tuple(tuple(Step(**step) for step in row) for row in json.loads(Path(path).read_text())["subpolicies"]))
-        except (ValueError, TypeError, KeyError) as error: raise ValueError(f"{path} holds no policy: {error}") from None
+        try:
+            policy = cls(
+                tuple(tuple(Step(**step) for step in row) for row in json.loads(Path(path).read_text())["subpolicies"])
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} holds no policy: {error}") from None
         if not policy.subpolicies or len({len(row) for row in policy.subpolicies}) != 1:
-            raise ValueError(f"{path} holds no policy: sub-policies must have the same number of stages, and there must be one")
+            raise ValueError(
+                f"{path} holds no policy: sub-policies must have the same number of stages, and there must be one"
+            )
         return policy
 
 # %% ../nbs/40_epm.ipynb #020d71e2
@@ -301,10 +330,16 @@ def discretise(
     "One operation for each stage, with its probability and magnitude."
     if how not in ("top1", "sample"): raise ValueError(nearest(how, ("top1", "sample"), "discretisation"))
     choice = policy.choice.detach().cpu()
-    best = choice.argmax(-1) if how == "top1" else torch.multinomial(choice.flatten(0, 1), 1, generator=generator).view(choice.shape[:2])
+    best = (
+        choice.argmax(-1)
+        if how == "top1"
+        else torch.multinomial(choice.flatten(0, 1), 1, generator=generator).view(choice.shape[:2])
+    )
     def table(values): return values.detach().cpu().gather(2, best[..., None])[..., 0].tolist()
     rows = zip(best.tolist(), table(policy.probs), table(policy.magnitude))
-    return FixedPolicy(tuple(tuple(Step(policy.operations[n], round(p, 4), round(mu, 4)) for n, p, mu in zip(*row)) for row in rows))
+    return FixedPolicy(
+        tuple(tuple(Step(policy.operations[n], round(p, 4), round(mu, 4)) for n, p, mu in zip(*row)) for row in rows)
+    )
 
 # %% ../nbs/40_epm.ipynb #990fb352
 class Critic(nn.Module):
@@ -320,7 +355,10 @@ class Critic(nn.Module):
         super().__init__()
         sizes, layers = [in_channels, width, 2 * width, 4 * width, 4 * width], []
         with seeded(seed):
-            for i in range(4): layers += [nn.Conv2d(sizes[i], sizes[i + 1], 3, stride=1 if i == 0 else 2, padding=1), nn.LeakyReLU(0.2)]
+            for i in range(4):
+                layers += [
+                    nn.Conv2d(sizes[i], sizes[i + 1], 3, stride=1 if i == 0 else 2, padding=1), nn.LeakyReLU(0.2),
+                ]
             self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
             self.value, self.label = nn.Linear(16 * width, 1), nn.Linear(16 * width, classes)
 
@@ -341,7 +379,9 @@ def gradient_penalty(
 ) -> Tensor:  # [], differentiable in the critic's parameters
     "Mean squared distance of the critic's slope from 1 (WGAN-GP)."
     if real.shape != fake.shape:
-        raise ValueError(f"real and fake images are paired and must have one shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
+        raise ValueError(
+            f"real and fake images are paired and must have one shape, got {tuple(real.shape)} and {tuple(fake.shape)}"
+        )
     share = per_image(uniforms(real, 1, generator)[0].to(real.dtype))
     between = torch.lerp(real.detach(), fake.detach(), share).requires_grad_()
     slope, = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
@@ -372,7 +412,8 @@ class SearchRecipe:
         for key in ("epochs", "lr", "critic_lr", "critic_steps", "window"):
             value = getattr(self, key)
             if value is not None and not value > 0: raise ValueError(f"{key} must be positive, got {value}")
-        if self.batch < 2 or self.batch % 2: raise ValueError(f"batch must be even (half is perturbed, half stays clean), got {self.batch}")
+        if self.batch < 2 or self.batch % 2:
+            raise ValueError(f"batch must be even (half is perturbed, half stays clean), got {self.batch}")
 
 # %% ../nbs/40_epm.ipynb #4c0e9122
 def settled(
@@ -399,7 +440,9 @@ def losses(
     return values[n:].mean() - values[:n].mean(), F.cross_entropy(logits[:n], y) + F.cross_entropy(logits[n:], y_clean)
 
 
-def critic_step(critic: Critic, optimizer: torch.optim.Optimizer, batches: tuple, recipe: SearchRecipe, generator: torch.Generator) -> Tensor:
+def critic_step(
+    critic: Critic, optimizer: torch.optim.Optimizer, batches: tuple, recipe: SearchRecipe, generator: torch.Generator
+) -> Tensor:
     "Sharpen the critic on (changed, y, clean, y_clean); gives the gradient penalty, []."
     changed, y, clean, y_clean = batches
     distance, label = losses(critic, changed.detach(), y, clean, y_clean)
@@ -410,11 +453,15 @@ def critic_step(critic: Critic, optimizer: torch.optim.Optimizer, batches: tuple
     return penalty.detach()
 
 
-def policy_step(policy: Policy, critic: Critic, optimizer: torch.optim.Optimizer, batches: tuple, recipe: SearchRecipe) -> tuple[Tensor, Tensor]:
+def policy_step(
+    policy: Policy, critic: Critic, optimizer: torch.optim.Optimizer, batches: tuple, recipe: SearchRecipe
+) -> tuple[Tensor, Tensor]:
     "Move the policy towards images that the critic cannot tell apart; gives distance and label loss, [] each."
     distance, label = losses(critic, *batches)
     own = [p for p in policy.parameters() if p.requires_grad]
-    for p, gradient in zip(own, torch.autograd.grad(distance + recipe.eps * label, own, allow_unused=True, materialize_grads=True)):
+    for p, gradient in zip(
+        own, torch.autograd.grad(distance + recipe.eps * label, own, allow_unused=True, materialize_grads=True)
+    ):
         p.grad = gradient  # the critic's stay; magnitudes that no candidate has get 0
     optimizer.step()
     return distance.detach(), label.detach()
@@ -426,7 +473,8 @@ class Search:
     policy: Policy
     critic: nn.Module
     rows: list[dict] = field(default_factory=list)  # epoch, distance, label, objective, penalty, moved
-    snapshots: list[Tensor] = field(default_factory=list)  # watched images, uint8 [n,C,H,W]: clean, then under the policy after each epoch, from 0
+    # watched images, uint8 [n,C,H,W]: clean, then under the policy after each epoch, from 0
+    snapshots: list[Tensor] = field(default_factory=list)
     stopped: str = ""  # "epochs" (all were run) or "settled"
 
     def frame(self) -> pd.DataFrame:
@@ -436,7 +484,12 @@ class Search:
     def plot(self):  # -> matplotlib figure
         "Distance, label loss and mean change over the epochs."
         fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.2), dpi=80)
-        for ax, (column, label) in zip(axes, {"distance": "distance $d$ (eq. 3)", "label": "label loss $l$ (eq. 4)", "moved": "mean $|x_p - x|$"}.items()):
+        for ax, (column, label) in zip(
+            axes,
+            {
+                "distance": "distance $d$ (eq. 3)", "label": "label loss $l$ (eq. 4)", "moved": "mean $|x_p - x|$",
+            }.items(),
+        ):
             self.frame().plot("epoch", column, ax=ax, marker="o", markersize=3, legend=False)
             ax.set(xlabel="epoch", ylabel=label)
         fig.tight_layout()
@@ -468,14 +521,17 @@ def epoch_batches(
     return [tuple(part.chunk(2)) for part in order.split(2 * half) if len(part) == 2 * half]
 
 
-def search_epoch(found: Search, optimizers: tuple, x: Tensor, y: Tensor, recipe: SearchRecipe, generator: torch.Generator, bar) -> dict:
+def search_epoch(
+    found: Search, optimizers: tuple, x: Tensor, y: Tensor, recipe: SearchRecipe, generator: torch.Generator, bar
+) -> dict:
     "Train both sides for an epoch; gives the means of what was measured."
     sums, batches = 0, epoch_batches(x, y, recipe.batch // 2, generator)
     for step, (first, second) in enumerate(batches, 1):
         original, clean = to_unit(x[first]), to_unit(x[second])
         changed = found.policy(original, generator)
         pair_of_batches = (changed, y[first], clean, y[second])
-        for _ in range(recipe.critic_steps): penalty = critic_step(found.critic, optimizers[1], pair_of_batches, recipe, generator)
+        for _ in range(recipe.critic_steps):
+            penalty = critic_step(found.critic, optimizers[1], pair_of_batches, recipe, generator)
         distance, label = policy_step(found.policy, found.critic, optimizers[0], pair_of_batches, recipe)
         moved = (changed.detach() - original).abs().mean()
         sums = sums + torch.stack([distance, label, distance + recipe.eps * label, penalty, moved]).cpu()
@@ -494,14 +550,20 @@ def search(
     progress: bool = True,  # show a bar
 ) -> Search:
     "Train a policy against a critic until it settles (ERIEP, Algorithm 1, first procedure)."
-    if len(data) < recipe.batch: raise ValueError(f"a batch needs {recipe.batch} images, the data have {len(data)}; give SearchRecipe a smaller batch")
+    if len(data) < recipe.batch:
+        raise ValueError(
+            f"a batch needs {recipe.batch} images, the data have {len(data)}; give SearchRecipe a smaller batch"
+        )
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     generator = torch.Generator().manual_seed(derive_seed(seed, "search"))
     policy = (Policy(generator=generator) if policy is None else policy).to(device)
     if critic is None: critic = Critic(len(data.classes), data.x.shape[1], seed=derive_seed(seed, "critic"))
     critic = critic.to(device)
     x, y, found = data.x.to(device), data.y.to(device), Search(policy, critic, snapshots=[data.x[:watch]])
-    optimizers = tuple(torch.optim.Adam(side.parameters(), lr, recipe.betas) for side, lr in ((policy, recipe.lr), (critic, recipe.critic_lr)))
+    optimizers = tuple(
+        torch.optim.Adam(side.parameters(), lr, recipe.betas)
+        for side, lr in ((policy, recipe.lr), (critic, recipe.critic_lr))
+    )
     found.snapshots.append(look(policy, x[:watch], seed))
     steps = range(recipe.epochs * (len(x) // recipe.batch))
     bar = iter(progress_bar(steps, "search") if progress else steps)
@@ -517,4 +579,9 @@ def search(
 @torch.no_grad()
 def look(policy: Policy, x: Tensor, seed: int) -> Tensor:  # uint8, on the CPU
     "What a policy does to a few images, always with the same draws."
-    return (policy(to_unit(x), torch.Generator().manual_seed(derive_seed(seed, "look"))) * 255).round().to(torch.uint8).cpu()
+    return (
+        (policy(to_unit(x), torch.Generator().manual_seed(derive_seed(seed, "look"))) * 255)
+        .round()
+        .to(torch.uint8)
+        .cpu()
+    )

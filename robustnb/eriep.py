@@ -84,9 +84,16 @@ def hardened(
     "The policy with one operation left in each stage."
     if how not in ("top1", "sample"): raise ValueError(nearest(how, ("top1", "sample"), "discretisation"))
     twin, choice = copy.deepcopy(policy), policy.choice.detach()
-    best = choice.argmax(-1) if how == "top1" else torch.multinomial(choice.flatten(0, 1).cpu(), 1, generator=generator).view(choice.shape[:2]).to(choice.device)
+    best = (
+        choice.argmax(-1)
+        if how == "top1"
+        else torch.multinomial(choice.flatten(0, 1).cpu(), 1, generator=generator)
+        .view(choice.shape[:2])
+        .to(choice.device)
+    )
     one_hot = F.one_hot(best, choice.shape[-1]).to(choice.dtype)
-    twin.weights = nn.Parameter(one_hot * 50 * policy.temperature, requires_grad=False)  # exp(-50) is left for the others
+    # exp(-50) is left for the others
+    twin.weights = nn.Parameter(one_hot * 50 * policy.temperature, requires_grad=False)
     return twin
 
 # %% ../nbs/41_eriep.ipynb #ceb8dff8
@@ -96,17 +103,31 @@ EPM_UPDATES, EPM_MODES = ("cooperative", "frozen", "adversarial"), ("soft", "har
 
 def check_choices(s: "ERIEP"):
     "ValueError where a setting has a value that it cannot have; a warning where it works against the training."
-    for what, options in (("reading", READINGS), ("reduction", REDUCTIONS), ("epm_update", EPM_UPDATES), ("epm_mode", EPM_MODES),
-                          ("reference_init", REFERENCE_INITS), ("reference_mode", REFERENCE_MODES), ("discretise", ("top1", "sample"))):
+    for what, options in (
+        ("reading", READINGS), ("reduction", REDUCTIONS), ("epm_update", EPM_UPDATES), ("epm_mode", EPM_MODES),
+        ("reference_init", REFERENCE_INITS), ("reference_mode", REFERENCE_MODES),
+        ("discretise", ("top1", "sample")),
+    ):
         if getattr(s, what) not in options: raise ValueError(nearest(getattr(s, what), options, what))
     if s.alpha < 0: raise ValueError(f"alpha is the weight of a distance, >= 0, got {s.alpha}")
-    if s.sync_every is not None and s.sync_every < 1: raise ValueError(f"sync_every counts iterations, at least 1, got {s.sync_every}")
-    if s.reading != "standard" and not callable(s.given): raise ValueError(f"reading={s.reading!r} needs a policy, got {s.given!r}")
-    if s.learns and not isinstance(s.given, Policy): raise ValueError(f"only a Policy can be updated, got {type(s.given).__name__}; epm_update='frozen' takes any function of images")
-    if s.epm_mode == "hard" and not isinstance(s.given, Policy): raise ValueError("epm_mode='hard' discretises a Policy; what was given is hard already or none")
+    if s.sync_every is not None and s.sync_every < 1:
+        raise ValueError(f"sync_every counts iterations, at least 1, got {s.sync_every}")
+    if s.reading != "standard" and not callable(s.given):
+        raise ValueError(f"reading={s.reading!r} needs a policy, got {s.given!r}")
+    if s.learns and not isinstance(s.given, Policy):
+        raise ValueError(
+            f"only a Policy can be updated, got {type(s.given).__name__}; epm_update='frozen' takes any function of"
+            " images"
+        )
+    if s.epm_mode == "hard" and not isinstance(s.given, Policy):
+        raise ValueError("epm_mode='hard' discretises a Policy; what was given is hard already or none")
     if s.alpha >= 1 and s.reading in ("literal", "through_n"):
-        warnings.warn(f"alpha={s.alpha}: while the perturbed loss is the larger one, the clean loss has the weight 1 - alpha = {1 - s.alpha:g}, so it is "
-                      + ("not trained" if s.alpha == 1 else "driven up"), stacklevel=3)
+        warnings.warn(
+            f"alpha={s.alpha}: while the perturbed loss is the larger one, the clean loss has the weight 1 - alpha ="
+            f" {1 - s.alpha:g}, so it is "
+            + ("not trained" if s.alpha == 1 else "driven up"),
+            stacklevel=3,
+        )
 
 # %% ../nbs/41_eriep.ipynb #5259c5cc
 class TwoModels(Objective):
@@ -116,13 +137,18 @@ class TwoModels(Objective):
         self.generator, self.policy = run.generator, copy.deepcopy(self.given)
         if self.epm_mode == "hard":
             pick = torch.Generator().manual_seed(run.seed)
-            self.policy = hardened(self.given, self.discretise, pick) if self.learns else discretise(self.given, self.discretise, pick)
+            self.policy = (
+                hardened(self.given, self.discretise, pick)
+                if self.learns
+                else discretise(self.given, self.discretise, pick)
+            )
         if isinstance(self.policy, nn.Module): self.policy.to(run.device)
         if self.learns or self.reading == "literal":
             self.reference = reference_of(run.model, self.reference_init, self.reference_mode, run.generator)
 
     def after_step(self, run: Run):
-        if self.reference is not None and (run.step + 1) % (self.sync_every or run.steps_per_epoch) == 0: synchronise(self.reference, run.model)
+        if self.reference is not None and (run.step + 1) % (self.sync_every or run.steps_per_epoch) == 0:
+            synchronise(self.reference, run.model)
 
     def parts(self) -> dict[str, nn.Module]: return {"policy": self.policy} if self.learns else {}
     def state(self) -> dict: return {} if self.reference is None else {"reference": self.reference.state_dict()}
@@ -146,7 +172,10 @@ def gradient_cosine(
     "Cosine between the gradients of two losses in a model's parameters."
     weights = [p for p in model.parameters() if p.requires_grad]
     found = [torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True) for loss in (first, second)]
-    one, two = (torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(grads, weights)]) for grads in found)
+    one, two = (
+        torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(grads, weights)])
+        for grads in found
+    )
     return F.cosine_similarity(one.double(), two.double(), dim=0).clamp(-1, 1).to(one.dtype)
 
 # %% ../nbs/41_eriep.ipynb #3bbbed13
@@ -155,7 +184,8 @@ class ERIEP(TwoModels):
 
     def __init__(
         self,
-        policy: Policy | Callable[[Tensor, torch.Generator], Tensor] | None = None,  # the EPM; copied, never changed; None: for `standard` only
+        # the EPM; copied, never changed; None: for `standard` only
+        policy: Policy | Callable[[Tensor, torch.Generator], Tensor] | None = None,
         alpha: float = 0.5,  # weight of the gap; below 1
         sync_every: int | None = None,  # iterations between two synchronisations of R; None: one epoch
         reading: str = "literal",  # one of READINGS
@@ -178,7 +208,9 @@ class ERIEP(TwoModels):
 
     @property
     def name(self) -> str:
-        settings = {k: v for k, v in self.settings.items()} | ({} if self.given is None else {"policy": content_name(self.given)})
+        settings = {k: v for k, v in self.settings.items()} | (
+            {} if self.given is None else {"policy": content_name(self.given)}
+        )
         return f"ERIEP({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
 
     @property
@@ -207,13 +239,17 @@ class ERIEP(TwoModels):
             if self.learns:  # adds 0, and the policy's gradient
                 guide = final_loss(clean.detach(), judged, self.alpha, self.reduction)
                 total = total + guide - guide.detach()
-        terms = {"clean": clean.mean(), "perturbed": other.mean(), "below": (clean.mean() < other.mean()).float(), "moved": (changed - x).abs().mean()}
+        terms = {
+            "clean": clean.mean(), "perturbed": other.mean(), "below": (clean.mean() < other.mean()).float(),
+            "moved": (changed - x).abs().mean(),
+        }
         return Loss(total, terms | self.cosine(total, clean.mean(), model), logits)
 
     def cosine(self, total: Tensor, clean: Tensor, model: nn.Module) -> dict[str, Tensor]:
         "The last cosine that was taken, a new one where it is due."
         if not self.cosine_every or not torch.is_grad_enabled(): return {}
-        if self.last_cosine is None or self.seen % self.cosine_every == 0: self.last_cosine = gradient_cosine(total, clean, model)
+        if self.last_cosine is None or self.seen % self.cosine_every == 0:
+            self.last_cosine = gradient_cosine(total, clean, model)
         self.seen += 1
         return {"cosine": self.last_cosine}
 
@@ -234,15 +270,23 @@ def search_of(
     **options,  # of `search`: device, progress
 ) -> Search:
     "A search with its default policy and critic, or the one that was kept of the same images, recipe and seed."
-    of = {"data": data.fingerprint, "seed": seed, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()}}
+    of = {
+        "data": data.fingerprint, "seed": seed,
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()},
+    }
     if path is None or not path.is_file():
         found = search(data, recipe=recipe, seed=seed, **options)
-        content = {"of": of, "policy": found.policy.state_dict(), "critic": found.critic.state_dict(), "rows": found.rows,
-                   "snapshots": found.snapshots, "stopped": found.stopped}
+        content = {
+            "of": of, "policy": found.policy.state_dict(), "critic": found.critic.state_dict(), "rows": found.rows,
+            "snapshots": found.snapshots, "stopped": found.stopped,
+        }
         if path is not None: atomic_write(path, lambda part: torch.save(content, part))
         return found
     kept = torch.load(path, map_location=options["device"] or "cpu", weights_only=True)
-    if kept["of"] != of: raise ValueError(f"{path} keeps the search of other images, settings or another seed: name another checkpoint or delete it")
+    if kept["of"] != of:
+        raise ValueError(
+            f"{path} keeps the search of other images, settings or another seed: name another checkpoint or delete it"
+        )
     policy, critic = Policy(generator=torch.Generator()), Critic(len(data.classes), data.x.shape[1], seed=0)
     policy.load_state_dict(kept["policy"])
     critic.load_state_dict(kept["critic"])
@@ -258,7 +302,8 @@ def eriep(
     seed: int = 0,
     device: str | torch.device | None = None,  # None: a GPU if there is one
     progress: bool = True,  # show bars
-    checkpoint: str | Path | None = None,  # file to resume from and to write after each epoch; the search is kept beside it
+    # file to resume from and to write after each epoch; the search is kept beside it
+    checkpoint: str | Path | None = None,
     **options,  # of `ERIEP`
 ) -> Result:
     "Train a network by ERIEP (Algorithm 1). ValueError if the checkpoint is another training's."
@@ -266,5 +311,8 @@ def eriep(
     if policy is None and options.get("reading") != "standard":
         found = search_of(beside, data, searching, seed, device=device, progress=progress)
     objective = ERIEP(policy or (found and found.policy), **options)
-    history = fit(model, data, objective, recipe or Recipe(epochs=50), seed=seed, checkpoint=checkpoint, device=device, progress=progress)
+    history = fit(
+        model, data, objective, recipe or Recipe(epochs=50), seed=seed, checkpoint=checkpoint, device=device,
+        progress=progress,
+    )
     return Result(history, objective, found)

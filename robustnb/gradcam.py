@@ -51,16 +51,28 @@ def pick_layer(
     "The module whose output Grad-CAM reads. ValueError with the nearest name where there is none."
     shapes = map_layers(model, x)
     maps = {name: model.get_submodule(name) for name in shapes}
-    stages = {name: m for name, m in (model.stages.items() if isinstance(model, Classifier) else ()) if m in maps.values()}
+    stages = {
+        name: m for name, m in (model.stages.items() if isinstance(model, Classifier) else ()) if m in maps.values()
+    }
     if layer is None:
         wide = [name for name, (_, h, w) in shapes.items() if h * w > 1]
-        if not wide: raise ValueError("no module of this network puts out a map [B,K,h,w] of more than one pixel, so there is no place to look at")
+        if not wide:
+            raise ValueError(
+                "no module of this network puts out a map [B,K,h,w] of more than one pixel, so there is no place to"
+                " look at"
+            )
         return maps[wide[-1]]
     if isinstance(layer, str):
-        if layer not in maps and layer not in stages: raise ValueError(nearest(layer, stages or maps, what="layer with a map") + " (robustnb.gradcam.map_layers lists all)")
+        if layer not in maps and layer not in stages:
+            raise ValueError(
+                nearest(layer, stages or maps, what="layer with a map") + " (robustnb.gradcam.map_layers lists all)"
+            )
         return {**maps, **stages}[layer]
     if not any(layer is module for module in model.modules()): raise ValueError("the layer is no part of this network")
-    if layer not in maps.values(): raise ValueError(f"this {type(layer).__name__} puts out no map [B,K,h,w]; these do: {', '.join(stages or maps)}")
+    if layer not in maps.values():
+        raise ValueError(
+            f"this {type(layer).__name__} puts out no map [B,K,h,w]; these do: {', '.join(stages or maps)}"
+        )
     return layer
 
 # %% ../nbs/53_gradcam.ipynb #3102e5ca
@@ -79,7 +91,9 @@ def class_map(
         guesses.append(logits.detach().argmax(1))
         asked = guesses[-1] if target is None else target.to(logits.device)
         if not (0 <= int(asked.min()) and int(asked.max()) < logits.shape[1]):
-            raise ValueError(f"classes must lie in 0..{logits.shape[1] - 1}, these span {int(asked.min())}..{int(asked.max())}")
+            raise ValueError(
+                f"classes must lie in 0..{logits.shape[1] - 1}, these span {int(asked.min())}..{int(asked.max())}"
+            )
         return logits.gather(1, asked[:, None])[:, 0]
 
     maps = LayerGradCam(score, layer).attribute(x.detach())
@@ -119,7 +133,10 @@ def as_classes(
     "One class for each image."
     if target is None: return None
     if isinstance(target, int): return torch.full((n,), target)
-    if target.shape != (n,) or target.is_floating_point(): raise ValueError(f"target must be whole numbers [{n}], one class an image; got {target.dtype} {list(target.shape)}")
+    if target.shape != (n,) or target.is_floating_point():
+        raise ValueError(
+            f"target must be whole numbers [{n}], one class an image; got {target.dtype} {list(target.shape)}"
+        )
     return target.long()
 
 # %% ../nbs/53_gradcam.ipynb #a6b3b193
@@ -190,9 +207,11 @@ def paired(
     b: Tensor,  # maps, [B,h,w], >= 0
 ) -> tuple[Tensor, Tensor]:  # both [B,h*w] float64
     "Two sets of maps, pixels in a row; ValueError where they cannot be compared."
-    if a.ndim != 3 or a.shape != b.shape: raise ValueError(f"maps must be [B,h,w] and of one shape, got {list(a.shape)} and {list(b.shape)}")
+    if a.ndim != 3 or a.shape != b.shape:
+        raise ValueError(f"maps must be [B,h,w] and of one shape, got {list(a.shape)} and {list(b.shape)}")
     for maps in (a, b):
-        if not (maps.isfinite() & (maps >= 0)).all(): raise ValueError("maps must be finite and >= 0; raw Grad-CAM maps need .relu() first")
+        if not (maps.isfinite() & (maps >= 0)).all():
+            raise ValueError("maps must be finite and >= 0; raw Grad-CAM maps need .relu() first")
     return a.flatten(1).double(), b.flatten(1).double()
 
 
@@ -262,7 +281,10 @@ def drift(
     q: float = 0.2,  # share of the pixels that `overlap` counts
 ) -> dict[str, Tensor]:  # rank, overlap, cosine: each [B] float64
     "How alike the maps of each image still are; 1: no drift."
-    return {"rank": rank_correlation(clean_maps, perturbed_maps), "overlap": overlap(clean_maps, perturbed_maps, q), "cosine": cosine(clean_maps, perturbed_maps)}
+    return {
+        "rank": rank_correlation(clean_maps, perturbed_maps), "overlap": overlap(clean_maps, perturbed_maps, q),
+        "cosine": cosine(clean_maps, perturbed_maps),
+    }
 
 # %% ../nbs/53_gradcam.ipynb #4fd3701f
 TARGETS = ("label", "clean", "own")
@@ -276,8 +298,12 @@ def check_targets(
 ) -> None:
     "ValueError where the images do not pair off or the labels that are asked for are not there."
     if target not in TARGETS: raise ValueError(nearest(target, TARGETS, what="target"))
-    if x.shape != x_perturbed.shape: raise ValueError(f"each image needs its perturbed version, of one shape; got {list(x.shape)} and {list(x_perturbed.shape)}")
-    if target == "label" and y is None: raise ValueError("target='label' asks about the labels: give y, or take target='clean'")
+    if x.shape != x_perturbed.shape:
+        raise ValueError(
+            f"each image needs its perturbed version, of one shape; got {list(x.shape)} and {list(x_perturbed.shape)}"
+        )
+    if target == "label" and y is None:
+        raise ValueError("target='label' asks about the labels: give y, or take target='clean'")
 
 
 def compare_maps(
@@ -294,8 +320,11 @@ def compare_maps(
     clean, guess = class_map(model, x, labels, layer)
     perturbed, guess_perturbed = class_map(model, x_perturbed, guess if target == "clean" else labels, layer)
     clean, perturbed = clean.relu(), perturbed.relu()
-    return {**drift(clean, perturbed, q), "empty_clean": clean.amax((1, 2)) == 0, "empty_perturbed": perturbed.amax((1, 2)) == 0,
-            "guess_clean": guess, "guess_perturbed": guess_perturbed, "same_guess": guess == guess_perturbed}
+    return {
+        **drift(clean, perturbed, q), "empty_clean": clean.amax((1, 2)) == 0,
+        "empty_perturbed": perturbed.amax((1, 2)) == 0, "guess_clean": guess, "guess_perturbed": guess_perturbed,
+        "same_guess": guess == guess_perturbed,
+    }
 
 # %% ../nbs/53_gradcam.ipynb #98c444cd
 def attention_drift(
@@ -303,7 +332,8 @@ def attention_drift(
     x: Tensor,  # images, [N,C,H,W], float in [0,1] or uint8
     x_perturbed: Tensor,  # the same images, perturbed, same shape
     y: Tensor | None = None,  # labels, [N]; None: only for target "clean" or "own"
-    target: str = "label",  # whose evidence: "label", "clean" (the guess on the clean image), "own" (each image's guess)
+    # whose evidence: "label", "clean" (the guess on the clean image), "own" (each image's guess)
+    target: str = "label",
     layer: nn.Module | str | None = None,  # as for `pick_layer`
     q: float = 0.2,  # share of the pixels that `overlap` counts
     batch: int = 100,  # images at a time
@@ -322,4 +352,6 @@ def attention_drift(
             found.append({name: v.cpu() for name, v in compare_maps(model, a, b, labels, target, module, q).items()})
     table = pd.DataFrame({name: torch.cat([part[name] for part in found]).numpy() for name in found[0]})
     if y is None: return table
-    return table.assign(**{f"right_{which}": table[f"guess_{which}"] == y.cpu().numpy() for which in ("clean", "perturbed")})
+    return table.assign(
+        **{f"right_{which}": table[f"guess_{which}"] == y.cpu().numpy() for which in ("clean", "perturbed")}
+    )

@@ -29,11 +29,19 @@ class ImageSet:
 
     def __post_init__(self):
         if self.x.ndim != 4 or self.x.dtype not in (torch.uint8, torch.float32):
-            raise ValueError(f"{self.name}: images must be uint8 or float32 [N,C,H,W], got {self.x.dtype} {tuple(self.x.shape)}")
+            raise ValueError(
+                f"{self.name}: images must be uint8 or float32 [N,C,H,W], got {self.x.dtype} {tuple(self.x.shape)}"
+            )
         if self.y.shape != (len(self.x),) or self.y.dtype != torch.int64:
-            raise ValueError(f"{self.name}: {len(self.x)} images need int64 labels [{len(self.x)}], got {self.y.dtype} {tuple(self.y.shape)}")
+            raise ValueError(
+                f"{self.name}: {len(self.x)} images need int64 labels [{len(self.x)}], got {self.y.dtype}"
+                f" {tuple(self.y.shape)}"
+            )
         if len(self.y) and not (0 <= int(self.y.min()) and int(self.y.max()) < len(self.classes)):
-            raise ValueError(f"{self.name}: labels must lie in 0..{len(self.classes) - 1}, these span {int(self.y.min())}..{int(self.y.max())}")
+            raise ValueError(
+                f"{self.name}: labels must lie in 0..{len(self.classes) - 1}, these span"
+                f" {int(self.y.min())}..{int(self.y.max())}"
+            )
 
     def __len__(self): return len(self.y)
 
@@ -72,13 +80,20 @@ def balanced(
     each, labels = n // len(data.classes), data.y[order]
     chosen = [order[labels == c][:each] for c in range(len(data.classes))]
     short = [data.classes[c] for c, index in enumerate(chosen) if len(index) < each]
-    if short: raise ValueError(f"{data.name} has fewer than {each} images of class {', '.join(short)}; ask for at most {data.y.bincount(minlength=len(data.classes)).min() * len(data.classes)}")
+    if short:
+        raise ValueError(
+            f"{data.name} has fewer than {each} images of class {', '.join(short)}; ask for at most"
+            f" {data.y.bincount(minlength=len(data.classes)).min() * len(data.classes)}"
+        )
     return data.take(torch.cat(chosen).sort().values)
 
 # %% ../nbs/01_images.ipynb #daa01ef1
 CLASSES = {
     "mnist": tuple("0123456789"),
-    "fashion_mnist": ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    "fashion_mnist": (
+        "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+        "ankle boot",
+    ),
     "digits": tuple("0123456789"),
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }

@@ -28,7 +28,10 @@ class Normalize(nn.Module):
         super().__init__()
         mean, std = (torch.as_tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (mean, std))
         if mean.shape != std.shape or (std <= 0).any():
-            raise ValueError(f"one mean and one positive std per channel are needed, got {len(mean)} means and std {std.flatten().tolist()}")
+            raise ValueError(
+                f"one mean and one positive std per channel are needed, got {len(mean)} means and std"
+                f" {std.flatten().tolist()}"
+            )
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 
@@ -51,7 +54,10 @@ def normalize_for(
     if statistics is None: return None
     if statistics not in STATISTICS: raise ValueError(nearest(statistics, STATISTICS, what="statistics"))
     if len(STATISTICS[statistics][0]) != channels:
-        raise ValueError(f"the statistics of {statistics} are for {len(STATISTICS[statistics][0])} channels, the images have {channels}; statistics=None leaves the pixels as they are")
+        raise ValueError(
+            f"the statistics of {statistics} are for {len(STATISTICS[statistics][0])} channels, the images have"
+            f" {channels}; statistics=None leaves the pixels as they are"
+        )
     return Normalize(*STATISTICS[statistics])
 
 # %% ../nbs/20_layers.ipynb #c22288da
@@ -169,7 +175,9 @@ def sampling_dropout(
 ) -> Iterator[nn.Module]:
     "Evaluation mode with dropout left on, for Monte Carlo passes."
     ours = [module for module in model.modules() if isinstance(module, Dropout) and module.p > 0]
-    torchs = [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0]
+    torchs = [
+        module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+    ]
     if not ours + torchs: raise ValueError("the model has no dropout layer with p > 0, so every pass would be the same")
     on_gpu = any(parameter.is_cuda for parameter in model.parameters())
     devices = list(range(torch.cuda.device_count())) if on_gpu else []

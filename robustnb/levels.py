@@ -89,7 +89,11 @@ def level_table(
     table["short"] = too_short(data, direction, levels)
     if table.short.any():
         row = table.loc[table.short.idxmax()]
-        warnings.warn(f"{row.short:.0f} of {len(data)} images cannot go as far as {row.level:g}; they stop as near as they get (column short)", stacklevel=3)
+        warnings.warn(
+            f"{row.short:.0f} of {len(data)} images cannot go as far as {row.level:g}; they stop as near as they get"
+            " (column short)",
+            stacklevel=3,
+        )
     return table
 
 # %% ../nbs/50a_levels.ipynb #a4e58280

@@ -30,12 +30,20 @@ def check_logits(
 ) -> None:
     "ValueError where a model's answers are no logits for these labels."
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(y): raise ValueError(f"the model must return logits [B,classes]; for {len(y)} images it returned {shape}")
-    if len(y) and logits.shape[1] <= int(y.max()): raise ValueError(f"the model has {logits.shape[1]} outputs, but the labels go up to {int(y.max())}")
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(y):
+        raise ValueError(f"the model must return logits [B,classes]; for {len(y)} images it returned {shape}")
+    if len(y) and logits.shape[1] <= int(y.max()):
+        raise ValueError(f"the model has {logits.shape[1]} outputs, but the labels go up to {int(y.max())}")
     bad = (~logits.isfinite().all(1)).sum().item()
-    if bad: raise ValueError(f"the model's answers to {bad} of {len(y)} images are not finite (NaN or infinity): look at its weights, or at its precision")
+    if bad:
+        raise ValueError(
+            f"the model's answers to {bad} of {len(y)} images are not finite (NaN or infinity): look at its weights, or"
+            " at its precision"
+        )
     if logits.shape[1] > 1 and len(y) and (logits >= 0).all() and ((logits.float().sum(1) - 1).abs() < 1e-3).all():
-        raise ValueError("the model returns probabilities, and logits are needed: leave its softmax out, or return their logarithm")
+        raise ValueError(
+            "the model returns probabilities, and logits are needed: leave its softmax out, or return their logarithm"
+        )
 
 # %% ../nbs/50_metrics.ipynb #bd27a668
 def confusion(
@@ -72,9 +80,17 @@ def reliability(
 ) -> pd.DataFrame:  # columns low, high, n, confidence, accuracy; empty bins are left out
     "Mean confidence and accuracy of the answers in each bin."
     which = (confidence.double() * bins).ceil().clamp(1, bins).long() - 1  # (low, high]
-    rows = pd.DataFrame(dict(bin=which.numpy(), confidence=confidence.double().numpy(), accuracy=correct.double().numpy()))
-    found = rows.groupby("bin").agg(n=("confidence", "size"), confidence=("confidence", "mean"), accuracy=("accuracy", "mean")).reset_index()
-    return found.assign(low=found.bin / bins, high=(found.bin + 1) / bins)[["low", "high", "n", "confidence", "accuracy"]]
+    rows = pd.DataFrame(
+        dict(bin=which.numpy(), confidence=confidence.double().numpy(), accuracy=correct.double().numpy())
+    )
+    found = (
+        rows.groupby("bin")
+        .agg(n=("confidence", "size"), confidence=("confidence", "mean"), accuracy=("accuracy", "mean"))
+        .reset_index()
+    )
+    return found.assign(low=found.bin / bins, high=(found.bin + 1) / bins)[
+        ["low", "high", "n", "confidence", "accuracy"]
+    ]
 
 # %% ../nbs/50_metrics.ipynb #b7ea90fe
 def check_probabilities(
@@ -86,14 +102,18 @@ def check_probabilities(
     if probs.ndim != 2 or not probs.is_floating_point() or not probs.numel():
         raise ValueError(f"probabilities must be floats [N,K] with N, K >= 1, got {probs.dtype} {tuple(probs.shape)}")
     if y.shape != probs.shape[:1] or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise ValueError(f"{len(probs)} rows of probabilities need integer labels [{len(probs)}], got {y.dtype} {tuple(y.shape)}")
+        raise ValueError(
+            f"{len(probs)} rows of probabilities need integer labels [{len(probs)}], got {y.dtype} {tuple(y.shape)}"
+        )
     if not (0 <= y.min() and y.max() < probs.shape[1]):
         raise ValueError(f"labels must lie in 0..{probs.shape[1] - 1}, these span {y.min()}..{y.max()}")
     off = (probs.double().sum(1) - 1).abs().max()
     slack = max(1e-4, probs.shape[1] * torch.finfo(probs.dtype).eps)  # of rounding, in half precision
     if not (probs >= 0).all() or not off <= slack:
-        raise ValueError(f"rows of probabilities are >= 0 and sum to 1; these go down to {probs.min():.4g} and are off by up to "
-                         f"{off:.4g}; logits need .softmax(1), log-probabilities .exp()")
+        raise ValueError(
+            f"rows of probabilities are >= 0 and sum to 1; these go down to {probs.min():.4g} and are off by up to "
+            f"{off:.4g}; logits need .softmax(1), log-probabilities .exp()"
+        )
     return probs, y.long()
 
 # %% ../nbs/50_metrics.ipynb #309fda7c
@@ -129,12 +149,22 @@ def ece(
     return float((table.n * (table.accuracy - table.confidence).abs()).sum() / len(y))
 
 # %% ../nbs/50_metrics.ipynb #7db4c331
-PUBLISHED_ORDER = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
-                   "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression")
+PUBLISHED_ORDER = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
+    "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+)
 PUBLISHED = {  # mean error over severities 1-5, in percent, in the published order; clean error; benchmark
-    "alexnet": ((88.6428, 89.4468, 92.2640, 81.9880, 82.6268, 78.5948, 79.8360, 86.6816, 82.6572, 81.9324, 56.4592, 85.3204, 64.6056,
-                 71.7840, 60.6500), 43.48, "imagenet-c"),
-    "wrn-28-10": ((53.0, 41.2, 44.7, 18.5, 49.0, 22.3, 24.4, 18.1, 25.0, 11.2, 6.7, 17.4, 16.2, 28.0, 22.4), 5.22, "cifar10-c"),
+    "alexnet": (
+        (
+            88.6428, 89.4468, 92.2640, 81.9880, 82.6268, 78.5948, 79.8360, 86.6816, 82.6572, 81.9324, 56.4592,
+            85.3204, 64.6056, 71.7840, 60.6500,
+        ),
+        43.48, "imagenet-c",
+    ),
+    "wrn-28-10": (
+        (53.0, 41.2, 44.7, 18.5, 49.0, 22.3, 24.4, 18.1, 25.0, 11.2, 6.7, 17.4, 16.2, 28.0, 22.4), 5.22,
+        "cifar10-c",
+    ),
 }
 
 
@@ -145,7 +175,11 @@ def published_errors(
     "The errors of a published baseline."
     if name not in PUBLISHED: raise ValueError(nearest(name, PUBLISHED, "published baseline"))
     errors, clean, of = PUBLISHED[name]
-    if of != benchmark: raise ValueError(f"the baseline {name!r} was measured on {of}, these errors on {benchmark}; known: {', '.join(n for n in PUBLISHED if PUBLISHED[n][2] == benchmark) or 'none for ' + benchmark + ', give a table of `evaluate`'}")
+    if of != benchmark:
+        raise ValueError(
+            f"the baseline {name!r} was measured on {of}, these errors on {benchmark}; known:"
+            f" {', '.join(n for n in PUBLISHED if PUBLISHED[n][2] == benchmark) or 'none for ' + benchmark + ', give a table of `evaluate`'}"
+        )
     return {c: e / 100 for c, e in zip(PUBLISHED_ORDER, errors, strict=True)}, clean / 100
 
 # %% ../nbs/50_metrics.ipynb #f10d342b

@@ -151,7 +151,8 @@ class _Blend(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         base, x, factor, raw = ctx.saved_tensors
-        inside = torch.ops.aten.hardtanh_backward(gradient, raw, -1e-9, 1 + 2e-7)  # one pass; the edges themselves count as inside
+        # one pass; the edges themselves count as inside
+        inside = torch.ops.aten.hardtanh_backward(gradient, raw, -1e-9, 1 + 2e-7)
         to_base = ((1 - factor) * inside).sum_to_size(base.shape) if ctx.needs_input_grad[0] else None
         to_x = factor * inside if ctx.needs_input_grad[1] else None
         to_factor = ((x - base).mul_(inside)).sum((1, 2, 3), keepdim=True) if ctx.needs_input_grad[2] else None
@@ -246,7 +247,9 @@ def level_counts(
     level: Tensor,  # whole grey levels, [N,P], int64 in 0..255
 ) -> Tensor:  # [N,256], int64
     "Histogram of each row."
-    return torch.zeros(len(level), 256, dtype=torch.int64, device=level.device).scatter_add_(1, level, torch.ones_like(level))
+    return torch.zeros(len(level), 256, dtype=torch.int64, device=level.device).scatter_add_(
+        1, level, torch.ones_like(level)
+    )
 
 
 def equalize(x: Tensor, magnitude: float | Tensor = 1, sign: float | Tensor = 1, generator=None) -> Tensor:
@@ -278,7 +281,9 @@ def covered(
     return hard.to(side.dtype), soft
 
 
-def cutout(x: Tensor, magnitude: float | Tensor, sign: float | Tensor = 1, generator: torch.Generator | None = None) -> Tensor:
+def cutout(
+    x: Tensor, magnitude: float | Tensor, sign: float | Tensor = 1, generator: torch.Generator | None = None
+) -> Tensor:
     "Grey square of up to half the side, at a place drawn for each image; no direction."
     h, w = x.shape[-2:]
     side = amount(magnitude, 1, x) * CUT * min(h, w)
@@ -306,7 +311,9 @@ def pair(x: Tensor, other: Tensor, magnitude: float | Tensor) -> Tensor:
     return torch.lerp(x, other, PAIR * per_image(magnitude, x))
 
 
-def sample_pairing(x: Tensor, magnitude: float | Tensor, sign: float | Tensor = 1, generator: torch.Generator | None = None) -> Tensor:
+def sample_pairing(
+    x: Tensor, magnitude: float | Tensor, sign: float | Tensor = 1, generator: torch.Generator | None = None
+) -> Tensor:
     "Blend with another image of the batch, up to 0.4; no direction."
     return pair(x, x[partners(x, generator)], magnitude)
 
@@ -353,10 +360,14 @@ def check_magnitude(
     for value, what in ((magnitude, "magnitude"), (sign, "sign")):
         shape = tuple(getattr(value, "shape", ()))
         if shape not in ((), (len(x),)):
-            raise ValueError(f"{what} of {name} must be one number or one for each of {len(x)} images, got shape {shape}")
+            raise ValueError(
+                f"{what} of {name} must be one number or one for each of {len(x)} images, got shape {shape}"
+            )
     magnitude, sign = (torch.as_tensor(v, device=x.device) for v in (magnitude, sign))
     if not ((magnitude >= 0) & (magnitude <= 1)).all():
-        raise ValueError(f"magnitude of {name} must lie in [0,1] (it is mapped to the physical range), got {magnitude.tolist()}")
+        raise ValueError(
+            f"magnitude of {name} must lie in [0,1] (it is mapped to the physical range), got {magnitude.tolist()}"
+        )
     if not (sign.abs() == 1).all(): raise ValueError(f"sign of {name} must be 1 or -1, got {sign.tolist()}")
     return magnitude.to(x.dtype)
 

@@ -23,8 +23,10 @@ def check_images(
 ) -> None:
     "Raise unless `x` is a [B,C,H,W] float tensor in [0,1]."
     if not isinstance(x, Tensor) or x.ndim != 4:
-        raise ValueError(f"images must be a tensor [B,C,H,W], got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; "
-                         "a single image needs x[None]")
+        raise ValueError(
+            f"images must be a tensor [B,C,H,W], got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; "
+            "a single image needs x[None]"
+        )
     if not x.is_floating_point():
         raise TypeError(f"images must be floats in [0,1], got {x.dtype}; an ImageSet gives them with .float()")
     if not x.numel(): return
@@ -78,8 +80,10 @@ def check_reach(
     if unreachable == "error" and short.any():
         worst = int(reach.argmin())
         raise ValueError(
-            f"a distance of {distances.max():g} is out of reach: along its direction image {first + worst} can move at most {reach[worst]:.6g} "
-            f"before all its pixels stand at 0 or 1. Ask for at most that, or pass unreachable='nearest' to stop at the walls")
+            f"a distance of {distances.max():g} is out of reach: along its direction image {first + worst} can move at"
+            f" most {reach[worst]:.6g} before all its pixels stand at 0 or 1. Ask for at most that, or pass"
+            " unreachable='nearest' to stop at the walls"
+        )
 
 # %% ../nbs/15_perturbations.ipynb #8bfac312
 def as_levels(

@@ -66,7 +66,10 @@ class PlainNet(Classifier):
 
     def embed(self, x: Tensor) -> Tensor:  # [B,C,H,W] in [0,1] -> [B,256]
         if min(x.shape[-2:]) < self.smallest:
-            raise ValueError(f"this network halves its images until {self.smallest} pixels are one; got {x.shape[-2]} x {x.shape[-1]}")
+            raise ValueError(
+                f"this network halves its images until {self.smallest} pixels are one; got {x.shape[-2]} x"
+                f" {x.shape[-1]}"
+            )
         return super().embed(x)
 
 # %% ../nbs/21a_plain_nets.ipynb #f12a2969

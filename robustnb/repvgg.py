@@ -85,13 +85,19 @@ class RepVGG(Classifier):
             before, width = widths[number - 1], widths[number]
             first = RepBlock(before, width, 1 if number == 1 else 2)
             stages[f"stage{number}"] = nn.Sequential(first, *(RepBlock(width, width) for _ in range(depth - 1)))
-        super().__init__({**stages, "pool": nn.AdaptiveAvgPool2d(1)}, nn.Linear(widths[-1], classes), normalize_for(statistics, in_channels))
+        super().__init__(
+            {**stages, "pool": nn.AdaptiveAvgPool2d(1)}, nn.Linear(widths[-1], classes),
+            normalize_for(statistics, in_channels),
+        )
 
     @property
     def is_fused(self) -> bool: return self.features.stem.fused is not None
 
     def train(self, mode: bool = True):
-        if mode and self.is_fused: raise RuntimeError("this RepVGG is fused for inference and has no branches left to train; train the one it was fused from")
+        if mode and self.is_fused:
+            raise RuntimeError(
+                "this RepVGG is fused for inference and has no branches left to train; train the one it was fused from"
+            )
         return super().train(mode)
 
 # %% ../nbs/23_repvgg.ipynb #1885bfcb

@@ -31,7 +31,8 @@ def resample_weights(
     resamples: int = 1000,  # rows
     generator: torch.Generator | None = None,  # source of the draws; None: torch's default
 ) -> Tensor:  # [resamples,n] float32, rows sum to 1
-    "Bootstrap draws as weights: how often each item was taken, over n. In float32, a sum of weights is 1 to seven digits; sums of counts are exact."
+    """Bootstrap draws as weights: how often each item was taken, over n. In float32, a sum of weights is 1 to seven
+    digits; sums of counts are exact."""
     return resample_counts(n, resamples, generator) / n
 
 # %% ../nbs/05_resampling.ipynb #e5a4ddc9
@@ -69,7 +70,8 @@ def seed_draws(
     resamples: int,
     generator: np.random.Generator,
 ) -> np.ndarray:  # [1+R, n], rows sum to 1
-    "How much each seed counts: equally in the measurement itself, then as R draws of n seeds have it; fewer than 3 are never drawn."
+    """How much each seed counts: equally in the measurement itself, then as R draws of n seeds have it; fewer than
+    3 are never drawn."""
     drawn = generator.multinomial(n, [1 / n] * n, resamples) / n if n >= 3 else np.full((resamples, n), 1 / n)
     return np.vstack([np.full((1, n), 1 / n), drawn])
 

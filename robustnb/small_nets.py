@@ -36,7 +36,10 @@ class Resize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B,C,old,old] -> [B,C,new,new]
         if x.shape[-2:] != (self.old, self.old):
-            raise ValueError(f"this network takes images of {self.old} x {self.old}, got {x.shape[-2]} x {x.shape[-1]}; make it with image_size=...")
+            raise ValueError(
+                f"this network takes images of {self.old} x {self.old}, got {x.shape[-2]} x {x.shape[-1]}; make it with"
+                " image_size=..."
+            )
         return self.matrix @ x @ self.matrix.T if self.old != self.new else x
 
     def extra_repr(self) -> str: return f"{self.old} -> {self.new}"
@@ -47,7 +50,8 @@ def block_matrix(
     block: int,  # pixels along the side of a block, b: even, divides k - 1
 ) -> Tensor:  # [k*k, b*b * b*b * s*s] with s = 1 + (k-1)/b
     "From the taps of a kernel to [output place, input place, s, s] of the convolution between blocks."
-    if block % 2 or (kernel - 1) % block: raise ValueError(f"block must be even and divide kernel - 1 = {kernel - 1}, got {block}")
+    if block % 2 or (kernel - 1) % block:
+        raise ValueError(f"block must be even and divide kernel - 1 = {kernel - 1}, got {block}")
     wide, half = kernel + block - 1, block // 2
     taps = torch.eye(kernel * kernel).view(-1, kernel, kernel)
     out = torch.zeros(kernel * kernel, 2, 2, half, half, wide, wide)
@@ -125,7 +129,8 @@ class LeNet5(Classifier):
         variant: str = "tanh_mean",  # tanh_mean: the paper's; relu_max: ReLU and max pooling
         image_size: int = 28,  # pixels along a side, resized to 32
     ):
-        if variant not in ("tanh_mean", "relu_max"): raise ValueError(nearest(variant, ("tanh_mean", "relu_max"), what="variant of LeNet-5"))
+        if variant not in ("tanh_mean", "relu_max"):
+            raise ValueError(nearest(variant, ("tanh_mean", "relu_max"), what="variant of LeNet-5"))
         tanh = variant == "tanh_mean"
         act = nn.Tanh if tanh else nn.ReLU
         super().__init__(
@@ -150,7 +155,9 @@ class AlexNet8(Classifier):
         stages = {}
         for i in range(1, 6):
             layers = [nn.Conv2d(widths[i - 1], widths[i], 3, padding=1), nn.ReLU()]
-            stages[f"conv{i}"] = nn.Sequential(*layers, *([nn.MaxPool2d(3 if i == 5 else 2, 2)] if i in (1, 2, 5) else []))
+            stages[f"conv{i}"] = nn.Sequential(
+                *layers, *([nn.MaxPool2d(3 if i == 5 else 2, 2)] if i in (1, 2, 5) else [])
+            )
         stages["fc6"] = nn.Sequential(nn.Flatten(), Dropout(dropout), nn.Linear(256 * 3 * 3, 1024), nn.ReLU())
         stages["fc7"] = nn.Sequential(Dropout(dropout), nn.Linear(1024, 512), nn.ReLU())
         super().__init__(stages, head=nn.Linear(512, classes))

@@ -30,7 +30,8 @@ def _series(
     if x.ndim not in (1, 2) or y.ndim not in (1, 2) or len(x) != len(y):
         raise ValueError(f"shapes {x.shape} and {y.shape} do not pair off; give as many x as y, y as [n] or [n,R]")
     if len(x) < 3: raise ValueError(f"{len(x)} points given; a correlation needs at least 3")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()): raise ValueError("x or y holds NaN or infinite values; drop those points first")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("x or y holds NaN or infinite values; drop those points first")
     return x, y
 
 # %% ../nbs/54_statistics.ipynb #7fe7d628
@@ -110,7 +111,8 @@ def permutation_p(
 ) -> tuple[float, float]:  # two-sided p of Spearman's r and its standard error, 0 when exact
     "Share of the assignments of y to x with |r| at least the observed one."
     x, y = _series(x, y)
-    if exact_to > 18: raise ValueError(f"exact_to={exact_to}: counts are exact in float64 up to 18 points only; beyond, draw")
+    if exact_to > 18:
+        raise ValueError(f"exact_to={exact_to}: counts are exact in float64 up to 18 points only; beyond, draw")
     a, b = _whole_ranks(x), _whole_ranks(y)
     centre, n = int(a.sum()) * int(b.sum()), len(a)  # n times the mean of the sum of products
     observed = abs(n * int(a @ b) - centre)
@@ -143,7 +145,11 @@ def coefficients(
     "Coefficients of the least-squares regression of y on X with an intercept."
     X, y = _series(X, y)
     if X.ndim == 1: X = X[:, None]
-    if len(X) <= X.shape[1] + 1: raise ValueError(f"{len(X)} points cannot fit {X.shape[1]} predictors and leave anything to test; at least {X.shape[1] + 2} are needed")
+    if len(X) <= X.shape[1] + 1:
+        raise ValueError(
+            f"{len(X)} points cannot fit {X.shape[1]} predictors and leave anything to test; at least {X.shape[1] + 2}"
+            " are needed"
+        )
     A = np.column_stack([np.ones(len(X)), X])
     solution, _, rank, _ = np.linalg.lstsq(A, y, rcond=None)
     if rank < A.shape[1]: raise ValueError("the predictors are linearly dependent (or one is constant); leave one out")
@@ -169,8 +175,16 @@ def expected_R(
     k: int,  # predictors, n > k + 1
 ) -> float:  # 0..1
     "Mean of the multiple correlation when no predictor has any effect (R² is then Beta distributed)."
-    if k < 1 or n <= k + 1: raise ValueError(f"n={n}, k={k}: at least one predictor and more than k + 1 points are needed")
-    return float(np.exp(special.gammaln((k + 1) / 2) + special.gammaln((n - 1) / 2) - special.gammaln(k / 2) - special.gammaln(n / 2)))
+    if k < 1 or n <= k + 1:
+        raise ValueError(f"n={n}, k={k}: at least one predictor and more than k + 1 points are needed")
+    return float(
+        np.exp(
+            special.gammaln((k + 1) / 2)
+            + special.gammaln((n - 1) / 2)
+            - special.gammaln(k / 2)
+            - special.gammaln(n / 2)
+        )
+    )
 
 # %% ../nbs/54_statistics.ipynb #ab3c4451
 def mean_variance(
@@ -216,7 +230,9 @@ def strength(
     if math.isnan(r) or abs(r) > 1 + 1e-9: raise ValueError(f"r={r} is not a correlation; give a number from -1 to 1")
     size = abs(r)
     if size > 0.95: return "significant"
-    return next(word for floor, word in ((0.8, "high"), (0.5, "moderate"), (0.3, "low"), (0.0, "weak")) if size >= floor)
+    return next(
+        word for floor, word in ((0.8, "high"), (0.5, "moderate"), (0.3, "low"), (0.0, "weak")) if size >= floor
+    )
 
 # %% ../nbs/54_statistics.ipynb #472920d0
 def bootstrap_ci(
@@ -228,7 +244,8 @@ def bootstrap_ci(
 ) -> tuple[float, float]:  # low, high
     "Percentile bootstrap interval, over seeds first and then over images (the same images for all seeds)."
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim not in (1, 2) or not values.size: raise ValueError(f"values of shape {values.shape}; give [N] or [S,N], not empty")
+    if values.ndim not in (1, 2) or not values.size:
+        raise ValueError(f"values of shape {values.shape}; give [N] or [S,N], not empty")
     if not 0 < level < 1: raise ValueError(f"level={level}; give a share between 0 and 1, such as 0.95")
     table = torch.from_numpy(np.atleast_2d(values))
     seeds = resample_counts(len(table), resamples, generator).double()
@@ -259,7 +276,8 @@ def holm(
     p = np.asarray(p, dtype=np.float64)
     if p.ndim != 1: raise ValueError(f"p-values of shape {p.shape}; give one row")
     tested = np.flatnonzero(~np.isnan(p))
-    if ((p[tested] < 0) | (p[tested] > 1)).any(): raise ValueError(f"p-values must lie in 0..1; given {p[(p < 0) | (p > 1)].tolist()}")
+    if ((p[tested] < 0) | (p[tested] > 1)).any():
+        raise ValueError(f"p-values must lie in 0..1; given {p[(p < 0) | (p > 1)].tolist()}")
     order = tested[np.argsort(p[tested], kind="stable")]
     adjusted = np.full(len(p), np.nan)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))

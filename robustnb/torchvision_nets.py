@@ -28,8 +28,14 @@ def alexnet_layers(
 ) -> Classifier:
     "AlexNet cut into its layers (Krizhevsky et al. 2012), with a fresh head unless it has as many classes."
     f, c = body.features, body.classifier
-    stages = {"conv1": f[0:3], "conv2": f[3:6], "conv3": f[6:8], "conv4": f[8:10], "conv5": f[10:13], "pool": nn.Sequential(body.avgpool, nn.Flatten()), "fc6": c[0:3], "fc7": c[3:6]}
-    return Classifier(stages, c[6] if c[6].out_features == classes else nn.Linear(c[6].in_features, classes), normalize_for("imagenet", 3))
+    stages = {
+        "conv1": f[0:3], "conv2": f[3:6], "conv3": f[6:8], "conv4": f[8:10], "conv5": f[10:13],
+        "pool": nn.Sequential(body.avgpool, nn.Flatten()), "fc6": c[0:3], "fc7": c[3:6],
+    }
+    return Classifier(
+        stages, c[6] if c[6].out_features == classes else nn.Linear(c[6].in_features, classes),
+        normalize_for("imagenet", 3),
+    )
 
 
 class Enlarged(nn.Module):

@@ -80,7 +80,10 @@ class CrossEntropy(Objective):
         return Loss(F.cross_entropy(logits, y, label_smoothing=self.label_smoothing), logits=logits)
 
 # %% ../nbs/30_training.ipynb #c610e593
-CHOICES = {"optimizer": ("adam", "adamw", "sgd"), "schedule": ("constant", "cosine", "step"), "precision": ("fp32", "bf16", "fp16")}
+CHOICES = {
+    "optimizer": ("adam", "adamw", "sgd"), "schedule": ("constant", "cosine", "step"),
+    "precision": ("fp32", "bf16", "fp16"),
+}
 
 
 def check_recipe(recipe: "Recipe"):
@@ -90,8 +93,10 @@ def check_recipe(recipe: "Recipe"):
     for key in ("epochs", "batch", "accumulate", "lr", "patience", "clip"):
         value = getattr(recipe, key)
         if value is not None and not value > 0: raise ValueError(f"{key} must be positive, got {value}")
-    if not 0 <= recipe.warmup < recipe.epochs: raise ValueError(f"warmup must be shorter than the {recipe.epochs} epochs, got {recipe.warmup}")
-    if recipe.milestones and recipe.schedule != "step": raise ValueError(f"milestones belong to schedule='step', not to {recipe.schedule!r}")
+    if not 0 <= recipe.warmup < recipe.epochs:
+        raise ValueError(f"warmup must be shorter than the {recipe.epochs} epochs, got {recipe.warmup}")
+    if recipe.milestones and recipe.schedule != "step":
+        raise ValueError(f"milestones belong to schedule='step', not to {recipe.schedule!r}")
 
 # %% ../nbs/30_training.ipynb #20fae0a5
 @dataclass(frozen=True)
@@ -164,7 +169,9 @@ def parameter_groups(
     for name in options:
         if name not in parts: raise ValueError(nearest(name, parts, what="part of the objective"))
     groups, seen = [], set()
-    for module, settings in ((model, {}), *((part, {"weight_decay": 0.0} | options.get(name, {})) for name, part in parts.items())):
+    for module, settings in (
+        (model, {}), *((part, {"weight_decay": 0.0} | options.get(name, {})) for name, part in parts.items()),
+    ):
         own = [p for p in module.parameters() if p.requires_grad and id(p) not in seen]
         seen |= {id(p) for p in own}
         if own: groups.append({"params": own, **settings})
@@ -219,7 +226,8 @@ class Meter:
     def numbers(self, loss: Loss, y: Tensor) -> Tensor:  # one for each name, the loss first
         "The numbers of a piece of a batch, still on the device."
         names = ["loss", *loss.terms] + ["accuracy"] * (loss.logits is not None)
-        if self.names not in (None, names): raise ValueError(f"the terms of a loss must stay the same; they were {self.names} and are {names}")
+        if self.names not in (None, names):
+            raise ValueError(f"the terms of a loss must stay the same; they were {self.names} and are {names}")
         self.names, columns = names, [loss.total, *loss.terms.values()]
         if loss.logits is not None: columns.append((loss.logits.argmax(1) == y).sum() / len(y))
         return torch.stack([column.detach().float() for column in columns])
@@ -253,7 +261,9 @@ class History:
 
     def plot(self, ax=None):  # matplotlib axes; None: new ones
         "Loss and terms over the epochs."
-        frame = self.frame().set_index("epoch").drop(columns=["accuracy", "validation", "lr", "seconds"], errors="ignore")
+        frame = (
+            self.frame().set_index("epoch").drop(columns=["accuracy", "validation", "lr", "seconds"], errors="ignore")
+        )
         ax = frame.plot(ax=ax, marker="o", markersize=3)
         ax.set(xlabel="epoch", ylabel="mean loss")
         return ax
@@ -323,8 +333,11 @@ def batch_norm_told(run: Run, images: int) -> Iterator[None]:
     try: yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error): raise
-        raise ValueError(f"batch normalisation cannot be trained on {images} image{'s' * (images != 1)} at a time; there are {len(run.x)} images, "
-                         f"batch={run.recipe.batch}, accumulate={run.recipe.accumulate}: each piece needs 2 or more") from error
+        raise ValueError(
+            f"batch normalisation cannot be trained on {images} image{'s' * (images != 1)} at a time; there are"
+            f" {len(run.x)} images, batch={run.recipe.batch}, accumulate={run.recipe.accumulate}: each piece needs 2 or"
+            " more"
+        ) from error
 
 
 def backward(
@@ -334,8 +347,14 @@ def backward(
 ):
     "Gradients of one batch, and its numbers into the meter."
     recipe, accelerator, row, each = run.recipe, run.accelerator, 0, max(1, run.least // run.accelerator.num_processes)
-    mine = index.tensor_split(accelerator.num_processes)[accelerator.process_index] if accelerator.num_processes > 1 else index
-    for piece in mine.tensor_split(max(1, min(recipe.accumulate, len(mine) // each))) if recipe.accumulate > 1 else (mine,):
+    mine = (
+        index.tensor_split(accelerator.num_processes)[accelerator.process_index]
+        if accelerator.num_processes > 1
+        else index
+    )
+    for piece in (
+        mine.tensor_split(max(1, min(recipe.accumulate, len(mine) // each))) if recipe.accumulate > 1 else (mine,)
+    ):
         x, y, share = to_unit(run.x[piece]), run.y[piece], len(piece) / len(index)
         if recipe.augment is not None: x = recipe.augment(x, run.generator)
         if recipe.channels_last: x = x.contiguous(memory_format=torch.channels_last)
@@ -350,7 +369,8 @@ def sum_gradients(run: Run):
     if run.accelerator.num_processes == 1: return
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in run.parameters]
     total = run.accelerator.reduce(torch.cat([g.flatten() for g in grads]), "sum")
-    for p, g in zip(run.parameters, total.split([p.numel() for p in run.parameters])): p.grad = torch.empty_like(p).copy_(g.view_as(p))
+    for p, g in zip(run.parameters, total.split([p.numel() for p in run.parameters])):
+        p.grad = torch.empty_like(p).copy_(g.view_as(p))
 
 
 def update(run: Run):
@@ -373,7 +393,10 @@ def check(
         found = run.accelerator.reduce(torch.tensor(float(bad is not None), device=run.device), "sum") > 0
         bad = meter.done - 1 if found and bad is None else bad
     if bad is None: return
-    raise Diverged(f"the loss of {run.objective.name} is not finite in epoch {run.epoch + 1}, step {bad + 1} of {run.steps_per_epoch}; {kept}")
+    raise Diverged(
+        f"the loss of {run.objective.name} is not finite in epoch {run.epoch + 1}, step {bad + 1} of"
+        f" {run.steps_per_epoch}; {kept}"
+    )
 
 # %% ../nbs/30_training.ipynb #e55c5afc
 def train_epoch(
@@ -387,7 +410,9 @@ def train_epoch(
     run.draw(run.epoch, "draws")
     for module in (run.model, *run.objective.parts().values()): module.train()
     run.objective.before_epoch(run)
-    order = torch.randperm(len(run.x), generator=torch.Generator().manual_seed(derive_seed(run.seed, run.epoch, "order")))
+    order = torch.randperm(
+        len(run.x), generator=torch.Generator().manual_seed(derive_seed(run.seed, run.epoch, "order"))
+    )
     batches = [index for index in run.batches(order.to(run.device)) if len(index) >= processes]
     for number, index in enumerate(batches, 1):
         backward(run, index, meter)
@@ -397,19 +422,28 @@ def train_epoch(
         tick()
         if number % meter.every == 0 or number == len(batches): check(run, meter, kept)
     if processes > 1: meter.sums = run.accelerator.reduce(meter.sums, "sum")
-    return {"epoch": run.epoch + 1, **meter.means(), "lr": run.optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - started}
+    return {
+        "epoch": run.epoch + 1, **meter.means(), "lr": run.optimizer.param_groups[0]["lr"],
+        "seconds": time.perf_counter() - started,
+    }
 
 # %% ../nbs/30_training.ipynb #60098753
 def content_name(thing) -> str:  # e.g. crop_flip, ResNet-1f0c9a3be2d75a64
     "A name that tells things of different content apart: functions by name, networks and policies by a hash."
     if isinstance(thing, nn.Module):
         state = ((key, value) for key, value in thing.state_dict().items())
-        parts = (key + (repr(value) if not isinstance(value, Tensor) else f"{value.dtype}{tuple(value.shape)}") for key, value in state)
+        parts = (
+            key + (repr(value) if not isinstance(value, Tensor) else f"{value.dtype}{tuple(value.shape)}")
+            for key, value in state
+        )
         total = hashlib.sha256("/".join((repr(thing), *parts)).encode())
-        for tensor in (*thing.parameters(), *thing.buffers()): total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        for tensor in (*thing.parameters(), *thing.buffers()):
+            total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return f"{type(thing).__name__}-{total.hexdigest()[:16]}"
     if isinstance(thing, partial):
-        settings = ", ".join([*map(content_name, thing.args), *(f"{key}={content_name(value)}" for key, value in thing.keywords.items())])
+        settings = ", ".join(
+            [*map(content_name, thing.args), *(f"{key}={content_name(value)}" for key, value in thing.keywords.items())]
+        )
         return f"{content_name(thing.func)}({settings})"
     if hasattr(thing, "__qualname__"): return thing.__qualname__
     if " at 0x" in repr(thing): return type(thing).__name__
@@ -448,15 +482,23 @@ def read_checkpoint(
             if archive.testzip() is not None: raise zipfile.BadZipFile("a part differs from its checksum")
         return torch.load(path, map_location=device, weights_only=True)
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        warnings.warn(f"the checkpoint {path} is damaged ({error}); it is not used and the training starts anew", stacklevel=2)
+        warnings.warn(
+            f"the checkpoint {path} is damaged ({error}); it is not used and the training starts anew", stacklevel=2
+        )
         return None
 
 
 def restore(run: Run, saved: dict, path: Path):
     "Put a stored state in place. ValueError if it is that of another training."
     now = identity(run)
-    changed = [f"{key}={saved['of'].get(key)!r}, now {value!r}" for key, value in now.items() if saved["of"].get(key) != value]
-    if changed: raise ValueError(f"the checkpoint {path} belongs to another training ({'; '.join(changed)}): name another file or delete this one")
+    changed = [
+        f"{key}={saved['of'].get(key)!r}, now {value!r}" for key, value in now.items() if saved["of"].get(key) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"the checkpoint {path} belongs to another training ({'; '.join(changed)}): name another file or delete"
+            " this one"
+        )
     run.model.load_state_dict(saved["model"])
     for name, part in run.objective.parts().items(): part.load_state_dict(saved["parts"][name])
     run.optimizer.load_state_dict(saved["optimizer"])
@@ -477,7 +519,8 @@ def predict(
     with mode(model, training=False), torch.no_grad():
         for piece in progress_bar(pieces, "predict", len(pieces)) if progress else pieces:
             taken = to_unit(piece.to(device))
-            out.append(model(taken.clone() if taken.data_ptr() == piece.data_ptr() else taken).float().cpu())  # the model may write into its input
+            # the model may write into its input
+            out.append(model(taken.clone() if taken.data_ptr() == piece.data_ptr() else taken).float().cpu())
     return torch.cat(out)
 
 
@@ -488,7 +531,10 @@ def accuracy(
 ) -> float:  # share of images classified right, in [0,1]
     "Accuracy in evaluation mode."
     logits = predict(model, data, batch)
-    if bad := int((~logits.isfinite().all(1)).sum()): raise ValueError(f"the model's answers to {bad} of {len(data)} images are not finite (NaN or infinity): look at its weights")
+    if bad := int((~logits.isfinite().all(1)).sum()):
+        raise ValueError(
+            f"the model's answers to {bad} of {len(data)} images are not finite (NaN or infinity): look at its weights"
+        )
     return (logits.argmax(1) == data.y.cpu()).double().mean().item()
 
 # %% ../nbs/30_training.ipynb #c71767a6
@@ -500,7 +546,12 @@ def prepare(run: Run):
     groups = parameter_groups(run.model, parts, run.objective.part_options())
     run.parameters = [p for group in groups for p in group["params"]]
     if not run.parameters: raise ValueError("nothing to train: all parameters are frozen")
-    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for module in (run.model, *parts.values()) for layer in module.modules()): run.least = 2 * run.accelerator.num_processes
+    if any(
+        isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        for module in (run.model, *parts.values())
+        for layer in module.modules()
+    ):
+        run.least = 2 * run.accelerator.num_processes
     if run.accelerator.num_processes > 1:
         for module in (run.model, *parts.values()):
             for tensor in (*module.parameters(), *module.buffers()): tensor.data.copy_(broadcast(tensor.data))
@@ -533,13 +584,19 @@ def train(run: Run, validation: ImageSet | None, path: Path | None, show: bool):
     bar = iter(progress_bar(range(steps), f"fit {run.data.name}", steps)) if show and steps else iter(())
     for run.epoch in range(done, recipe.epochs):
         if history.stopped: break
-        kept = f"the checkpoint {path} of epoch {run.epoch} is intact" if path and run.epoch else "nothing was saved before it"
+        kept = (
+            f"the checkpoint {path} of epoch {run.epoch} is intact"
+            if path and run.epoch
+            else "nothing was saved before it"
+        )
         row = train_epoch(run, lambda: next(bar, None), kept)
         average_buffers(run)
         if validation is not None: row["validation"] = accuracy(run.model, validation)
         history.rows.append(row)
         last = run.epoch + 1 == recipe.epochs
-        history.stopped = "converged" if converged([r["loss"] for r in history.rows], recipe) else "epochs" if last else ""
+        history.stopped = (
+            "converged" if converged([r["loss"] for r in history.rows], recipe) else "epochs" if last else ""
+        )
         run.objective.after_epoch(run)
         if path and run.accelerator.is_main_process: save_checkpoint(run, path)
     for _ in bar: break  # lets the bar go when training stopped early
@@ -548,7 +605,10 @@ def train(run: Run, validation: ImageSet | None, path: Path | None, show: bool):
 def takes_channels_last(model: nn.Module, device: torch.device) -> bool:
     "Is the layout safe for this network on this device?"
     if device.type != "cpu": return True
-    return not any(isinstance(m, nn.Conv2d) and max(m.kernel_size) == 1 and max(m.stride) > 1 and m.in_channels % 8 for m in model.modules())
+    return not any(
+        isinstance(m, nn.Conv2d) and max(m.kernel_size) == 1 and max(m.stride) > 1 and m.in_channels % 8
+        for m in model.modules()
+    )
 
 # %% ../nbs/30_training.ipynb #36c10075
 def fit(
@@ -568,7 +628,10 @@ def fit(
     place = torch.device(device) if device is not None and accelerator.num_processes == 1 else accelerator.device
     if not takes_channels_last(model, place): recipe = replace(recipe, channels_last=False)
     model.to(place, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
-    run = Run(model, objective, recipe, data, seed, accelerator, place, data.x.to(place), data.y.to(place), torch.Generator(place))
+    run = Run(
+        model, objective, recipe, data, seed, accelerator, place, data.x.to(place), data.y.to(place),
+        torch.Generator(place),
+    )
     with private_randomness(place), repeatable(recipe.deterministic):
         prepare(run)
         saved = read_checkpoint(path, place) if path else None

@@ -49,7 +49,10 @@ def choose(
     picked = [order[data.y[order] == c][:per_class] for c in range(len(data.classes))]
     least = min(map(len, picked))
     if least < per_class:
-        raise ValueError(f"{data.name}: {per_class} images of each class were asked for, but one class has only {least}; ask for at most {least}")
+        raise ValueError(
+            f"{data.name}: {per_class} images of each class were asked for, but one class has only {least}; ask for at"
+            f" most {least}"
+        )
     return torch.cat(picked)
 
 # %% ../nbs/17_training_sets.ipynb #ad539e5e
@@ -72,7 +75,8 @@ def perturbed_copies(
     if kind == "gaussian":
         if generator is None: raise ValueError("gaussian noise needs a generator")
         return gaussian_at_distance(x, distance, generator, unreachable="nearest")
-    if source is None: raise ValueError("fgsm needs a source model: pass source=MODEL, e.g. the net trained on clean images")
+    if source is None:
+        raise ValueError("fgsm needs a source model: pass source=MODEL, e.g. the net trained on clean images")
     device = next(source.parameters()).device
     return fgsm_at_distance(source, x.to(device), part.y.to(device), distance, unreachable="nearest").cpu()
 
@@ -93,7 +97,10 @@ def with_copies(
     if mode == "add":
         return TrainingSet(torch.cat([x, copies]), torch.cat([data.y, data.y[index]]), data.classes, data.name,
                            torch.cat([data.origin, data.origin[index]]), torch.cat([data.asked, distances]))
-    return TrainingSet(x.index_copy(0, index, copies), data.y, data.classes, data.name, data.origin, data.asked.index_copy(0, index, distances))
+    return TrainingSet(
+        x.index_copy(0, index, copies), data.y, data.classes, data.name, data.origin,
+        data.asked.index_copy(0, index, distances),
+    )
 
 # %% ../nbs/17_training_sets.ipynb #820c86b6
 def two_draws(
@@ -137,7 +144,9 @@ def add_both(
     images, noise = two_draws(images, noise, generator)
     index = choose(data, 2 * per_class, images).view(len(data.classes), 2, per_class)
     index = [index[:, k].flatten() for k in range(2)]
-    copies = [perturbed_copies(data, i, kind, distance, noise, source) for i, kind, distance in zip(index, KINDS, distances)]
+    copies = [
+        perturbed_copies(data, i, kind, distance, noise, source) for i, kind, distance in zip(index, KINDS, distances)
+    ]
     asked = torch.tensor(distances, dtype=torch.float32).repeat_interleave(len(index[0]))
     return with_copies(data, torch.cat(index), torch.cat(copies), asked, mode)
 
@@ -187,10 +196,14 @@ def mislabel(
     n, counts = len(data.classes), data.y.bincount(minlength=len(data.classes))
     each = round(ld * len(data) / n)
     if each > counts.min():
-        raise ValueError(f"LD {ld} needs {each} wrong labels a class, but one class has only {int(counts.min())} images; at most LD {int(counts.min()) * n / len(data):.3f}")
+        raise ValueError(
+            f"LD {ld} needs {each} wrong labels a class, but one class has only {int(counts.min())} images; at most LD"
+            f" {int(counts.min()) * n / len(data):.3f}"
+        )
     data, y = traced(data), data.y.clone()
     order = torch.randperm(len(data), generator=generator or torch.Generator().manual_seed(0))
-    for c, row in enumerate(moves(n, each)): y[order[data.y[order] == c][:each]] = torch.arange(n).repeat_interleave(row)
+    for c, row in enumerate(moves(n, each)):
+        y[order[data.y[order] == c][:each]] = torch.arange(n).repeat_interleave(row)
     return TrainingSet(data.x, y, data.classes, data.name, data.origin, data.asked)
 
 # %% ../nbs/17_training_sets.ipynb #cae618cf
@@ -203,7 +216,8 @@ def orthogonal_array(
     if not prime(levels):
         near = min(filter(prime, range(2, 2 * max(levels, 2))), key=lambda n: abs(n - levels))
         raise ValueError(f"levels must be a prime number, got {levels}; the nearest is {near}")
-    if not 1 <= factors <= levels + 1: raise ValueError(f"with {levels} levels there are at most {levels + 1} factors, got {factors}")
+    if not 1 <= factors <= levels + 1:
+        raise ValueError(f"with {levels} levels there are at most {levels + 1} factors, got {factors}")
     a, b = torch.cartesian_prod(torch.arange(levels), torch.arange(levels)).T
     return torch.stack([a, b, *((a + k * b) % levels for k in range(1, levels))], 1)[:, :factors]
 
@@ -220,19 +234,27 @@ def four_factor(
 ) -> TrainingSet:
     "The training sets of RQ6: imbalance, then noisy and adversarial copies, then label errors (section 2.2.5)."
     gaussian, fgsm, ci, ld = levels
-    return mislabel(add_both(imbalance(data, ci, cut), (gaussian, fgsm), per_class, "add", images, noise, source), ld, labels)
+    return mislabel(
+        add_both(imbalance(data, ci, cut), (gaussian, fgsm), per_class, "add", images, noise, source), ld, labels
+    )
 
 # %% ../nbs/17_training_sets.ipynb #9d03ce94
 def attained(
     made: TrainingSet,
     original: ImageSet,  # the set that its origins point into
-) -> tuple[Tensor, Tensor]:  # l2 distance from the original, and the one asked for; [n] each, of the images asked to move
+    # l2 distance from the original, and the one asked for; [n] each, of the images asked to move
+) -> tuple[Tensor, Tensor]:
     "How far the moved images are from where they came."
     if len(made) and int(made.origin.max()) >= len(original):
-        raise ValueError(f"{made.name} comes from a set of at least {int(made.origin.max()) + 1} images; {original.name} has only {len(original)}")
+        raise ValueError(
+            f"{made.name} comes from a set of at least {int(made.origin.max()) + 1} images; {original.name} has only"
+            f" {len(original)}"
+        )
     moved = made.asked > 0
     origin = original.take(made.origin[moved]).float()
-    return (made.x[moved].double() - origin.double()).flatten(1).norm(dim=1) if moved.any() else made.asked[moved], made.asked[moved]
+    return (
+        (made.x[moved].double() - origin.double()).flatten(1).norm(dim=1) if moved.any() else made.asked[moved]
+    ), made.asked[moved]
 
 
 def data_sheet(
@@ -244,11 +266,16 @@ def data_sheet(
 ) -> dict:  # size, per_class, imbalance, and where known label_error, copies, distance, max_error
     "The sizes and attained levels of a training set."
     counts = made.y.bincount(minlength=len(made.classes))
-    sheet = dict(size=len(made), per_class=counts.tolist(), imbalance=round(1 - int(counts.min()) / max(int(counts.max()), 1), 4))
+    sheet = dict(
+        size=len(made), per_class=counts.tolist(), imbalance=round(1 - int(counts.min()) / max(int(counts.max()), 1), 4)
+    )
     if original is not None:
         distances, asked = attained(traced(made), original)
         truth = original.y[traced(made).origin]
     if truth is not None: sheet["label_error"] = round((made.y != truth).double().mean().item(), 6)
     if distances is not None and len(distances):
-        sheet |= dict(copies=len(distances), distance=distances.double().mean().item(), max_error=(distances.double() - asked).abs().max().item())
+        sheet |= dict(
+            copies=len(distances), distance=distances.double().mean().item(),
+            max_error=(distances.double() - asked).abs().max().item(),
+        )
     return sheet

@@ -210,8 +210,10 @@ def frost_pixels(
     channels: int,  # 1 or 3
     source: str,  # of the pictures
     device: str,  # where they are to lie
-    image: tuple[int, int] = (1, 1),  # height and width, px: a picture that cannot hold it is enlarged until it is ROOMY times as large
-) -> tuple[Tensor, Tensor, tuple[int, int]]:  # pixels [T,channels] in 0..255; start, height, width of each [5,3]; least height, width
+    # height and width, px: a picture that cannot hold it is enlarged until it is ROOMY times as large
+    image: tuple[int, int] = (1, 1),
+    # pixels [T,channels] in 0..255; start, height, width of each [5,3]; least height, width
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
     "Lay the shrunken pictures end to end."
     small = lambda p: any(round(side * scale) < least for side, least in zip(p.shape, image))
     fitted = lambda p: ROOMY * max(least / side for side, least in zip(p.shape, image)) if small(p) else scale
@@ -240,12 +242,18 @@ def frost(
     height, width = check_images(x).shape[-2:]
     pixels, table, least = frost_pixels(float(scale), x.shape[1], source or frost_source(), str(x.device))
     if height > least[0] or width > least[1]:
-        pixels, table, _ = frost_pixels(float(scale), x.shape[1], source or frost_source(), str(x.device), (height, width))
+        pixels, table, _ = frost_pixels(
+            float(scale), x.shape[1], source or frost_source(), str(x.device), (height, width)
+        )
     u = uniform_rows(x, 3, generator).double()
     first, high, wide = table[(u[:, 0] * 5).long()].unbind(1)
     row, column = (u[:, 1] * (high - height)).long(), (u[:, 2] * (wide - width)).long()
     start = (first + row * wide + column)[:, None, None]
-    place = start + torch.arange(height, device=x.device)[:, None] * wide[:, None, None] + torch.arange(width, device=x.device)
+    place = (
+        start
+        + torch.arange(height, device=x.device)[:, None] * wide[:, None, None]
+        + torch.arange(width, device=x.device)
+    )
     texture = F.embedding(place, pixels).permute(0, 3, 1, 2).to(x.dtype)
     return (x * 255).mul(image_weight).add(texture, alpha=texture_weight).div(255).clamp(0, 1)
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from .attacks import NORMS, ascend, borrowed, check_ascent, check_gradient, label_loss, pgd, project, random_offset, unit
+from .attacks import (NORMS, ascend, borrowed, check_ascent, check_gradient, label_loss, pgd, project,
+                              random_offset, unit)
 from .basics import nearest
 from .images import ImageSet
 from .basics import progress as progress_bar
@@ -33,7 +34,9 @@ def margin(
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # logits, labels -> what an attack raises, [B]
-    "ce": lambda logits, y: F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y, reduction="none"),
+    "ce": lambda logits, y: F.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), y, reduction="none"
+    ),
     "margin": lambda logits, y: -margin(logits, y),
 }
 
@@ -107,15 +110,27 @@ def apgd(
             found = torch.where((right & ~right_now)[:, None, None, None], z, found)
             right, better, rises, since = right & right_now, value > best, rises + (value > before), since + 1
             wide = better[:, None, None, None]
-            best, best_z, best_grad = torch.where(better, value, best), torch.where(wide, z, best_z), torch.where(wide, grad, best_grad)
+            best, best_z, best_grad = (
+                torch.where(better, value, best), torch.where(wide, z, best_z), torch.where(wide, grad, best_grad),
+            )
             if k + 1 not in looks: continue
             halve = stuck(rises, since, best, best_then, halved_then)
             wide = halve[:, None, None, None]
-            step, z, grad = torch.where(wide, step / 2, step), torch.where(wide, best_z, z), torch.where(wide, best_grad, grad)
+            step, z, grad = (
+                torch.where(wide, step / 2, step), torch.where(wide, best_z, z), torch.where(wide, best_grad, grad),
+            )
             value, best_then, halved_then, rises, since = torch.where(halve, best, value), best, halve, 0 * rises, 0
             out[place[~right]] = found[~right]
-            (x, y, z, old, best_z, found, value, grad, best, best_grad, step, best_then, halved_then, rises, place, right) = (
-                t[right] for t in (x, y, z, old, best_z, found, value, grad, best, best_grad, step, best_then, halved_then, rises, place, right))
+            (
+                x, y, z, old, best_z, found, value, grad, best, best_grad, step, best_then, halved_then, rises, place,
+                right,
+            ) = (
+                t[right]
+                for t in (
+                    x, y, z, old, best_z, found, value, grad, best, best_grad, step, best_then, halved_then, rises,
+                    place, right,
+                )
+            )
             if not len(x): return out
         out[place] = torch.where(right[:, None, None, None], best_z, found)
     return out
@@ -175,7 +190,9 @@ def square(
     (b, c, h, w), y = x.shape, y.clone()
     with borrowed(model, mode), torch.no_grad():
         x, place = x.detach().clone(), torch.arange(b, device=x.device)
-        out = (x + project(eps * signs(b, c, 1, w, like=x, generator=generator).expand(b, c, h, w), eps, norm)).clamp(0, 1)
+        out = (x + project(eps * signs(b, c, 1, w, like=x, generator=generator).expand(b, c, h, w), eps, norm)).clamp(
+            0, 1
+        )
         lead = margin(model(out), y)
         for query in range(queries - 1):
             place, lead = place[lead > 0], lead[lead > 0]
@@ -217,12 +234,18 @@ def autoattack(
     "AutoAttack by its authors' code; ImportError if the extra `attack` is not installed."
     check_ascent(x, eps, 0, steps, norm)
     try: from pyautoattack import AutoAttack
-    except ImportError as error: raise ImportError("AutoAttack needs the package pyautoattack: pip install 'robustnb[attack]'; attack='light' needs no package") from error
+    except ImportError as error:
+        raise ImportError(
+            "AutoAttack needs the package pyautoattack: pip install 'robustnb[attack]'; attack='light' needs no package"
+        ) from error
     device = generator.device if generator is not None else "cpu"
     seed = int(torch.randint(2**31, (), generator=generator, device=device))
     with borrowed(model), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.inference_mode(False):
         with torch.no_grad(): classes = model(x[:1]).shape[1]
-        whole = AutoAttack(model, eps=eps, norm={"linf": "Linf", "l2": "L2"}[norm], version="custom", attacks=parts_for(parts, classes), seed=seed, device=x.device)
+        whole = AutoAttack(
+            model, eps=eps, norm={"linf": "Linf", "l2": "L2"}[norm], version="custom",
+            attacks=parts_for(parts, classes), seed=seed, device=x.device,
+        )
         whole.verbose, whole.square.n_queries, whole.apgd.n_restarts, whole.fab.n_restarts = False, queries, 1, 1
         whole.apgd_targeted.n_target_classes = whole.fab.n_target_classes = min(9, classes - 1)
         for part in (whole.apgd, whole.apgd_targeted): set_steps(part, steps)
@@ -247,12 +270,18 @@ def _pgd(model, x, y, eps, norm, generator, steps, step, loss):
 ATTACKS: dict[str, Callable[..., Tensor]] = {  # (model, x, y, eps, norm, generator, steps, step, queries) -> images
     "fgsm": lambda model, x, y, eps, norm, g, steps, step, queries: pgd(model, x, y, eps, eps, 1, norm, False),
     "pgd": lambda model, x, y, eps, norm, g, steps, step, queries: _pgd(model, x, y, eps, norm, g, steps, step, "ce"),
-    "pgd-margin": lambda model, x, y, eps, norm, g, steps, step, queries: _pgd(model, x, y, eps, norm, g, steps, step, "margin"),
+    "pgd-margin": lambda model, x, y, eps, norm, g, steps, step, queries: _pgd(
+        model, x, y, eps, norm, g, steps, step, "margin"
+    ),
     "apgd-ce": lambda model, x, y, eps, norm, g, steps, step, queries: apgd(model, x, y, eps, steps, norm, "ce", g),
-    "apgd-margin": lambda model, x, y, eps, norm, g, steps, step, queries: apgd(model, x, y, eps, steps, norm, "margin", g),
+    "apgd-margin": lambda model, x, y, eps, norm, g, steps, step, queries: apgd(
+        model, x, y, eps, steps, norm, "margin", g
+    ),
     "square": lambda model, x, y, eps, norm, g, steps, step, queries: square(model, x, y, eps, queries, norm, g),
     "noise": lambda model, x, y, eps, norm, g, steps, step, queries: (x + random_offset(x, eps, norm, g)).clamp(0, 1),
-    "autoattack": lambda model, x, y, eps, norm, g, steps, step, queries: autoattack(model, x, y, eps, norm, generator=g),
+    "autoattack": lambda model, x, y, eps, norm, g, steps, step, queries: autoattack(
+        model, x, y, eps, norm, generator=g
+    ),
 }
 LIGHT = ("apgd-ce", "apgd-margin", "square")
 
@@ -265,7 +294,11 @@ def attack_list(
     chosen = []
     for one in (attack,) if callable(attack) else attack:
         if one == "light": chosen += attack_list(one)
-        elif callable(one): chosen.append((getattr(one, "__name__", "function"), lambda m, x, y, eps, norm, g, steps, step, queries, one=one: one(m, x, y, eps, norm, g)))
+        elif callable(one):
+            chosen.append((
+                getattr(one, "__name__", "function"),
+                lambda m, x, y, eps, norm, g, steps, step, queries, one=one: one(m, x, y, eps, norm, g),
+            ))
         elif one in ATTACKS: chosen.append((one, ATTACKS[one]))
         else: raise ValueError(nearest(one, [*ATTACKS, "light"], "attack"))
     if not chosen: raise ValueError("at least one attack is needed; attack='pgd' is the usual one")
@@ -283,7 +316,10 @@ def within(
     z, away = z.detach(), (z.detach() - x).flatten(1)
     far = away.abs().amax() if norm == "linf" else away.norm(dim=1).amax()
     if not (far <= eps * (1 + 1e-4) + 1e-6 and z.min() >= 0 and z.max() <= 1):
-        raise ValueError(f"the attack {name!r} left the ball or [0,1]: it went {float(far):.6g} where eps is {eps:g}, and its images span [{float(z.min()):.4g}, {float(z.max()):.4g}]")
+        raise ValueError(
+            f"the attack {name!r} left the ball or [0,1]: it went {float(far):.6g} where eps is {eps:g}, and its images"
+            f" span [{float(z.min()):.4g}, {float(z.max()):.4g}]"
+        )
     return z
 
 
@@ -291,8 +327,16 @@ def check_precision(
     model: Callable[[Tensor], Tensor],
 ) -> None:
     "ValueError where weights are in half precision."
-    half = {p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)} if isinstance(model, nn.Module) else ()
-    if half: raise ValueError(f"the model's weights are {half.pop()}; robustness is measured in float32, pass copy.deepcopy(model).float()")
+    half = (
+        {p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
+        if isinstance(model, nn.Module)
+        else ()
+    )
+    if half:
+        raise ValueError(
+            f"the model's weights are {half.pop()}; robustness is measured in float32, pass"
+            " copy.deepcopy(model).float()"
+        )
 
 
 def standing(
@@ -318,7 +362,10 @@ def standing(
             for _ in range(1 if name == "fgsm" else restarts):
                 left = right.nonzero()[:, 0]
                 if not len(left): return right
-                z = within(function(model, x[left], y[left], eps, norm, generator, steps, step, queries), x[left], eps, norm, name)
+                z = within(
+                    function(model, x[left], y[left], eps, norm, generator, steps, step, queries), x[left], eps, norm,
+                    name,
+                )
                 with torch.no_grad(): right[left] = model(z).argmax(1) == y[left]
     return right
 
@@ -328,7 +375,8 @@ def robust_accuracy(
     data: ImageSet,  # N images and their labels
     eps: float,  # radius of the ball, such as 8/255 ("linf") or 0.5 ("l2")
     norm: str = "linf",  # "linf" or "l2"
-    attack: str | Callable | Sequence = "pgd",  # fgsm pgd pgd-margin apgd-ce apgd-margin square noise light autoattack, a function, or several
+    # fgsm pgd pgd-margin apgd-ce apgd-margin square noise light autoattack, a function, or several
+    attack: str | Callable | Sequence = "pgd",
     *,
     restarts: int = 1,  # of attacks that draw
     steps: int = 20,  # of the gradient attacks
@@ -353,5 +401,11 @@ def robust_accuracy(
         left += int(standing(model, x, y, eps, norm, attack, restarts, steps, step, queries, generator).sum())
         with borrowed(model), torch.no_grad(): clean += int((model(x).argmax(1) == y).sum())
     interval = binomtest(left, len(data)).proportion_ci(level, method="wilson")
-    return pd.Series({"accuracy": left / len(data), "low": interval.low, "high": interval.high, "n": len(data), "clean": clean / len(data),
-                      "attack": "+".join(names), "norm": norm, "eps": float(eps), "restarts": restarts}, dtype=object)
+    return pd.Series(
+        {
+            "accuracy": left / len(data), "low": interval.low, "high": interval.high, "n": len(data),
+            "clean": clean / len(data), "attack": "+".join(names), "norm": norm, "eps": float(eps),
+            "restarts": restarts,
+        },
+        dtype=object,
+    )
