@@ -26,7 +26,8 @@ from .perturbations import check_images, rotate, shift
 from .training import Loss, Objective, Run, to_unit
 
 # %% ../nbs/47_augment.ipynb #ec0448d9
-GOLDEN, FIRST, SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # as signed numbers
+# as signed numbers
+GOLDEN, FIRST, SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def shift_right(z: Tensor, bits: int) -> Tensor:  # int64 -> int64
@@ -189,7 +190,8 @@ class AutoAugment(Augmentation):
     policy: str = "cifar10"  # cifar10 | imagenet | svhn
 
     def __post_init__(self):
-        if self.policy not in ("cifar10", "imagenet", "svhn"): raise ValueError(nearest(self.policy, ("cifar10", "imagenet", "svhn"), "policy"))
+        if self.policy not in ("cifar10", "imagenet", "svhn"):
+            raise ValueError(nearest(self.policy, ("cifar10", "imagenet", "svhn"), "policy"))
         super().__post_init__()
 
     def apply(self, x: Tensor, keys: Tensor) -> Tensor:
@@ -204,7 +206,10 @@ class PartNoise(Augmentation):
     share: float = 0.5  # of the batch, in [0,1]
 
     def __post_init__(self):
-        if self.sigma < 0 or not 0 <= self.share <= 1: raise ValueError(f"PartNoise needs sigma >= 0 and a share in [0,1], got sigma={self.sigma}, share={self.share}")
+        if self.sigma < 0 or not 0 <= self.share <= 1:
+            raise ValueError(
+                f"PartNoise needs sigma >= 0 and a share in [0,1], got sigma={self.sigma}, share={self.share}"
+            )
         super().__post_init__()
 
     def apply(self, x: Tensor, keys: Tensor) -> Tensor:
@@ -266,7 +271,10 @@ class Mixture(Augmentation):
         return mix(x, views.unflatten(0, (self.width, len(x))), *mixing_weights(weights, self.width))
 
 # %% ../nbs/47_augment.ipynb #fc0cf26a
-AUGMIX = ("auto_contrast", "equalize", "posterize", "rotate", "solarize", "shear_x", "shear_y", "translate_x", "translate_y")
+AUGMIX = (
+    "auto_contrast", "equalize", "posterize", "rotate", "solarize", "shear_x", "shear_y", "translate_x",
+    "translate_y",
+)
 
 
 def augmix_magnitude(
@@ -289,7 +297,8 @@ class AugMix(Mixture):
     severity: float = 3.0  # highest level, in (0.1, 10]
 
     def __post_init__(self):
-        if not 0.1 < self.severity <= 10: raise ValueError(f"the severity of AugMix lies in (0.1, 10], got {self.severity}")
+        if not 0.1 < self.severity <= 10:
+            raise ValueError(f"the severity of AugMix lies in (0.1, 10], got {self.severity}")
         super().__post_init__()
 
     def operate(self, x: Tensor, keys: Tensor) -> Tensor:
@@ -344,10 +353,13 @@ class Prime(Mixture):
     color_sigma: float = 0.1  # standard deviation of the amplitudes
     frequencies: int = 100  # of the color curves
 
-    def filter(self, x: Tensor, keys: Tensor) -> Tensor: return filtered(x, self.filter_sigma * normal(keys, 9).view(-1, 3, 3))
+    def filter(self, x: Tensor, keys: Tensor) -> Tensor:
+        return filtered(x, self.filter_sigma * normal(keys, 9).view(-1, 3, 3))
 
     def color(self, x: Tensor, keys: Tensor) -> Tensor:
-        return recolored(x, self.color_sigma * normal(keys, x.shape[1] * self.frequencies).unflatten(1, (x.shape[1], -1)))
+        return recolored(
+            x, self.color_sigma * normal(keys, x.shape[1] * self.frequencies).unflatten(1, (x.shape[1], -1))
+        )
 
     def warp(self, x: Tensor, keys: Tensor) -> Tensor:
         n = max(x.shape[-2:])
@@ -363,7 +375,9 @@ class Prime(Mixture):
 
     def operate(self, x: Tensor, keys: Tensor) -> Tensor:
         which, own = (uniform(keys, 1)[:, 0] * 3).long(), numbers(keys, 2)[:, 1]
-        return by_choice(x, which, lambda number, rows: (self.filter, self.color, self.warp)[number](x[rows], own[rows]))
+        return by_choice(
+            x, which, lambda number, rows: (self.filter, self.color, self.warp)[number](x[rows], own[rows])
+        )
 
 # %% ../nbs/47_augment.ipynb #1ef2eb8e
 def jensen_shannon(
@@ -425,10 +439,16 @@ def adapt_batchnorm(
     prior: float = 16.0,  # N: how many images the source statistics count for; 0: target only, inf: source only
 ) -> nn.Module:  # a copy with mixed statistics, on the same device
     "Batch norm statistics mixed from source and target (Schneider et al. 2020)."
-    if prior < 0 or not len(x): raise ValueError(f"adaptation needs prior >= 0 and at least one image, got prior={prior} and {len(x)} images")
+    if prior < 0 or not len(x):
+        raise ValueError(f"adaptation needs prior >= 0 and at least one image, got prior={prior} and {len(x)} images")
     adapted = copy.deepcopy(model)
-    norms = [m for m in adapted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
-    if not norms: raise ValueError(f"{type(model).__name__} has no batch norm with running statistics, so there is nothing to adapt")
+    norms = [
+        m for m in adapted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    ]
+    if not norms:
+        raise ValueError(
+            f"{type(model).__name__} has no batch norm with running statistics, so there is nothing to adapt"
+        )
     weight = 0.0 if prior == math.inf else len(x) / (prior + len(x))
 
     def blend(norm, inputs):
@@ -457,6 +477,12 @@ def resized_crop(
     wide, high = (share * ratio).sqrt().clamp(max=1), (share / ratio).sqrt().clamp(max=1)
     side = torch.where(u[4] < 0.5, -1.0, 1.0) if flip else torch.ones_like(wide)
     zero = torch.zeros_like(wide)
-    theta = torch.stack([torch.stack([side * wide, zero, (1 - wide) * (2 * u[2] - 1)], 1), torch.stack([zero, high, (1 - high) * (2 * u[3] - 1)], 1)], 1)
+    theta = torch.stack(
+        [
+            torch.stack([side * wide, zero, (1 - wide) * (2 * u[2] - 1)], 1),
+            torch.stack([zero, high, (1 - high) * (2 * u[3] - 1)], 1),
+        ],
+        1,
+    )
     grid = F.affine_grid(theta, (len(x), x.shape[1], size, size), align_corners=False)
     return F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode="border", align_corners=False)
