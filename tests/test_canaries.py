@@ -198,14 +198,20 @@ def test_a_replay_vouches_only_within_the_sampling_error(monkeypatch, tmp_path, 
 
 def test_a_refused_attestation_says_why_records_stay_stale(bakery, monkeypatch, tmp_path):
     unmet, (then, today) = question_about(bakery, monkeypatch, ("x * 3", "3 * x"), [FLAT])
-    monkeypatch.setattr(canaries, "groups", lambda *_: {("f", "c"): []})
+    record = Record("toy", {"x": 1.0}, {"size": 1.1}, "quick", function="robustnb.toy:bake", address=then, commit="c")
+    monkeypatch.setattr(canaries, "groups", lambda *_: {("f", "c"): [record]})
     monkeypatch.setattr(canaries, "git_state", lambda _: ("c", False))
-    monkeypatch.setattr(canaries, "question", lambda *_: unmet)
-    canaries.attest("toy", tmp_path)
-    note, = records.notes("refused", tmp_path)
-    assert note["addresses"] == [then] and note["why"] == "no canary ran toy.rise"
+    def failing(*_): raise CanaryError("canaries failed under the old code")
+    differing = unmet._replace(differs=["canary 1: size: 1.1 then, 1.2 now"])
+    reasons = []
+    for answer in (failing, lambda *_: differing, lambda *_: unmet):
+        monkeypatch.setattr(canaries, "question", answer)
+        canaries.attest("toy", tmp_path)
+        reasons.append(records.notes("refused", tmp_path)[-1]["why"])
+    assert reasons == ["canaries failed under the old code", "1 number of canaries differs, e.g. size: 1.1 then, 1.2 now", "no canary ran toy.rise"]
+    note = records.notes("refused", tmp_path)[-1]
+    assert note["addresses"] == [then]
     monkeypatch.setattr(records, "notes", lambda kind: [note] if kind == "refused" else [])
-    record = Record("toy", {"x": 1.0}, {"size": 1.1}, "quick", function="robustnb.toy:bake", address=then)
     assert str(records.state(record)) == "stale (no canary ran toy.rise)"
 
 

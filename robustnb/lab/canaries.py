@@ -436,13 +436,18 @@ def append_note(path: Path, note: dict) -> None:
     append_line(path, (json.dumps(note, separators=(",", ":")) + "\n").encode())
 
 
-def refusal(verdict: Verdict) -> dict:
+def refusal(verdict: Verdict, records: list[Record]) -> dict:
     "The line of refused.jsonl: pages tell with it why records stay stale."
-    why = [f"{len(verdict.differs)} numbers of canaries differ"] if verdict.differs else []
-    if not why: why = ["no canary ran " + ", ".join(verdict.unseen[:3]) + (" ..." if len(verdict.unseen) > 3 else "")]
-    return dict(experiment=verdict.experiment, function=verdict.function, why=why[0], differs=verdict.differs[:5],
-                unseen=verdict.unseen, addresses=sorted({then for then, _ in verdict.note["same"]}),
-                commits=verdict.note["commits"], time=verdict.note["time"])
+    if verdict.differs:
+        first = verdict.differs[0].partition(": ")[2] or verdict.differs[0]
+        n = len(verdict.differs)
+        why = f"{n} number{'s' * (n != 1)} of canaries differ{'s' * (n == 1)}, e.g. {first}"
+    else: why = "no canary ran " + ", ".join(verdict.unseen[:3]) + (" ..." if len(verdict.unseen) > 3 else "")
+    if not verdict.note: why = verdict.differs[0]
+    return dict(
+        experiment=verdict.experiment, function=verdict.function, why=why, differs=verdict.differs[:5],
+        unseen=verdict.unseen, addresses=sorted({r.address for r in records}), commits=[verdict.commit], time=now(),
+    )
 
 
 def attest(
@@ -459,9 +464,12 @@ def attest(
     asked = groups(Store(folder).records(experiment), root).items()
     verdicts = []
     for (function, _), records in progress(asked, f"attest {experiment}", len(asked)) if show else asked:
-        verdicts.append(question(experiment, function, records, root))
-        kind, note = ("attested", verdicts[-1].note) if verdicts[-1].equal else ("refused", refusal(verdicts[-1]))
+        try: verdict = question(experiment, function, records, root)
+        except CanaryError as error:  # a note is missing: nothing was compared
+            verdict = Verdict(experiment, function, records[0].commit, [str(error)], [], {})
+        kind, note = ("attested", verdict.note) if verdict.equal else ("refused", refusal(verdict, records))
         append_note(Path(folder) / f"{kind}.jsonl", note)
+        verdicts.append(verdict)
     return verdicts
 
 # %% ../../nbs/lab/02_canaries.ipynb #9bd19b89
