@@ -7,7 +7,7 @@ import torch
 from robustnb.images import sample
 from robustnb.lab.records import Store
 from robustnb.models import create
-from robustnb.scorecard import ModelError, open_model
+from robustnb.opening import ModelError, open_model
 from robustnb.weights import FOLDER, shipped, weights_file
 
 CARDS = list(shipped().items())
