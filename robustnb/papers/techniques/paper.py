@@ -8,13 +8,15 @@ __all__ = ['PAPER']
 # %% ../../../nbs/papers/techniques/90_paper.ipynb #2399b7e9
 from ...lab.registry import Paper
 
-# %% ../../../nbs/papers/techniques/90_paper.ipynb #efa09ffd
+# %% ../../../nbs/papers/techniques/90_paper.ipynb #c7f76713
 PAPER = Paper(
     name="techniques",
     title="The survey's techniques",
     experiments={
         "techniques": "robustnb.papers.techniques.protocol:bench",
         "techniques-masking": "robustnb.papers.techniques.protocol:masking",
+        "techniques-domains": "robustnb.papers.techniques.domains:whole",
+        "techniques-transfers": "robustnb.papers.techniques.transfers:whole",
     },
     place=4,
 )
