@@ -27,7 +27,7 @@ from .corruptions import parameters
 from .formats import DataError, eight_bits, flat
 from .robustness import benchmark_for, conditions
 from .sources import PictureFiles, Source, TarFiles, as_source, grey
-from .streaming import Bar, Job, default_workers, loader, pieces, plan, unit_of, whole_units
+from .streaming import Bar, Job, default_workers, loader, pieces, plan, trim, unit_of, warm, whole_units
 
 # %% ../nbs/51b_corrupted_sets.ipynb #2975357c
 SUFFIX = {"jpeg": ".JPEG", "png": ".png"}
@@ -133,7 +133,9 @@ class Writing(IterableDataset):
     def __iter__(self) -> Iterator[tuple[int, dict[str, str]] | Exception]:
         worker, blocks = get_worker_info(), list(self.blocks)
         for block in blocks[worker.id::worker.num_workers] if worker else blocks:
-            try: yield block, self.write(block)
+            try:
+                yield block, self.write(block)
+                if worker: trim()
             except Exception as error:
                 yield error if type(error).__module__.startswith(("robustnb", "builtins")) else RuntimeError(f"{type(error).__name__}: {error}")
                 return
@@ -227,8 +229,10 @@ def write_set(
     left, total = {b: places for b, places in every.items() if b not in done}, len(target.chosen) * len(target.rows)
     todo = sum(map(len, left.values())) * len(target.rows)
     workers = default_workers(source, todo) if workers is None else 0 if source.in_order else workers
+    workers = min(workers, len(left))
+    if workers: warm(source.shape, target.rows, benchmark)
     with Bar(total, total - todo, show) as bar:
-        for item in loader(Writing(target, out, left), min(workers, len(left))) if left else ():
+        for item in loader(Writing(target, out, left), workers) if left else ():
             if isinstance(item, Exception): raise item
             enter(out, *item)
             bar.add(len(left[item[0]]) * len(target.rows))

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'unit_of', 'stream_seed', 'one_thread', 'corrupt_unit', 'Job', 'Piece', 'whole_units', 'pieces', 'Work',
-           'as_it_is', 'loader', 'default_workers', 'packed', 'unpacked', 'Journal', 'Settings', 'plan', 'Bar',
-           'ask_piece', 'join_blocks', 'answer_blocks']
+           'as_it_is', 'loader', 'warm', 'trim', 'default_workers', 'packed', 'unpacked', 'Journal', 'Settings', 'plan',
+           'Bar', 'ask_piece', 'join_blocks', 'answer_blocks']
 
 # %% ../nbs/50c_streaming.ipynb #0b469ee0
 import base64
+import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -127,12 +129,17 @@ def pieces(
         keep = [k - i for k in range(i, min(i + span, len(every))) if every[k] in wanted]
         spans.append((start, firsts, keep, y[i:i + span][keep]))
         start += len(keep)
-    def made(row, firsts, keep): return torch.cat([corrupt_unit(x[k:k + unit], p, *job.rows[row], benchmark, seed) for k, p in firsts])[keep]
     together = max(1, per // start) if len(spans) == 1 else 1
     for first in range(0, len(job.rows), together):
         rows = tuple(range(first, min(first + together, len(job.rows))))
         for start, firsts, keep, labels in spans:
-            images = torch.cat([made(row, firsts, keep) for row in rows])
+            images, at = x.new_empty(len(rows) * len(keep), *x.shape[1:]), 0  # filled unit by unit: no second copy
+            for row in rows:
+                for k, p in firsts:
+                    inside = [j - k for j in range(k, min(k + unit, len(every))) if every[j] in wanted]
+                    some = corrupt_unit(x[k:k + unit], p, *job.rows[row], benchmark, seed)
+                    images[at:at + len(inside)] = some if len(inside) == len(some) else some[inside]
+                    at += len(inside)
             if len(rows) > 1 or len(keep) <= per: yield Piece(job, rows, start, images, labels)
             else:
                 for k in range(0, len(keep), per): yield Piece(job, rows, start + k, images[k:k + per], labels[k:k + per])
@@ -147,12 +154,16 @@ class Work(IterableDataset):
 
     def __iter__(self) -> Iterator[Piece | Exception]:
         worker = get_worker_info()
+        if worker: gc.freeze()  # else its first collection would copy all that it shares with its parent
         for job in self.jobs[worker.id::worker.num_workers] if worker else self.jobs:
             try:
                 x, y = self.source.read(whole_units(job.positions, self.unit, len(self.source)))
                 if x.is_floating_point(): check_range(x)
                 if self.raw: yield Piece(job, (), 0, x, y)
-                else: yield from pieces(job, x, y, *self.settings)
+                else:
+                    for piece in pieces(job, x, y, *self.settings):
+                        yield piece
+                        if worker and piece.x.numel() > 2**22: trim()
             except Exception as error:
                 yield error if type(error).__module__.startswith(("robustnb", "builtins")) else RuntimeError(f"{type(error).__name__}: {error}")
                 return
@@ -164,7 +175,23 @@ def as_it_is(item): return item
 def loader(work: IterableDataset, workers: int, pin: bool = False) -> DataLoader:
     "What the workers make, as they make it; the global generator is left alone."
     return DataLoader(work, batch_size=None, collate_fn=as_it_is, num_workers=workers, pin_memory=pin, generator=torch.Generator(),
-                      prefetch_factor=2 if workers else None)
+                      prefetch_factor=1 if workers else None)  # a worker makes its next piece while the model has its last
+
+
+def warm(
+    shape: tuple[int, int, int],  # of an image
+    rows: Sequence[tuple[str, int]],
+    benchmark: str,
+) -> None:
+    "Make here what each corruption keeps, such as frost's pictures: processes that are forked from this one share it."
+    for name in dict.fromkeys(name for name, _ in rows): corrupt_unit(torch.zeros(1, *shape, dtype=torch.uint8), 0, name, dict(rows)[name], benchmark)
+    trim()
+
+
+def trim() -> None:
+    "Give memory that is free back to the system, where the C library is glibc, which keeps up to 64 MB a process."
+    try: ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError): pass
 
 
 def default_workers(
@@ -326,17 +353,18 @@ def answer_blocks(
     unit = BLOCK if on_device else unit_of(source.shape)
     work = Work(source, jobs, unit, settings.benchmark, settings.seed, settings.batch, on_device)
     workers = default_workers(source, todo) if settings.workers is None else 0 if source.in_order else settings.workers
-    open_jobs: dict[int, Tensor] = {}
+    workers = min(workers, len(jobs))
+    if workers and not on_device: warm(source.shape, rows, settings.benchmark)
+    parts: dict[int, list[Tensor]] = {}  # of blocks whose conditions are half answered
     with Bar(total, total - todo, settings.show) as bar, borrowed(model, "eval"), torch.inference_mode():
-        for item in loader(work, min(workers, len(jobs)), device.type == "cuda") if jobs else ():
+        for item in loader(work, workers, device.type == "cuda") if jobs else ():
             if isinstance(item, Exception): raise item
             for piece in pieces(item.job, item.x.to(device, non_blocking=True), item.y, *work.settings) if on_device else (item,):
                 job = piece.job
-                table = open_jobs.setdefault(job.block, torch.full((len(job.rows), 2, len(job.positions)), torch.nan, dtype=torch.float16))
-                table[list(piece.rows), :, piece.start:piece.start + len(piece.y)] = ask_piece(model, piece, device, settings)
+                parts.setdefault(job.block, []).append(ask_piece(model, piece, device, settings))
                 bar.add(len(piece.x))
-            if not open_jobs[job.block][-1, 0, -1].isnan():  # its last image under its last condition
-                done = {keys[row]: answers.clone() for row, answers in zip(job.rows, open_jobs.pop(job.block))}
+                if piece.start + len(piece.y) < len(job.positions): continue
+                done = {keys[job.rows[k]]: answers for k, answers in zip(piece.rows, torch.cat(parts.pop(job.block), 2))}
                 found.setdefault(job.block, {}).update(done)
                 if kept: kept.add(job.block, done)
     return join_blocks(found, [keys[row] for row in rows], {b: len(places) for b, places in blocks.items()})

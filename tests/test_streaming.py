@@ -1,0 +1,308 @@
+"""Streams of corrupted images: the same bits whoever makes them, killed, divided or whole; flat memory; sets on disk."""
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from robustnb import corrupted_sets, streaming
+from robustnb.corrupted_sets import write_set
+from robustnb.corruptions import CORRUPTIONS, EXTRA, corrupt
+from robustnb.images import ImageSet, sample
+from robustnb.robustness import evaluate, measure
+from robustnb.scorecard import open_images
+from robustnb.sources import Held, as_source
+from robustnb.streaming import Job, Journal, Settings, Work, answer_blocks, ask_piece, corrupt_unit, loader, pieces, stream_seed, unit_of, whole_units
+
+ROWS = [("clean", 0), ("shot_noise", 3), ("glass_blur", 1)]
+
+
+class Sums(nn.Module):
+    "Whole numbers as logits: exact in any order, so that equal images have equal answers whatever the batch."
+
+    def __init__(self, side=32, channels=3):
+        super().__init__()
+        self.weight = torch.randint(0, 3, (channels * side**2, 10), generator=torch.Generator().manual_seed(0)).double()
+
+    def forward(self, x): return ((x * 255).round().double().flatten(1) @ self.weight).remainder(64).float() / 8
+
+
+def images(n=330, side=32):
+    draw = torch.Generator().manual_seed(1)
+    return ImageSet(torch.randint(0, 256, (n, 3, side, side), generator=draw, dtype=torch.uint8), torch.arange(n) % 10, tuple("0123456789"), "made")
+
+
+def forked(work, *arguments):
+    "Run a function in a process of its own; its exit status, negative where a signal ended it."
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None, "hangs"
+    return process.exitcode
+
+
+def folder_bytes(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+def pictures(folder, n=70, side=32, suffix=".png", **options):
+    for i, (x, y) in enumerate(zip(*(lambda d: (d.x, d.y))(images(n, side)))):
+        path = Path(folder) / str(y.item()) / f"{i:04}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x.permute(1, 2, 0).numpy()).save(path, **options)
+    return Path(folder)
+
+
+# --- draws ---
+
+@pytest.mark.parametrize("name", CORRUPTIONS + EXTRA)
+@pytest.mark.parametrize("side", [32, 96])
+def test_an_image_does_not_depend_on_its_company(name, side):
+    "A part of a block, in small batches, in another order of conditions, is the block's part; and bytes do not hang on threads."
+    data, places = images(20, side), (3, 4, 17)
+    unit = unit_of((3, side, side))
+    def made(places, batch, rows):
+        every, out = whole_units(places, unit, 20), {}
+        for piece in pieces(Job(0, places, rows), data.x[every], data.y[every], 20, unit, "imagenet-c", 0, batch):
+            for k in range(len(piece.x)): out[rows[piece.rows[k // len(piece.y)]], places[piece.start + k % len(piece.y)]] = piece.x[k]
+        return out
+    whole = made(tuple(range(20)), 256, ((name, 2), (name, 5)))
+    part = made(places, 2, ((name, 5),))
+    assert all(torch.equal(part[(name, 5), p], whole[(name, 5), p]) for p in places)
+
+
+def test_a_worker_draws_as_the_process_that_asks():
+    "Where `corrupt` alone would make another stream of a generator in a loader's process."
+    data = as_source(images(64))
+    work = Work(data, [Job(0, tuple(range(64)), (("gaussian_noise", 3),))], 64, "cifar10-c", 5, 256)
+    here, there = next(iter(loader(work, 0))).x, next(iter(loader(work, 1))).x
+    generator = torch.Generator().manual_seed(stream_seed("gaussian_noise", 3, 5, 0))
+    assert torch.equal(here, there) and torch.equal(here, corrupt(data.data.x, "gaussian_noise", 3, "cifar10-c", generator))
+
+
+@pytest.mark.parametrize("options", [dict(workers=2), dict(workers=3, batch=9), dict(batch=1), dict(batch=5000)], ids=str)
+def test_workers_and_batches_do_not_matter(options):
+    data, model = images(), Sums()
+    one = measure(model, data, ["shot_noise", "glass_blur"], [2], show=False, workers=0)
+    other = measure(model, data, ["shot_noise", "glass_blur"], [2], show=False, **options)
+    assert torch.equal(one.correct, other.correct) and torch.equal(one.confidence, other.confidence)
+    assert one.correct.float().mean() < 0.5 and one.confidence.unique().numel() > 50  # the model tells images apart
+
+
+@pytest.mark.parametrize("side", [32, 64, 160])
+def test_a_subset_answers_as_the_whole(side):
+    data, model = images(80, side), Sums(side)
+    whole = measure(model, data, ["frost", "impulse_noise"], [4], show=False)
+    for positions in ([0], [79, 5, 70], range(1, 80, 9)):
+        some = measure(model, data, ["impulse_noise"], [4], positions=positions, show=False)
+        assert torch.equal(some.correct, whole.correct[[0, 2]][:, sorted(positions)]) and torch.equal(some.confidence, whole.confidence[[0, 2]][:, sorted(positions)])
+
+
+def test_the_global_generator_stays_and_the_source_is_not_written_to():
+    data, state = images(70), torch.get_rng_state()
+    before = data.x.clone()
+    evaluate(lambda x: Sums()(x.mul_(1)), data, ["contrast"], [1], workers=2, show=False)
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(data.x, before) and not streaming.STREAMS
+
+
+# --- devices, without one ---
+
+PASSES = ("gaussian_noise", "impulse_noise", "speckle_noise", "fog", "brightness", "contrast", "saturate")  # nothing of them asks a fake tensor for a value
+
+def test_no_tensor_stays_behind_on_the_cpu(monkeypatch):
+    "The way over a graphics card, with tensors that know their device and hold nothing."
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    class Generator(torch.Generator):
+        def __new__(cls, device=None): return torch._C.Generator.__new__(cls, "cpu")
+
+    monkeypatch.setattr(streaming, "check_logits", lambda logits, y: None)
+    monkeypatch.setattr(streaming.torch, "Generator", Generator)
+    device, settings = torch.device("cuda"), Settings("cifar10-c", corrupt_on="device", channels_last=True, dtype=torch.bfloat16, show=False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, y = torch.empty(64, 3, 32, 32, dtype=torch.uint8, device=device), torch.zeros(64, dtype=torch.long)
+        head, asked = torch.empty(3072, 10, device=device), []
+        def model(x):
+            asked.append((x.device.type, x.dtype, x.is_contiguous(memory_format=torch.channels_last)))
+            return x.flatten(1) @ head
+        for piece in pieces(Job(0, tuple(range(0, 64, 3)), tuple((name, 3) for name in PASSES)), x, y, 64, 64, "cifar10-c", 0, 100):
+            assert piece.x.device.type == "cuda"
+            found = ask_piece(model, piece, device, settings)
+            assert found.device.type == "cpu" and found.shape == (len(piece.rows), 2, 22)
+    assert asked == [("cuda", torch.float32, True)] * 2  # 4 and 3 conditions of 22 images
+
+
+# --- kills, shards ---
+
+def killed_at(call, folder, workers=0):
+    "An evaluation whose model ends its process when it is asked for the n-th time."
+    calls = []
+    class Deadly(Sums):
+        def forward(self, x):
+            calls.append(1)
+            if len(calls) == call: os.kill(os.getpid(), signal.SIGKILL)
+            return super().forward(x)
+    answer_blocks(Deadly(), as_source(images()), ROWS, Settings("cifar10-c", batch=40, workers=workers, show=False), kept=Journal(folder))
+    Journal(folder).settle()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_many_moments_it_resumes_to_identical_bytes(tmp_path, workers):
+    assert forked(killed_at, 0, tmp_path / "whole") == 0
+    for call in (1, 2, 6, 7, 5)[2 * bool(workers):]:  # each time from where the last one ended: within conditions and blocks and at their edges
+        assert forked(killed_at, call, tmp_path / "torn", workers) == -signal.SIGKILL
+    assert 4 < sum(map(len, Journal(tmp_path / "torn").read().values())) < 18  # of 6 blocks under 3 conditions
+    file, = (tmp_path / "torn").glob("blocks-*")
+    file.write_bytes(file.read_bytes()[:-70])  # and in the middle of a line
+    assert forked(killed_at, 0, tmp_path / "torn", workers) == 0
+    assert folder_bytes(tmp_path / "torn") == folder_bytes(tmp_path / "whole") != {}
+
+
+def test_shards_in_any_number_make_the_bytes_of_one_run(tmp_path):
+    data, model = as_source(images()), Sums()
+    whole = answer_blocks(model, data, ROWS, Settings("cifar10-c", show=False), kept=Journal(tmp_path / "one"))
+    Journal(tmp_path / "one").settle()
+    for n in (2, 5):
+        for i in reversed(range(n)): answer_blocks(model, data, ROWS, Settings("cifar10-c", shard=(i, n), show=False), kept=Journal(tmp_path / str(n), (i, n)))
+        Journal(tmp_path / str(n)).settle()
+        assert folder_bytes(tmp_path / str(n)) == folder_bytes(tmp_path / "one")
+    assert torch.equal(answer_blocks(None, data, ROWS, Settings("cifar10-c", show=False), kept=Journal(tmp_path / "5")), whole)  # nobody is asked again
+    with pytest.raises(ValueError, match="holds no images for shard 6 of 7"): answer_blocks(model, data, ROWS, Settings("cifar10-c", shard=(6, 7), show=False))
+
+
+# --- sources ---
+
+class Items(Dataset):
+    "PIL images and labels."
+    def __init__(self, data): self.data, self.targets, self.classes = data, data.y.tolist(), data.classes
+    def __len__(self): return len(self.data)
+    def __getitem__(self, i): return Image.fromarray(self.data.x[i].permute(1, 2, 0).numpy()), self.targets[i]
+
+
+def test_every_kind_of_source_gives_the_same_answers(tmp_path):
+    data = images(130)
+    items = Items(data)
+    bytes_of = lambda batch: (torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p, _ in batch]), torch.tensor([y for _, y in batch]))
+    told = lambda given, **options: measure(Sums(), as_source(given, classes=data.classes), ["shot_noise"], [3], show=False, **options)
+    expected = told(data)
+    for given, options in ((items, dict(workers=2)), (DataLoader(items, batch_size=7, num_workers=2), dict(workers=1)),
+                           (DataLoader(items, batch_size=50, collate_fn=bytes_of), dict(workers=2)), (Subset(items, range(130)), {}), (Held(data), {})):
+        assert torch.equal(told(given, **options).confidence, expected.confidence), given
+    floats = told(TensorDataset(data.float(), data.y))
+    assert torch.equal(floats.correct[0], expected.correct[0])
+
+
+def test_what_breaks_in_a_worker_is_told_as_it_is(tmp_path):
+    folder = pictures(tmp_path / "set", 70)
+    (folder / "3" / "9999.png").write_bytes(b"nothing")
+    with pytest.raises(RuntimeError, match="9999.png: no readable picture"): measure(Sums(), as_source(str(folder), size=32), ["fog"], [1], workers=2, show=False)
+
+
+def test_exif_turns_pictures_everywhere(tmp_path):
+    "By the tag, in `open_images`, in the stream and in what `corrupt` writes."
+    exif = Image.Exif()
+    exif[0x0112] = 8  # turn by 270 degrees clockwise: right becomes top
+    lying = np.zeros((30, 50, 3), np.uint8)
+    lying[:, 25:, 1] = 255  # green on the right
+    (tmp_path / "set/a").mkdir(parents=True)
+    Image.fromarray(lying).save(tmp_path / "set/a/1.png", exif=exif)
+    x, _ = as_source(str(tmp_path / "set"), size=30).block(0)
+    assert torch.equal(x, open_images(str(tmp_path / "set"), size=30).x) and x[0, 1, :14].min() > 250 and x[0, 1, 16:].max() < 5
+    write_set(str(tmp_path / "set"), tmp_path / "out", ["brightness"], [1], form="png", own_size=True, show=False)
+    with Image.open(tmp_path / "out/brightness/1/a/1.png") as picture:
+        assert picture.size == (30, 50) and np.array(picture)[5, 5, 1] > 200 and not picture.getexif().get(0x0112)
+
+
+# --- memory ---
+
+def own_memory(pid=None):
+    "MB that a process and its children hold, what they share counted once."
+    pids, total = [pid or os.getpid()], 0
+    for pid in pids:
+        try:
+            pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+            total += next(int(line.split()[1]) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
+        except (OSError, StopIteration): pass
+    return total / 1024
+
+
+def peak_of(folder, positions, out):
+    "Highest memory while a model is asked, above what there was before."
+    seen, source = [], as_source(str(folder), size=224)
+    class Watch(nn.Module):
+        def forward(self, x):
+            seen.append(own_memory())
+            return x.mean((2, 3)) @ torch.eye(3, 10)
+    before = own_memory()
+    answer_blocks(Watch(), source, [("clean", 0), ("impulse_noise", 1), ("contrast", 3)], Settings("imagenet-c", workers=2, show=False), positions)
+    Path(out).write_text(str(max(seen) - before))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from Linux's /proc")
+def test_memory_stays_flat(tmp_path):
+    "640 pictures of 224 pixels are 96 MB; a quarter of them takes as much memory as all."
+    draw = np.random.default_rng(0)
+    (tmp_path / "set/a").mkdir(parents=True)
+    for i in range(640): Image.fromarray(draw.integers(0, 256, (28, 28, 3), dtype=np.uint8)).resize((224, 224)).save(tmp_path / f"set/a/{i:04}.jpg")
+    found = {}
+    for n in (160, 640):
+        assert forked(peak_of, tmp_path / "set", range(n), tmp_path / "peak") == 0
+        found[n] = float((tmp_path / "peak").read_text())
+    assert found[640] < 300 and found[640] - found[160] < 40, found
+
+
+# --- sets on disk ---
+
+def set_killed_at(block, source, out, *options):
+    "Writing that ends its process when the n-th block is to be entered."
+    entered, count = corrupted_sets.enter, []
+    def enter(*what):
+        count.append(1)
+        if len(count) == block: os.kill(os.getpid(), signal.SIGKILL)
+        entered(*what)
+    corrupted_sets.enter = enter
+    write_set(source, out, ["shot_noise", "fog"], [1, 5], workers=options[0], form="png", show=False)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "pictures"])
+def test_a_set_is_written_to_identical_bytes_whatever_happens(tmp_path, kind):
+    source = images(200) if kind == "arrays" else str(pictures(tmp_path / "set", 200))
+    assert forked(set_killed_at, 0, source, tmp_path / "whole", 0) == 0
+    for block, workers in ((1, 0), (2, 2), (2, 0)):
+        assert forked(set_killed_at, block, source, tmp_path / "torn", workers) == -signal.SIGKILL
+        assert not (tmp_path / "torn/manifest.json").exists()
+    assert forked(set_killed_at, 0, source, tmp_path / "torn", 2) == 0
+    whole = folder_bytes(tmp_path / "whole")
+    assert folder_bytes(tmp_path / "torn") == whole and not any(name.startswith(".") for name in whole)
+    assert len(whole) == (4 if kind == "arrays" else 200 * 4 + 4 + 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_published_layout_of_arrays_reads_back(tmp_path, channels):
+    "Five severities one after the other, channels last, labels as often; as `evaluate` corrupts, image by image."
+    data = sample("mnist" if channels == 1 else "cifar10", "test").take(slice(0, 66))
+    manifest = write_set(data, tmp_path / "c", ["impulse_noise"], show=False)
+    array, labels = np.load(tmp_path / "c/impulse_noise.npy"), np.load(tmp_path / "c/labels.npy")
+    side = data.x.shape[-1]
+    assert array.shape == (5 * 66, side, side, channels) and array.dtype == np.uint8 and labels.tolist() == 5 * data.y.tolist()
+    for severity in (1, 4):
+        again = torch.from_numpy(array[66 * (severity - 1):66 * severity]).permute(0, 3, 1, 2)
+        assert torch.equal(again[64:], corrupt_unit(data.x[64:], 64, "impulse_noise", severity, "cifar10-c"))
+    assert set(manifest["files"]) == {"impulse_noise.npy", "labels.npy"} and manifest["constants"]["impulse_noise"]["1"] == [0.01]
+    assert json.loads((tmp_path / "c/manifest.json").read_text()) == manifest
+
+
+def test_large_pictures_keep_their_size_and_jpeg_is_imagenet_cs(tmp_path):
+    draw = np.random.default_rng(0)
+    (tmp_path / "set/dog").mkdir(parents=True)
+    Image.fromarray(draw.integers(0, 256, (30, 45, 3), dtype=np.uint8)).resize((900, 600)).save(tmp_path / "set/dog/x.jpeg")
+    write_set(str(tmp_path / "set"), tmp_path / "out", ["frost", "snow", "zoom_blur"], [3], own_size=True, show=False)
+    for name in ("frost", "snow", "zoom_blur"):
+        with Image.open(tmp_path / f"out/{name}/3/dog/x.JPEG") as picture:
+            assert picture.size == (900, 600) and picture.format == "JPEG" and picture.quantization[0][0] == 5  # 16 of the standard's table at quality 85: (16 * 30 + 50) // 100
