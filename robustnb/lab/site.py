@@ -8,8 +8,9 @@ __all__ = ['STAGE', 'RESULTS', 'VERDICTS', 'KINDS', 'LABEL', 'EQUATION', 'CAPTIO
            'MARK', 'SiteError', 'page_notebook', 'describe_pictures', 'first_page', 'fill_papers', 'site_description',
            'commit_of', 'verdicts_of', 'tally', 'glance_row', 'glance', 'nbs_files', 'stage', 'number_labels',
            'number_markdown', 'number_references', 'known_tex', 'formula', 'lift_captions', 'draw_formulas',
-           'PlainSite', 'render_smalldocs', 'render_quarto', 'css_urls', 'PageReader', 'page_problems', 'target',
-           'check', 'refuse_foreign', 'put_in_place', 'recover', 'build', 'QuietHandler', 'server', 'serve']
+           'on_all_cores', 'finish_page', 'PlainSite', 'render_smalldocs', 'render_quarto', 'read_page', 'css_urls',
+           'PageReader', 'page_problems', 'target', 'check', 'refuse_foreign', 'put_in_place', 'recover', 'build',
+           'QuietHandler', 'server', 'serve']
 
 # %% ../../nbs/lab/42_site.ipynb #3a1dc1df
 import collections
@@ -19,25 +20,29 @@ import html
 import http.server
 import importlib.resources
 import json
+import multiprocessing
 import os
 import posixpath
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import smalldocs.config
+import smalldocs.highlight
 import smalldocs.site
 import yaml
 from filelock import FileLock
 from latex2mathml.converter import convert
 
 from .verdicts import verdicts
-from ..basics import nearest, progress
+from ..basics import nearest, progress, usable_cores
 from .pages import (banners, code_cell, directives, expand_sidebar, exported_names, find_run, footer,
                                 front_matter, library_cells, link_names, load_notebook, markdown, module_name,
                                 natural, outside_code, raw, result_cells)
@@ -330,6 +335,25 @@ def draw_formulas(page: str) -> str:
     return CAPTION.sub(lambda m: m[1] + inner(m[3]) + m[4], page)
 
 # %% ../../nbs/lab/42_site.ipynb #0e176815
+def on_all_cores(
+    function: Callable,  # in this module
+    paths: list[Path],
+    what: str,  # is done, for the progress bar
+) -> list:  # what it returns for each
+    "Apply a function to files in several processes, which start as copies of this one where the system can do that."
+    kind = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    with ProcessPoolExecutor(usable_cores(), multiprocessing.get_context(kind)) as pool:
+        return list(progress(pool.map(function, paths, chunksize=4), what, len(paths)))
+
+
+def finish_page(path: Path) -> None:
+    "Draw the formulas of a rendered page and lift its captions."
+    path.write_text(lift_captions(draw_formulas(path.read_text(encoding="utf-8"))), encoding="utf-8")
+
+
+smalldocs.highlight.css_class = functools.lru_cache(maxsize=None)(smalldocs.highlight.css_class)  # the same few, half a million times
+
+
 class PlainSite(smalldocs.site.Site):
     "smalldocs' site, with a progress bar and without the script that draws formulas."
 
@@ -356,8 +380,7 @@ def render_smalldocs(staged: Path) -> Path:
     site.build()
     for warning in site.warnings:
         if not any(word in warning for word in EXPECTED): print(f"smalldocs: {warning}", file=sys.stderr)
-    for path in site.out.rglob("*.html"):
-        path.write_text(lift_captions(draw_formulas(path.read_text(encoding="utf-8"))), encoding="utf-8")
+    on_all_cores(finish_page, sorted(site.out.rglob("*.html")), "drawing formulas")
     return site.out
 
 
@@ -378,6 +401,11 @@ UNLOADED = {"canonical", "alternate", "next", "prev", "author", "license"}  # <l
 CSS_URL = re.compile(r"""url\(\s*["']?([^"')]+)|@import\s+["']([^"']+)""")
 SCRIPT_URL = re.compile(r"""(?:\bfrom|\bimport|\bfetch|\.src\s*=)\s*\(?\s*["'`]((?:https?:)?//[^"'`]+)""")
 OPAQUE = {"pre", "code", "script", "style", "math", "textarea"}
+
+
+def read_page(path: Path) -> "PageReader":
+    "Read a page of the site."
+    return PageReader(path.read_text(encoding="utf-8"))
 
 
 def css_urls(css: str) -> list[str]:
@@ -476,10 +504,8 @@ def check(
     rendered."""
     out = Path(out).resolve()
     paths = sorted(out.rglob("*.html"))
-    readers = {
-        p.relative_to(out).as_posix(): PageReader(p.read_text(encoding="utf-8"))
-        for p in progress(paths, "checking pages", len(paths))
-    }
+    read = on_all_cores(read_page, paths, "checking pages")
+    readers = {p.relative_to(out).as_posix(): reader for p, reader in zip(paths, read, strict=True)}
     problems = [
         f"{page}: {problem}" for page in readers for problem in dict.fromkeys(page_problems(out, page, readers))
     ]
