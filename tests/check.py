@@ -65,7 +65,7 @@ CHECKS = {
     "notebooks clean": lambda: in_copy("nbdev_clean", "nbs", "*.ipynb", "carries metadata; run nbdev_clean"),
     "layers": lambda: run("lint-imports", "--no-cache"),
     "notebooks run (nbdev_test)": lambda: notebooks_run("--n_workers", "2", "--do_print", OMP_NUM_THREADS="1"),
-    "pytest": lambda: run(sys.executable, "-m", "pytest", "--durations=8"),
+    "pytest": lambda: run(sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "--durations=8", OMP_NUM_THREADS="1"),
 }
 
 

@@ -18,7 +18,7 @@ from robustnb.corruptions import REGISTRY, corrupt
 from robustnb.images import sample
 from robustnb.models import MODELS, create
 from robustnb.operations import OPERATIONS
-from robustnb.training import Objective, Recipe, fit
+from robustnb.training import CrossEntropy, Objective, Recipe, fit
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 PHOTOS = sample("cifar10").take(slice(0, 6))
@@ -162,7 +162,7 @@ def with_defaults(kind: type) -> Objective | None:
     if hasattr(kind, "example"): return kind.example()
     net = lambda: create("resnet20", seed=3)
     known = {"policy": policy, "eps": lambda: 0.03, "models": lambda: [net(), net()], "target": lambda: sample("cifar10").take(slice(60, 120)),
-             "teacher": net, "augment": lambda: (lambda x, generator: x.flip(-1)), "beta": lambda: 1.0, "step": lambda: 0.01, "steps": lambda: 1}
+             "inner": CrossEntropy, "teacher": net, "augment": lambda: (lambda x, generator: x.flip(-1)), "beta": lambda: 1.0, "step": lambda: 0.01, "steps": lambda: 1}
     needed = {n: p for n, p in inspect.signature(kind).parameters.items() if p.default is p.empty or n == "policy" and p.default is None}
     needed = {n: p for n, p in needed.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     if not set(needed) <= set(known): return None
