@@ -12,7 +12,7 @@ __all__ = ['TEMPERATURE', 'CHOSEN_BY', 'TECHNIQUES', 'BENCH', 'NETS', 'PS', 'SMA
            'run_bench_cell', 'MaskingCell', 'Rounded', 'slopes', 'run_masking_cell', 'small', 'bench_cells',
            'masking_cells', 'Experiment']
 
-# %% ../../../nbs/papers/techniques/10_protocol.ipynb #5c84a302
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #a161de8e
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -28,11 +28,12 @@ from ...attacks import label_loss
 from ...augment import Augmentation, PadCrop, PartNoise, Turn
 from ...basics import atomic_write, nearest
 from ...images import ImageSet
-from ...layers import mode
+from ...cifar_resnet import resnet20
+from ...layers import mode, seeded
 from ...mixing import CutMix, Mixup
-from ...models import create
 from .columns import answered, attacked, correlation, drawn, images_of, small_net
 from ...skip_nets import SkipNet
+from ...small_nets import LeNet5
 from ...training import CrossEntropy, Objective, Recipe, fit
 from ...training_sets import imbalance
 from ...transfer import DecayedWeights, Stopping
@@ -62,7 +63,7 @@ class BenchCell:
     n_attacked: int = 300  # of them under FGSM, PGD and transfer; 0: no attack
     n_worst: int = 100  # of them under the worst case
 
-# %% ../../../nbs/papers/techniques/10_protocol.ipynb #3066438f
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #c9c45e76
 @dataclass
 class Made:
     "What a technique made."
@@ -79,8 +80,8 @@ def recipe_of(cell: BenchCell, **changes) -> Recipe:
 
 def fresh(cell: BenchCell, **options) -> nn.Module:  # options of the net: batch_norm, dropout
     "The net of a cell before training."
-    if cell.data == "cifar10": return create("resnet20", seed=1000 * cell.seed, **options)
-    return small_net(1000 * cell.seed, **options)
+    if cell.data != "cifar10": return small_net(1000 * cell.seed, **options)
+    with seeded(1000 * cell.seed): return resnet20(**options)
 
 
 def sets_of(cell: BenchCell) -> tuple[ImageSet, ImageSet]:  # training images, held-out images
@@ -135,7 +136,7 @@ def noise(cell, context): return augmented(cell, context, PartNoise(0.2, 1.0))
 def mixup(cell, context): return train(cell, context, fresh(cell), Mixup())
 def cutmix(cell, context): return train(cell, context, fresh(cell), CutMix())
 
-# %% ../../../nbs/papers/techniques/10_protocol.ipynb #9fdf7cdf
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #7b4c5ea9
 def fgsm(cell, context): return train(cell, context, fresh(cell), AdversarialTraining("fgsm", cell.eps, ramp=0.0, watch=0))
 def fgsm_rs(cell, context): return train(cell, context, fresh(cell), AdversarialTraining("fgsm_rs", cell.eps, ramp=0.0, watch=0))
 def pgd(cell, context): return train(cell, context, fresh(cell), AdversarialTraining("pgd", cell.eps, steps=4, watch=0))
@@ -155,7 +156,8 @@ def fine_tuned(cell, context):
 def foreign(cell: BenchCell, context) -> nn.Module:
     "The net of another architecture whose adversarial images test transfer."
     made = like(cell, "foreign", 50)
-    return train(made, context, create("lenet5_relu_max", seed=1000 * made.seed) if cell.data != "cifar10" else create("resnet20", seed=1000 * made.seed)).net
+    with seeded(1000 * made.seed): net = resnet20() if cell.data == "cifar10" else LeNet5(variant="relu_max")
+    return train(made, context, net).net
 
 
 def ensemble_adversarial(cell, context):
@@ -219,8 +221,12 @@ def variational_row(cell, context):
     made = train(cell, context, bayesian(clean.net), ELBO(), recipe_of(cell, epochs=max(1, cell.epochs // 5)), clean.passes)
     return Made(Sampled(made.net, variational, 10, cell.seed), None, made.passes, {"forward": 10})
 
-# %% ../../../nbs/papers/techniques/10_protocol.ipynb #13e2929c
-def skip_net(cell, context, kind: str): return train(cell, context, SkipNet(kind, 1, (8, 16, 32), in_channels=1 if cell.data != "cifar10" else 3, statistics=None))
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #dd99418d
+def skip_net(cell, context, kind: str):
+    with seeded(1000 * cell.seed): net = SkipNet(kind, 1, (8, 16, 32), in_channels=1 if cell.data != "cifar10" else 3, statistics=None)
+    return train(cell, context, net)
+
+
 def net_plain(cell, context): return skip_net(cell, context, "plain")
 def net_skip(cell, context): return skip_net(cell, context, "skip")
 def net_attention(cell, context): return skip_net(cell, context, "attention")
