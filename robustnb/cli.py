@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['app', 'out', 'Profile', 'Records', 'Workers', 'Stale', 'DataDir', 'records_app', 'data_app', 'MENDABLE', 'HEAVY',
-           'about', 'shown_path', 'quoted_experiments', 'executed_profile', 'list_notebooks', 'summary',
-           'reproduce_notebooks', 'run_cells_of', 'records_default', 'list_records', 'promote_records', 'check_records',
-           'verify_records', 'tell', 'attest_records', 'replay_records', 'show_claims', 'chosen_conditions',
-           'baseline_of', 'shard_of', 'write_card', 'going_on', 'evaluate_model', 'list_weights', 'merge_shards',
-           'corrupt_set', 'pages_from_records', 'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data',
-           'check_data', 'mendable', 'main']
+           'about', 'shown_path', 'quoted_experiments', 'executed_profile', 'list_notebooks', 'summary', 'data_of',
+           'data_needed', 'with_data', 'reproduce_notebooks', 'run_cells_of', 'records_default', 'list_records',
+           'promote_records', 'check_records', 'verify_records', 'tell', 'attest_records', 'replay_records',
+           'show_claims', 'chosen_conditions', 'baseline_of', 'shard_of', 'write_card', 'going_on', 'evaluate_model',
+           'list_weights', 'merge_shards', 'corrupt_set', 'pages_from_records', 'build_site', 'rerun_here', 'image_set',
+           'fetch_data', 'where_data', 'check_data', 'mendable', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import hashlib
@@ -19,7 +19,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -33,9 +34,9 @@ from .lab.experiments import CellsFailed, environment, run_experiment, usable_co
 from .lab.registry import ChoiceError, check_choice
 from .lab.records import (PROFILES, RecordError, Store, check, declare, open_store, promote, repository,
                                   replayed, state, verify)
-from .lab.reproduce import (RENDERED, Notebook, NotebookError, Outcome, fullest, notebooks, parse_setting,
+from .lab.reproduce import (RENDERED, Notebook, NotebookError, Outcome, choose, fullest, notebooks, parse_setting,
                                     render, reproduce)
-from .lab.registry import experiments, papers
+from .lab.registry import experiments, find_experiment, papers
 
 # %% ../nbs/66_cli.ipynb #aeaa090b
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -92,6 +93,45 @@ def summary(outcomes: list[Outcome]) -> str:  # e.g. "3 notebooks: 2 done, 1 fai
     return f"{len(outcomes)} notebook{'s' * (len(outcomes) != 1)}: {', '.join(counts) or 'nothing to do'}"
 
 
+def data_of(cell) -> set[str]:
+    "The data sets that a cell and the cells inside it name."
+    inner = [getattr(cell, f.name) for f in fields(cell)]
+    own = {text.partition("/")[0] for f, text in zip(fields(cell), inner) if f.name == "data" and isinstance(text, str)}
+    return own.union(*(data_of(part) for part in inner if is_dataclass(part)))
+
+
+def data_needed(
+    chosen: list[Notebook],
+    profile: str,  # smoke | quick | reduced | full
+) -> dict[str, set[str]]:  # notebook -> data sets of the cells that it would run
+    "Which data sets a selected run needs. An experiment that has no cells in the profile needs none."
+    from robustnb.data import READERS
+    from robustnb.formats import DataError
+
+    known, sets = experiments(), {}
+    for notebook in chosen:
+        cells = []
+        for name in quoted_experiments(notebook, list(known)):
+            with suppress(ValueError, DataError): cells += find_experiment(name, known).cells(profile)  # none in this profile, or here
+        sets[notebook.name] = {name for cell in cells for name in data_of(cell) if name in READERS}
+    return sets
+
+
+def with_data(
+    names: list[str],  # notebooks as they were asked for
+    profile: str,
+) -> tuple[list[str], list[str]]:  # those that can run; those that cannot
+    "Fetch what a run needs before its first notebook, and tell once what cannot be had."
+    from robustnb.data import prepare
+
+    check_choice(profile, PROFILES, "profile")
+    chosen = choose(names, notebooks())
+    needed = data_needed(chosen, profile)
+    lacking = {name for name, reason in prepare(sorted(set().union(*needed.values()))).items() if reason}
+    without = [name for name, sets in needed.items() if sets & lacking]
+    return [n.name for n in chosen if n.name not in without], without
+
+
 @app.command("reproduce")
 def reproduce_notebooks(
     names: Annotated[list[str] | None, typer.Argument(help="study/rq1, rq1, study, 'study/*' ... [default: all]", show_default=False)] = None,
@@ -105,7 +145,12 @@ def reproduce_notebooks(
     data_dir: DataDir = None,
 ) -> None:
     "Execute result notebooks. What is up to date is skipped; what was interrupted goes on."
-    start = time.monotonic()
+    start, without = time.monotonic(), []
+    if data_dir: os.environ["ROBUSTNB_DATA"] = str(data_dir.resolve())
+    if profile != "smoke":
+        names, without = with_data(names or [], profile)
+        if without: out.print(f"not run, for want of data: {', '.join(without)}", markup=False)
+        if not names: raise typer.Exit(1)
     try:
         outcomes = reproduce(names or [], profile, dict(map(parse_setting, settings or [])), records and records.resolve(), reuse, workers, force, stale, data_dir)
     except KeyboardInterrupt:
@@ -114,7 +159,7 @@ def reproduce_notebooks(
     out.print(f"{summary(outcomes)}, in {time.monotonic() - start:.0f} s")
     for o in outcomes:
         if o.status == "failed": out.print(f"failed: {o.name}  {shown_path(o.path)}", markup=False)
-    if any(o.status == "failed" for o in outcomes): raise typer.Exit(1)
+    if without or any(o.status == "failed" for o in outcomes): raise typer.Exit(1)
 
 # %% ../nbs/66_cli.ipynb #d6bfa569
 @app.command("run")

@@ -182,3 +182,16 @@ def test_data_where(checkout, robustnb, monkeypatch):
     (checkout / "cache/data/mnist-train.npz").write_bytes(b"x" * 100_000)
     status, printed, _ = robustnb("data", "where")
     assert status == 0 and "(not set)" in printed and "mnist-train.npz  0.1 MB" in printed
+
+
+def test_a_run_fetches_first_what_its_notebooks_need(monkeypatch, capsys):
+    from robustnb import cli, data
+
+    asked = []
+    def prepare(names):
+        asked.append(names)
+        return {name: "" if name == "mnist" else "no network" for name in names}
+    monkeypatch.setattr(data, "prepare", prepare)
+    ready, without = cli.with_data(["study/rq1", "eriep/fig2", "dem_hec/errata"], "quick")
+    assert asked == [["cifar10", "mnist"]]
+    assert ready == ["dem_hec/errata", "study/rq1"] and without == ["eriep/fig2"]
