@@ -50,7 +50,7 @@ class PretrainCell:
 
 PROTOCOLS = {
     "smoke": dict(data="sample", train_images=200, epochs=2, batch=50),
-    "quick": dict(train_images=20_000, epochs=4, batch=128, warmup=0.5, precision="bf16"),
+    "quick": dict(train_images=20_000, epochs=4, batch=128, warmup=0.5),
     "reduced": dict(epochs=25, batch=128, warmup=0.5, precision="bf16"),
     "full": {},
 }

@@ -142,11 +142,11 @@ def setting_of(cell: DemHecCell) -> str:
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #80fca350
 PROTOCOLS = {
     "smoke": dict(
-        train_images=100, epochs=1, batch=50, warmup=0.5, precision="bf16", images=50,
+        train_images=100, epochs=1, batch=50, warmup=0.5, images=50,
         corruptions=("gaussian_noise", "pixelate"), severities=(1, 5), entropies=20,
     ),
     "quick": dict(
-        train_images=1_000, epochs=2, warmup=0.2, precision="bf16", images=500, corruptions=SEVEN, severities=(1, 3, 5)
+        train_images=1_000, epochs=2, warmup=0.2, images=500, corruptions=SEVEN, severities=(1, 3, 5)
     ),
     "reduced": dict(train_images=5_000, epochs=3, warmup=0.3, precision="bf16", images=1_000), "full": {},
 }

@@ -88,7 +88,7 @@ PROTOCOLS = {
         sigmas=(0.2, 0.4),
     ),
     "quick": dict(
-        train_images=2_000, epochs=3, precision="bf16", search_images=2_000, search_epochs=5, images=500,
+        train_images=2_000, epochs=3, search_images=2_000, search_epochs=5, images=500,
         sigmas=(0.2, 0.4),
     ),
     "reduced": dict(train_images=4_000, epochs=15, precision="bf16", images=2_000), "full": {},
