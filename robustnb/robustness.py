@@ -174,7 +174,7 @@ def measure(
     benchmark: str | None = None,  # whose constants; None: by the size of the images
     cache: MutableMapping[str, Tensor] | str | Path | None = None,  # a folder, or condition -> answers, to go on from; of this model and these images alone
     positions: Sequence[int] | None = None,  # of some images in the source; None: all
-    **options,  # of `Settings`: seed, batch, dtype, device, workers, shard, corrupt_on, channels_last, show
+    **options,  # of `Settings`: seed, batch, dtype, device, workers, shard, corrupt_on, channels_last, show, executor
 ) -> Answers:
     "Put a model through every corruption at every severity, block by block."
     source = as_source(images)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROOM', 'unit_of', 'stream_seed', 'one_thread', 'corrupt_unit', 'Job', 'Piece', 'whole_units', 'pieces', 'Work',
            'as_it_is', 'loader', 'warm', 'trim', 'default_workers', 'packed', 'unpacked', 'Journal', 'Settings', 'plan',
-           'Bar', 'ask_piece', 'join_blocks', 'answer_blocks']
+           'Bar', 'ask_piece', 'join_blocks', 'answer_on_ray', 'answer_blocks']
 
 # %% ../nbs/50c_streaming.ipynb #0b469ee0
 import base64
@@ -14,9 +14,10 @@ import gc
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -261,11 +262,13 @@ class Settings:
     corrupt_on: str = "cpu"  # cpu: in the workers; device: where the model is, with that device's own draws
     channels_last: bool = False
     show: bool = True  # a progress bar
+    executor: str = "local"  # local, or ray: on the cluster of RAY_ADDRESS
 
     def __post_init__(self):
         i, n = self.shard
         if not (isinstance(i, int) and isinstance(n, int) and 0 <= i < n): raise ValueError(f"shard must be (i, n) with i from 0 to n - 1, such as (0, 2) and (1, 2); got {self.shard}")
         if self.corrupt_on not in ("cpu", "device"): raise ValueError(f"corrupt_on must be cpu or device, got {self.corrupt_on!r}")
+        if self.executor not in ("local", "ray"): raise ValueError(f"executor must be local or ray, got {self.executor!r}")
         if self.batch < 1: raise ValueError(f"batch must be at least 1, got {self.batch}")
 
     def key(self, row: tuple[str, int]) -> str:
@@ -332,6 +335,37 @@ def join_blocks(
     return torch.stack([torch.cat([found[b][k] for b in sorted(blocks)], 1) for k in keys])
 
 
+def answer_on_ray(
+    model: Callable[[Tensor], Tensor],
+    source: Source,
+    rows: Sequence[tuple[str, int]],
+    settings: Settings,
+    positions: Sequence[int] | None = None,
+    kept: Journal | None = None,
+) -> None:
+    "Answer what `kept` lacks as tasks of a Ray cluster, four shards for each of its processors."
+    try: import ray
+    except ImportError: raise ModuleNotFoundError("executor='ray' needs Ray: pip install 'robustnb[cluster]'") from None
+    if not ray.is_initialized(): ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
+    (first, step), keys = settings.shard, {row: settings.key(row) for row in rows}
+    n = step * max(1, 4 * int(ray.cluster_resources().get("CPU", 1)))
+    needs = dict(num_cpus=1, num_gpus=int(torch.device(settings.device or "cpu").type == "cuda"), max_retries=3)
+    shared, waiting = ray.put((model, source)), {}
+    def on_worker(shared, part): return answer_blocks(*shared, rows, part, positions)
+    task, found = ray.remote(**needs)(on_worker), kept.read()
+    for i in range(first, n, step):
+        blocks = plan(len(source), positions, (i, n))
+        if any(k not in found.get(b, {}) for b in blocks for k in keys.values()):
+            waiting[task.remote(shared, replace(settings, shard=(i, n), workers=0, executor="local", show=False))] = blocks
+    with Bar(sum(len(p) for blocks in waiting.values() for p in blocks.values()) * len(rows), 0, settings.show) as bar:
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            blocks, table = waiting.pop(done), ray.get(done)
+            for (b, places), part in zip(blocks.items(), table.split(list(map(len, blocks.values())), 2)):
+                kept.add(b, {keys[row]: answers for row, answers in zip(rows, part)})
+                bar.add(len(places) * len(rows))
+
+
 def answer_blocks(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     source: Source,
@@ -343,6 +377,10 @@ def answer_blocks(
     "Put a model through every condition, block by block."
     weights = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     device = torch.device(settings.device or ("cpu" if weights is None else weights.device))
+    if settings.executor == "ray":
+        with tempfile.TemporaryDirectory() as own:
+            answer_on_ray(model, source, rows, settings, positions, kept := kept or Journal(own))
+            return answer_blocks(model, source, rows, replace(settings, executor="local", show=False), positions, kept)
     blocks, found = plan(len(source), positions, settings.shard), kept.read() if kept else {}
     if not blocks: raise ValueError(f"{source.name} holds no images" + (f" for shard {settings.shard[0]} of {settings.shard[1]}" if len(source) else ""))
     keys = {row: settings.key(row) for row in rows}

@@ -306,3 +306,31 @@ def test_large_pictures_keep_their_size_and_jpeg_is_imagenet_cs(tmp_path):
     for name in ("frost", "snow", "zoom_blur"):
         with Image.open(tmp_path / f"out/{name}/3/dog/x.JPEG") as picture:
             assert picture.size == (900, 600) and picture.format == "JPEG" and picture.quantization[0][0] == 5  # 16 of the standard's table at quality 85: (16 * 30 + 50) // 100
+
+
+def test_ray_spreads_blocks(monkeypatch, tmp_path):
+    "On a cluster that is played by this process: the same bytes, and what is kept is not asked again."
+    import sys
+    import types
+
+    started = []
+    def remote(**needs):
+        def wrap(work):
+            def start(*arguments):
+                started.append(arguments)
+                return len(started) - 1
+            wrap.work = work
+            return types.SimpleNamespace(remote=start)
+        remote.wrap = wrap
+        return wrap
+    ray = types.SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 1.0}, remote=remote, put=lambda x: x,
+                                wait=lambda refs, num_returns: ([refs[-1]], refs[:-1]), get=lambda ref: remote.wrap.work(*started[ref]))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    data, model = as_source(images()), Sums()
+    whole = answer_blocks(model, data, ROWS, Settings("cifar10-c", show=False), kept=Journal(tmp_path / "one"))
+    spread = answer_blocks(model, data, ROWS, Settings("cifar10-c", show=False, executor="ray"), kept=Journal(tmp_path / "ray"))
+    assert torch.equal(spread, whole) and len(started) == 4
+    for name in ("one", "ray"): Journal(tmp_path / name).settle()
+    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "ray")
+    answer_blocks(model, data, ROWS, Settings("cifar10-c", show=False, executor="ray"), kept=Journal(tmp_path / "ray"))
+    assert len(started) == 4
