@@ -423,6 +423,7 @@ def evaluate_model(
     workers: Annotated[int | None, typer.Option(help="Processes that read and corrupt; 0: none [default: as many as there are cores]", min=0, show_default=False)] = None,
     shard: Annotated[str, typer.Option(help="i/n: only every n-th block of 64 images, from block i on; put together by robustnb merge")] = "0/1",
     corrupt_on: Annotated[str, typer.Option(help="cpu, or device: on the graphics card, with its own draws")] = "cpu",
+    executor: Annotated[str, typer.Option(help="local, or ray for a cluster (RAY_ADDRESS)")] = "local",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Images in the layout that convolutions on graphics cards like best")] = False,
     data_dir: DataDir = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Where the report goes [default: a folder of its own in robustness/]", show_default=False)] = None,
@@ -454,7 +455,7 @@ def evaluate_model(
         if isinstance(opened, torch.nn.Module): opened = opened.to(place)
         for word, text in assumed.items(): out.print(f"{word}: {text}", markup=False)
         if expect is not None and (wrong := scorecard.not_as_expected(Answering(opened, model), source, expect, chosen, batch, place, dtype)): raise ChoiceError(wrong)
-        settings = Settings(whose, seed, batch, dtype, place, workers, part, corrupt_on, channels_last)
+        settings = Settings(whose, seed, batch, dtype, place, workers, part, corrupt_on, channels_last, executor=executor)
         drawn = "cpu" if corrupt_on == "cpu" else torch.device(place).type
         clear = lambda text: "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(text).name)
         answering = scorecard.identity(model, opened, source, f"{precision} {normalize} {chosen} {drawn}")
@@ -467,7 +468,7 @@ def evaluate_model(
         if part != (0, 1): asked.write(above)
     except (ValueError, RuntimeError, OSError, AssertionError) as error: raise ChoiceError(scorecard.first_line(error)) from None
     start = time.monotonic()
-    with going_on(): answers = measure(Answering(opened, model), source, names, levels, whose, asked.folder(above), chosen, seed=seed, batch=batch, dtype=dtype, device=place, workers=workers, shard=part, corrupt_on=corrupt_on, channels_last=channels_last)
+    with going_on(): answers = measure(Answering(opened, model), source, names, levels, whose, asked.folder(above), chosen, seed=seed, batch=batch, dtype=dtype, device=place, workers=workers, shard=part, corrupt_on=corrupt_on, channels_last=channels_last, executor=executor)
     if part != (0, 1): return out.print(f"shard {shard}: {len(answers):,} of {sum(every.values()):,} images, {len(rows)} conditions, {time.monotonic() - start:.0f} s; when all shards are done: robustnb merge {shown_path(above)} ... --out FOLDER", markup=False)
     asked.facts |= scorecard.passing_facts(" ".join(["robustnb", *sys.argv[1:]]))
     write_card(asked, answers, target)
