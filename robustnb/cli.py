@@ -7,9 +7,10 @@ __all__ = ['app', 'out', 'Profile', 'Records', 'Workers', 'Stale', 'DataDir', 'r
            'about', 'shown_path', 'quoted_experiments', 'executed_profile', 'list_notebooks', 'summary', 'data_of',
            'data_needed', 'with_data', 'reproduce_notebooks', 'run_cells_of', 'records_default', 'list_records',
            'promote_records', 'check_records', 'verify_records', 'tell', 'attest_records', 'replay_records',
-           'show_claims', 'chosen_conditions', 'baseline_of', 'shard_of', 'write_card', 'going_on', 'evaluate_model',
-           'list_weights', 'merge_shards', 'corrupt_set', 'pages_from_records', 'build_site', 'rerun_here', 'image_set',
-           'fetch_data', 'where_data', 'check_data', 'mendable', 'main']
+           'show_claims', 'chosen_conditions', 'baseline_of', 'published_set', 'published_rows', 'clean_images',
+           'evaluate_published', 'shard_of', 'write_card', 'going_on', 'evaluate_model', 'list_weights', 'merge_shards',
+           'corrupt_set', 'pages_from_records', 'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data',
+           'check_published', 'check_data', 'mendable', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import hashlib
@@ -20,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -370,6 +371,95 @@ def baseline_of(given: str | None):  # -> a published baseline's name, a table, 
     check_baseline(table)
     return table
 
+# %% ../nbs/66_cli.ipynb #6d62d5d1
+def published_set(data: str, class_index: Path | None, size: int | None):  # -> PublishedSet | None
+    "A published set, where the path shows one."
+    from robustnb.published import open_published
+
+    try: return open_published(data, class_index, size)
+    except (ValueError, RuntimeError, OSError) as error: raise ChoiceError(str(error)) from None
+
+
+def published_rows(published, corruptions: str, severities: str, subset: str) -> list[tuple[str, int]]:
+    "The conditions of a published set that were asked for."
+    from robustnb.published import FORMS
+
+    if FORMS[published.form].layout not in ("arrays", "severities"):
+        names = [word.strip() for word in corruptions.split(",")] if corruptions else []
+        for name in names: check_choice(name, tuple(n for n, _ in published.rows), "condition of this set")
+        return [row for row in published.rows if not names or row[0] in names]
+    names, levels = chosen_conditions(corruptions, severities, subset)
+    rows = [(n, s) for n in names for s in levels if (n, s) in published.rows]
+    if corruptions: check_choice(next((n for n in names if (n, levels[0]) not in published.rows), names[0]), tuple(dict.fromkeys(n for n, _ in published.rows)), "corruption in this set")
+    if lacking := len(names) * len(levels) - len(rows): out.print(f"note: {published.name} lacks {lacking} of {len(names) * len(levels)} conditions")
+    if not rows: raise ChoiceError(f"{published.name} has none of these conditions; it has {', '.join(dict.fromkeys(n for n, _ in published.rows))}")
+    return rows
+
+
+def clean_images(published, given: str | None, data_dir: Path | None):  # -> Source | None
+    "The images that were corrupted: as given, or where they are at hand."
+    from robustnb.formats import READERS
+    from robustnb.published_scores import clean_as_published
+    from robustnb.sources import open_source
+
+    if given: return clean_as_published(open_source(given, data_dir=data_dir), published)
+    if published.clean not in READERS: return None
+    with environment(ROBUSTNB_OFFLINE="1"):
+        try: source = clean_as_published(open_source(published.clean, data_dir=data_dir), published)
+        except (ValueError, RuntimeError, OSError): return None
+    labels = published.source(published.rows[0]).labels
+    return source if source.labels is not None and source.labels.equal(labels) else None
+
+
+def evaluate_published(published, rows: list[tuple[str, int]], model: str, weights: Path | None, normalize: str | None, expect: float | None, images: int | None,
+                       baseline: str | None, clean: str | None, data_dir: Path | None, folder: Path | None, precision: str, options: dict) -> None:
+    "`evaluate` on a published set."
+    import torch
+
+    from robustnb import scorecard
+    from robustnb.hubs import find_hub, prepared_source
+    from robustnb.opening import Answering
+    from robustnb.published import FORMS
+    from robustnb.published_scores import OnlyOutputs, PublishedCard, measure_published
+    from robustnb.robustness import Answers, baseline_errors
+    from robustnb.sources import balanced_positions
+
+    start = time.monotonic()
+    try:
+        hub = find_hub(model, weights)
+        pictures = hub and FORMS[published.form].layout == "classes"
+        prepared = lambda source: prepared_source(source, hub.preparation) if pictures else source
+        first = prepared(published.source(rows[0]))
+        unhurt = None if ("clean", 0) in rows else clean_images(published, clean, data_dir)
+        if unhurt is not None and not first.labels.equal(unhurt.labels): raise ChoiceError(f"{unhurt.name} ({len(unhurt):,} images) has other labels than {published.name} ({len(first):,}), so these are not the images that were corrupted")
+        head = replace(first.head(), name=published.clean or published.form.replace(".", "-").partition("-")[0])  # whose weights ship, perhaps
+        opened, assumed = scorecard.opened(hub or model, head, weights, normalize, published.outputs is not None)
+        against = baseline_of(baseline)
+        if against is not None: baseline_errors(Answers(rows, torch.zeros(0), torch.zeros(0), published.benchmark), against)
+        torch.zeros(1, device=options["device"])
+        if isinstance(opened, torch.nn.Module): opened = opened.to(options["device"])
+        answering = scorecard.identity(model, opened, first, f"{precision} {normalize} {images}")
+        asking = Answering(opened, model)
+        with torch.inference_mode(): many = asking(first.head(1).float().to(options["device"])).shape[1]
+        if published.outputs is not None and many != len(published.outputs): asking = OnlyOutputs(asking, published.outputs)
+        assumed = {**assumed, **published.notes, "clean images": unhurt.name if unhurt is not None else "in the set" if ("clean", 0) in rows else "not here, so there is no row for them (--clean)" if published.clean else "none"}
+        for word, text in assumed.items(): out.print(f"{word}: {text}", markup=False)
+        if expect is not None:
+            checked = prepared(unhurt) if unhurt is not None else prepared(published.source(("clean", 0))) if ("clean", 0) in rows else first if len(rows) == 1 else None
+            if checked is None: raise ChoiceError("--expect needs the clean images: give them with --clean")
+            if wrong := scorecard.not_as_expected(asking, checked, expect, balanced_positions(checked, images), options["batch"], options["device"], options["dtype"]): raise ChoiceError(wrong)
+        clear = lambda text: "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(text).name)
+        name = hashlib.sha256(repr((answering, rows, [published.stamp(row) for row in rows], assumed, against.to_csv() if hasattr(against, "to_csv") else against)).encode()).hexdigest()[:16]
+        target = scorecard.report_folder(folder, f"{clear(model)}-on-{clear(published.name)}", name)
+    except (ValueError, RuntimeError, OSError, AssertionError) as error: raise ChoiceError(scorecard.first_line(error)) from None
+    with going_on(): answers = measure_published(asking, published, rows, unhurt, images, (folder or Path("robustness")) / "answers" / answering, prepared, **options)
+    facts = {"model": model, "images": f"{published.name}: {len(answers):,} images of {' x '.join(map(str, first.shape[-2:]))} pixels, as published ({published.form})",
+             "constants": published.benchmark or "none of ours", **assumed, **scorecard.passing_facts(" ".join(["robustnb", *sys.argv[1:]]))}
+    card = PublishedCard(f"{Path(model).name} on {published.name}", facts, answers, against)
+    scorecard.write_report(card, target)
+    for row in card.summary.itertuples(): out.print(f"{row.quantity:30} {row.value:.3f}  [{row.low:.3f}, {row.high:.3f}]", markup=False)
+    out.print(f"{len(answers):,} images, {len(answers.rows)} conditions, {time.monotonic() - start:.0f} s; report: {shown_path(target / 'report.html')}", markup=False)
+
 # %% ../nbs/66_cli.ipynb #1342b5d6
 def shard_of(text: str) -> tuple[int, int]:
     "0/2 is the first of two shards."
@@ -403,7 +493,7 @@ def going_on() -> Iterator[None]:
 @app.command("evaluate")
 def evaluate_model(
     model: Annotated[str, typer.Argument(help="A network's name (resnet20, or torchvision's with its published weights, resnet50:IMAGENET1K_V1), timm:NAME, torchhub:REPO:NAME, hf:ORG/NAME, robustbench:NAME, a TorchScript, torch.export or ONNX file, or module:factory")],
-    data: Annotated[str, typer.Argument(help="mnist, cifar10 ..., or a folder with a subfolder of pictures for each class, or tar files such as 'shards/*.tar'")],
+    data: Annotated[str, typer.Argument(help="mnist, cifar10 ..., or a folder with a subfolder of pictures for each class, or tar files such as 'shards/*.tar'; a published set by its path (CIFAR-10-C, ImageNet-C, MNIST-C, CIFAR-10.1 ...), or imagenet-r:PATH (-a, -sketch, -v2)")],
     weights: Annotated[Path | None, typer.Option(help="A file, for a network by name, timm:NAME or module:factory; or a name that `robustnb weights` lists [default: that of the data set]", show_default=False)] = None,
     normalize: Annotated[str | None, typer.Option(help="cifar10, cifar100, imagenet or none: statistics that the model expects to be applied [default: as its hub says; else it takes pixels in 0..1]", show_default=False)] = None,
     expect: Annotated[float | None, typer.Option(help="Clean accuracy that the model should have, such as 0.76: checked first, on 500 images", min=0, max=1, show_default=False)] = None,
@@ -425,6 +515,7 @@ def evaluate_model(
     corrupt_on: Annotated[str, typer.Option(help="cpu, or device: on the graphics card, with its own draws")] = "cpu",
     executor: Annotated[str, typer.Option(help="local, or ray for a cluster (RAY_ADDRESS)")] = "local",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Images in the layout that convolutions on graphics cards like best")] = False,
+    clean: Annotated[str | None, typer.Option(help="Of a published set: the images that were corrupted, a data set or a folder [default: where they are in the cache]", show_default=False)] = None,
     data_dir: DataDir = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Where the report goes [default: a folder of its own in robustness/]", show_default=False)] = None,
 ) -> None:
@@ -432,6 +523,7 @@ def evaluate_model(
     import torch
 
     from robustnb import scorecard
+    from robustnb.formats import READERS
     from robustnb.hubs import find_hub, prepared_source
     from robustnb.opening import Answering
     from robustnb.robustness import Answers, baseline_errors, benchmark_for, conditions, measure
@@ -443,6 +535,13 @@ def evaluate_model(
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype, part = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision], shard_of(shard)
     for note in scorecard.namesakes(model, data): out.print(f"note: {note}", markup=False)
+    if data not in READERS and (published := published_set(data, class_index, size)) is not None:
+        if refused := [word for word, given in (("--shard", shard != "0/1"), ("--corrupt-on", corrupt_on != "cpu"), ("--benchmark", benchmark), ("--split", split != "test")) if given]:
+            raise ChoiceError(f"a published set is evaluated as it is; leave {' and '.join(refused)} out")
+        rows = published_rows(published, corruptions, severities, subset)
+        options = dict(batch=batch, dtype=dtype, device=place, workers=workers, channels_last=channels_last)
+        return evaluate_published(published, rows, model, weights, normalize, expect, images, baseline, clean, data_dir, folder, precision, options)
+    if clean: raise ChoiceError("--clean is for published sets; other images are clean themselves")
     try:
         hub = find_hub(model, weights, size)
         source = prepared_source(open_source(data, split, size, class_index, data_dir), hub and hub.preparation, size is not None)
@@ -651,9 +750,33 @@ def where_data() -> None:
     for file in sorted(folder.rglob("*.npz")): out.print(f"  {file.relative_to(folder)}  {file.stat().st_size / 1e6:.1f} MB", markup=False)
 
 
+def check_published(path: str, clean: str | None, images: int, benchmark: str | None, data_dir: Path | None) -> None:
+    "Count the bytes of a published set that differ from our corruptions."
+    from robustnb.published_scores import compare_files
+
+    published = published_set(path, None, None)
+    if published is None: raise ChoiceError(f"{path} is no published set in a layout that is known: corruption.npy beside labels.npy, or corruption/severity/class/picture")
+    try:
+        source = clean_images(published, clean, data_dir)
+        if source is None: raise ChoiceError(f"the clean images of {published.name} ({published.clean or 'not known'}) are not here: give them with --clean")
+        found = compare_files(published, source, images, benchmark)
+    except (ValueError, RuntimeError, OSError) as error: raise ChoiceError(str(error)) from None
+    table = Table("corruption", "severity", "images", "bytes", "differ", "share", "largest", box=None, padding=(0, 2, 0, 0))
+    for row in found.itertuples(): table.add_row(row.corruption, str(row.severity), str(row.images), f"{row.bytes:,}", f"{row.differ:,}", f"{row.share:.3%}", str(row.largest))
+    out.print(table)
+    out.print(f"{found.differ.sum():,} of {found.bytes.sum():,} bytes differ from our corruptions")
+
+
 @data_app.command("check")
-def check_data(data_dir: DataDir = None) -> None:
-    "Read the sets that are there and compare them with the published content; nothing is fetched."
+def check_data(
+    path: Annotated[str | None, typer.Argument(help="A published corrupted set, whose files are compared with our corruptions [default: the data sets that are here]", show_default=False)] = None,
+    clean: Annotated[str | None, typer.Option(help="The images that were corrupted: a data set or a folder [default: where they are in the cache]", show_default=False)] = None,
+    images: Annotated[int, typer.Option(help="So many of each condition", min=1)] = 200,
+    benchmark: Annotated[str | None, typer.Option(help="Whose constants [default: the set's]", show_default=False)] = None,
+    data_dir: DataDir = None,
+) -> None:
+    "Read the sets that are there and compare them with the published content; nothing is fetched. With a path: compare a published corrupted set with our corruptions."
+    if path is not None: return check_published(path, clean, images, benchmark, data_dir)
     from robustnb.data import verify
     from robustnb.formats import READERS, DataError
 
