@@ -27,7 +27,7 @@ from .metrics import corruption_errors, reliability
 from .published import PublishedSet
 from .resampling import interval
 from .robustness import FAMILY, Answers, Resamples, baseline_errors, heatmap, measure, summarise
-from .scorecard import Scorecard
+from .scorecard import Scorecard, same_constants
 from .sources import ModelError, PictureFiles, Source, balanced_positions
 
 # %% ../nbs/55a_published_scores.ipynb #4f12f9c1
@@ -125,7 +125,9 @@ class PublishedCard(Scorecard):
     "What a report on a published set says."
 
     def __post_init__(self):
+        same_constants(self.baseline, self.answers.benchmark)
         self.table, self.summary = tabulate_published(self.answers), summarise_published(self.answers, self.baseline)
+        self.withhold()
 
     def figures(self) -> dict[str, plt.Figure]:
         "By the name of their file."
