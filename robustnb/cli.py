@@ -361,13 +361,17 @@ def chosen_conditions(corruptions: str, severities: str, subset: str) -> tuple[t
 
 
 def baseline_of(given: str | None):  # -> a published baseline's name, a table, or None
-    "A baseline is named, or is the table.csv of another evaluation."
-    if not given or not given.endswith(".csv"): return given
+    "A baseline is named, or is another evaluation: its folder, its table.csv or its table.json."
+    if given and Path(given).is_dir(): given = str(Path(given) / "table.csv")
+    if not given or not given.endswith((".csv", ".json")): return given
+    import json
+
     import pandas as pd
 
     from robustnb.robustness import check_baseline
 
-    try: table = pd.read_csv(given)
+    try: table = pd.read_csv(given) if given.endswith(".csv") else pd.DataFrame(json.loads(Path(given).read_text())["rows"])
+    except (KeyError, TypeError): raise ChoiceError(f"the baseline {given} is no table of robustnb evaluate: it has no rows") from None
     except (ValueError, OSError) as error: raise ChoiceError(f"the baseline {given} cannot be read as a table: {error}") from None
     check_baseline(table)
     return table
@@ -436,6 +440,7 @@ def evaluate_published(published, rows: list[tuple[str, int]], model: str, weigh
         head = replace(first.head(), name=published.clean or published.form.replace(".", "-").partition("-")[0])  # whose weights ship, perhaps
         opened, assumed = scorecard.opened(hub or model, head, weights, normalize, published.outputs is not None)
         against = baseline_of(baseline)
+        scorecard.same_constants(against, published.benchmark)
         if against is not None: baseline_errors(Answers(rows, torch.zeros(0), torch.zeros(0), published.benchmark), against)
         torch.zeros(1, device=options["device"])
         if isinstance(opened, torch.nn.Module): opened = opened.to(options["device"])
@@ -506,7 +511,7 @@ def evaluate_model(
     corruptions: Annotated[str, typer.Option(help="Names, with commas between", show_default=False)] = "",
     severities: Annotated[str, typer.Option(help="Numbers from 1 to 5, with commas between", show_default=False)] = "",
     benchmark: Annotated[str | None, typer.Option(help="Whose constants: cifar10-c, tiny-imagenet-c, imagenet-c [default: by the size of the images]", show_default=False)] = None,
-    baseline: Annotated[str | None, typer.Option(help="Of the mCE: alexnet, wrn-28-10, or the table.csv of another evaluation", show_default=False)] = None,
+    baseline: Annotated[str | None, typer.Option(help="Of the mCE: alexnet, wrn-28-10, or another evaluation with the same constants: its folder, table.csv or table.json", show_default=False)] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16")] = "fp32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda ... [default: a GPU where there is one]", show_default=False)] = None,
     batch: Annotated[int, typer.Option(help="Images at a time, at most", min=1)] = 256,
@@ -550,6 +555,7 @@ def evaluate_model(
         opened, assumed = scorecard.opened(hub or model, source.head(), weights, normalize, class_index is not None)
         whose, against = benchmark_for(source.head(1), benchmark), baseline_of(baseline)
         rows = conditions(names, levels, whose)
+        scorecard.same_constants(against, whose)
         if against is not None: baseline_errors(Answers(rows, torch.zeros(0), torch.zeros(0), whose), against)  # before hours are spent
         torch.zeros(1, device=place)
         if isinstance(opened, torch.nn.Module): opened = opened.to(place)
