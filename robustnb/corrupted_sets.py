@@ -126,7 +126,8 @@ class Writing(IterableDataset):
             else:
                 content, row = image.permute(1, 2, 0).numpy().tobytes(), t.severities.index(severity) * len(self.rank) + self.rank[p]
                 handle = os.open(self.out / f"{name}.npy.part", os.O_WRONLY)
-                try: os.pwrite(handle, content, header_of(t)[1] + row * len(content))
+                try:
+                    if os.pwrite(handle, content, header_of(t)[1] + row * len(content)) < len(content): raise OSError(f"{self.out}: no room for {name}.npy")
                 finally: os.close(handle)
         return hashes
 

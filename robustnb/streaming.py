@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -237,7 +238,9 @@ class Journal:
         "Keep a block's answers."
         self.folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try: os.write(handle, b"\n" + self.line(block, answers) + b"\n")
+        line = b"\n" + self.line(block, answers) + b"\n"
+        try:
+            if os.write(handle, line) < len(line): raise OSError(f"{self.file}: no room for the answers to block {block}")
         finally: os.close(handle)
 
     def settle(self, more: dict[int, dict[str, Tensor]] | None = None) -> None:
@@ -274,6 +277,12 @@ class Settings:
     def key(self, row: tuple[str, int]) -> str:
         "The name of a condition's answers."
         return f"{self.benchmark}-{row[0]}-{row[1]}-{self.seed}" + ("-device" if self.corrupt_on == "device" and row[0] != "clean" else "")
+
+    def keys(self, rows: Sequence[tuple[str, int]], places: Sequence[int], length: int) -> dict[tuple[str, int], str]:
+        "Names of the answers in a block; of a part of its images they tell which part."
+        first = places[0] - places[0] % BLOCK
+        part = "" if len(places) == min(BLOCK, length - first) else f"@{zlib.crc32(repr([p - first for p in places]).encode()):08x}"
+        return {row: self.key(row) + part for row in rows}
 
 
 def plan(
@@ -330,7 +339,8 @@ def join_blocks(
     blocks: dict[int, int],  # block -> images wanted of it
 ) -> Tensor:  # [R,2,N] float16
     "Answers in the order of the source. ValueError that names the blocks without an answer."
-    lacking = [b for b, n in blocks.items() if any(k not in found.get(b, {}) or found[b][k].shape != (2, n) for k in keys)]
+    found = {b: {k.partition("@")[0]: a for k, a in found.get(b, {}).items() if a.shape == (2, n)} for b, n in blocks.items()}
+    lacking = [b for b in blocks if any(k not in found[b] for k in keys)]
     if lacking: raise ValueError(f"{len(lacking)} of {len(blocks)} blocks {'is' if len(lacking) == 1 else 'are'} not answered: {', '.join(map(str, lacking[:5]))}" + (" ..." if len(lacking) > 5 else ""))
     return torch.stack([torch.cat([found[b][k] for b in sorted(blocks)], 1) for k in keys])
 
@@ -347,7 +357,7 @@ def answer_on_ray(
     try: import ray
     except ImportError: raise ModuleNotFoundError("executor='ray' needs Ray: pip install 'robustnb[cluster]'") from None
     if not ray.is_initialized(): ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
-    (first, step), keys = settings.shard, {row: settings.key(row) for row in rows}
+    first, step = settings.shard
     n = step * max(1, 4 * int(ray.cluster_resources().get("CPU", 1)))
     needs = dict(num_cpus=1, num_gpus=int(torch.device(settings.device or "cpu").type == "cuda"), max_retries=3)
     shared, waiting = ray.put((model, source)), {}
@@ -355,14 +365,14 @@ def answer_on_ray(
     task, found = ray.remote(**needs)(on_worker), kept.read()
     for i in range(first, n, step):
         blocks = plan(len(source), positions, (i, n))
-        if any(k not in found.get(b, {}) for b in blocks for k in keys.values()):
+        if any(k not in found.get(b, {}) for b, places in blocks.items() for k in settings.keys(rows, places, len(source)).values()):
             waiting[task.remote(shared, replace(settings, shard=(i, n), workers=0, executor="local", show=False))] = blocks
     with Bar(sum(len(p) for blocks in waiting.values() for p in blocks.values()) * len(rows), 0, settings.show) as bar:
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
             blocks, table = waiting.pop(done), ray.get(done)
             for (b, places), part in zip(blocks.items(), table.split(list(map(len, blocks.values())), 2)):
-                kept.add(b, {keys[row]: answers for row, answers in zip(rows, part)})
+                kept.add(b, dict(zip(settings.keys(rows, places, len(source)).values(), part)))
                 bar.add(len(places) * len(rows))
 
 
@@ -383,9 +393,8 @@ def answer_blocks(
             return answer_blocks(model, source, rows, replace(settings, executor="local", show=False), positions, kept)
     blocks, found = plan(len(source), positions, settings.shard), kept.read() if kept else {}
     if not blocks: raise ValueError(f"{source.name} holds no images" + (f" for shard {settings.shard[0]} of {settings.shard[1]}" if len(source) else ""))
-    keys = {row: settings.key(row) for row in rows}
-    there = lambda b, row: (t := found.get(b, {}).get(keys[row])) is not None and t.shape == (2, len(blocks[b]))
-    jobs = [Job(b, places, todo) for b, places in blocks.items() if (todo := tuple(row for row in rows if not there(b, row)))]
+    keys = {b: settings.keys(rows, places, len(source)) for b, places in blocks.items()}
+    jobs = [Job(b, places, todo) for b, places in blocks.items() if (todo := tuple(row for row in rows if keys[b][row] not in found.get(b, {})))]
     todo, total = sum(len(j.positions) * len(j.rows) for j in jobs), sum(map(len, blocks.values())) * len(rows)
     on_device = settings.corrupt_on == "device"
     unit = BLOCK if on_device else unit_of(source.shape)
@@ -402,7 +411,8 @@ def answer_blocks(
                 parts.setdefault(job.block, []).append(ask_piece(model, piece, device, settings))
                 bar.add(len(piece.x))
                 if piece.start + len(piece.y) < len(job.positions): continue
-                done = {keys[job.rows[k]]: answers for k, answers in zip(piece.rows, torch.cat(parts.pop(job.block), 2))}
+                done = {keys[job.block][job.rows[k]]: answers for k, answers in zip(piece.rows, torch.cat(parts.pop(job.block), 2))}
                 found.setdefault(job.block, {}).update(done)
                 if kept: kept.add(job.block, done)
-    return join_blocks(found, [keys[row] for row in rows], {b: len(places) for b, places in blocks.items()})
+    mine = {b: {k: found[b][k] for k in names.values()} for b, names in keys.items()}
+    return join_blocks(mine, [settings.key(row) for row in rows], {b: len(places) for b, places in blocks.items()})
