@@ -186,7 +186,7 @@ def merged(
         raise ModelError(f"{', '.join(map(str, folders))} hold {len(common) or 'no'} evaluations in common; give the folders of one evaluation's shards (the same model, images and conditions), and of no other")
     asked, kept = Evaluation.read(found[0][name := common.pop()]), {}
     for files in found:
-        for block, answers in Journal(files[name].parent).read().items(): kept.setdefault(block, {}).update({k: a for k, a in answers.items() if k in asked.keys})
+        for block, answers in Journal(files[name].parent).read().items(): kept.setdefault(block, {}).update({k: a for k, a in answers.items() if k.partition("@")[0] in asked.keys})
     try: table = join_blocks(kept, asked.keys, asked.blocks)
     except ValueError as error: raise ModelError(str(error)) from None
     asked.write(out)
