@@ -195,3 +195,17 @@ def test_a_run_fetches_first_what_its_notebooks_need(monkeypatch, capsys):
     ready, without = cli.with_data(["study/rq1", "eriep/fig2", "dem_hec/errata"], "quick")
     assert asked == [["cifar10", "mnist"]]
     assert ready == ["dem_hec/errata", "study/rq1"] and without == ["eriep/fig2"]
+
+
+def test_the_clean_accuracy_is_the_first_line_of_an_evaluation(tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bright.py").write_text("def make(): return lambda x: (x.mean((1, 2, 3))[:, None] - 0.5) * __import__('torch').tensor([-1.0, 1.0])\n")
+    for shade, name in ((0, "dark"), (255, "light")):
+        (tmp_path / f"pictures/{name}").mkdir(parents=True)
+        Image.new("RGB", (32, 32), (shade,) * 3).save(tmp_path / f"pictures/{name}/a.png")
+    cli.app(["evaluate", "bright:make", "pictures", "--corruptions", "contrast", "--severities", "1"], standalone_mode=False)
+    answer, beside = capsys.readouterr()
+    assert answer.splitlines()[0].split()[:3] == ["accuracy,", "clean", "1.000"]
+    assert "dark" in beside and "dark" not in answer  # the order of the classes is said, elsewhere
