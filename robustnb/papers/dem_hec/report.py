@@ -23,8 +23,7 @@ from ...lab.predicates import Missing
 from ...lab.verdicts import paper_table
 from .claims import C7, SEV
 from ...corruptions import CORRUPTIONS, FAMILIES
-from .ablation import LOWER
-from .further import FURTHER, further_cells, setting_name
+from .ablation import FURTHER, LOWER, further_cells, setting_name
 from .claims import (
     OURS, PAIR, PAPER_DATA, PAPER_NETS, TABLE3, DemHecData, large_records, records_of)
 from .large import large_cells

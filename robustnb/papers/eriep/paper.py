@@ -14,7 +14,7 @@ PAPER = Paper(
     title="ERIEP",
     experiments={
         "eriep": "robustnb.papers.eriep.protocol:whole",
-        "eriep-depths": "robustnb.papers.eriep.depths:depths",
+        "eriep-depths": "robustnb.papers.eriep.protocol:depths",
         "eriep-attention": "robustnb.papers.eriep.checks:attention",
         "eriep-invariants": "robustnb.papers.eriep.checks:invariants",
         "eriep-table4": "robustnb.papers.eriep.large:large",
