@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['RESAMPLES', 'COLUMNS', 'printed_tables', 'paper_table', 'claim_table', 'printed_names', 'in_print', 'Damaged',
-           'at_once', 'one_by_one', 'judge', 'about_print', 'paper_verdicts', 'paper_name', 'verdicts']
+           'Resampled', 'without_lost', 'at_once', 'one_by_one', 'judge', 'about_print', 'paper_verdicts', 'paper_name',
+           'verdicts']
 
 # %% ../../nbs/lab/21_verdicts.ipynb #fe77bb36
 import ast
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
@@ -19,8 +21,9 @@ import pandas as pd
 
 from ..basics import nearest
 from .predicates import AT_ONCE, AtOnce, Missing, PredicateError, evaluate, mean, names_in, parsed, truth
-from .records import Store, open_store
+from .records import Record, Store, open_store
 from .registry import Paper, imported, paper_folder, paper_named, papers
+from ..resampling import seed_draws
 
 # %% ../../nbs/lab/21_verdicts.ipynb #4ef9a444
 @cache
@@ -76,6 +79,46 @@ RESAMPLES = 1000
 # %% ../../nbs/lab/21_verdicts.ipynb #0d96a7a1
 class Damaged(Missing):
     "A number that was recorded and whose record is no longer whole."
+
+# %% ../../nbs/lab/21_verdicts.ipynb #ea9ba0bc
+class Resampled:
+    "The measured numbers of a paper, with their resamples."
+
+    def __init__(
+        self,
+        resamples: int = RESAMPLES,
+        seed: int = 0,  # of the draws
+    ):
+        self.at, self.used, self.memo, self.draws = 0, set(), {}, {}
+        self.size, self.seed = resamples + 1, seed
+
+    def seen(self, values: np.ndarray) -> float | np.ndarray:  # values: [1+R]
+        "The value in the resample looked at, or all values."
+        return values if self.at is None else values[self.at].item()
+
+    def seed_weights(self, n: int) -> np.ndarray:  # [1+R,n], rows sum to 1
+        "How much each of n seeds counts in the measurement and in each resample."
+        if n not in self.draws: self.draws[n] = seed_draws(n, self.size - 1, np.random.default_rng(self.seed))
+        return self.draws[n]
+
+    def over_seeds(self, values: list[np.ndarray]) -> np.ndarray:  # values: [1+R] of each seed -> [1+R]
+        "Mean over seeds, and its resamples."
+        return np.einsum("sr,rs->r", np.stack(values), self.seed_weights(len(values)))
+
+
+def without_lost(
+    records: Iterable[Record],
+    read: Callable[[Record], Any],  # ValueError where what it reads is lost
+    name: Callable[[Record], str],  # what a record is about, in words
+) -> dict[str, Any]:  # key of a record -> what was read
+    "Read many records; those whose artefacts are lost are left out with a warning."
+    found = {}
+    for record in records:
+        try: found[record.key] = read(record)
+        except ValueError as error:
+            text = f"record {record.key} ({name(record)}, seed {record.cell['seed']}) is left out: {error}"
+            warnings.warn(text, stacklevel=3)
+    return found
 
 # %% ../../nbs/lab/21_verdicts.ipynb #9d0ee9f5
 def at_once(

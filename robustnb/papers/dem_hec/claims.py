@@ -10,7 +10,6 @@ __all__ = ['C7', 'NOISE', 'ENV', 'DIG', 'SEV', 'BB', 'LISTS', 'UNPRINTED', 'FACT
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #eef1b125
 import re
-import warnings
 from collections.abc import Iterator
 from functools import cache, partial
 from zipfile import BadZipFile
@@ -23,13 +22,13 @@ from torch import Tensor
 from ...corruptions import CORRUPTIONS
 from ...lab.predicates import Missing, PredicateError, absent, cells, mean, names_in, near
 from ...lab.records import PROFILES, Record, RecordError, Store, at_least, record_key
-from ...lab.verdicts import RESAMPLES, Damaged, judge, paper_table
+from ...lab.verdicts import RESAMPLES, Damaged, Resampled, judge, paper_table, without_lost
 from .baseline import unpacked
 from .checks import PRINTED_NETS
 from .large import large_cells
 from .pretraining import NETS
 from .protocol import METHODS, dem_hec_cells
-from ...resampling import image_draws, seed_draws
+from ...resampling import image_draws
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #b9496446
 C7, NOISE, ENV, DIG, SEV = (
@@ -162,16 +161,9 @@ def all_resampled(
     records: list[Record], store: Store, artefact: str, resamples: int, seed: int = 0
 ) -> dict[str, dict[tuple, np.ndarray]]:
     "`resampled` by key; records whose artefact is lost are left out with a warning."
-    found = {}
-    for record in (r for r in records if artefact in r.artefacts):
-        try: found[record.key] = resampled(record, store, artefact, resamples, seed)
-        except ValueError as error:
-            warnings.warn(
-                f"record {record.key} ({record.cell['base']['net']} {record.cell['method']}, seed"
-                f" {record.cell['seed']}) is left out: {error}",
-                stacklevel=2,
-            )
-    return found
+    name = lambda record: f"{record.cell['base']['net']} {record.cell['method']}"
+    kept = (record for record in records if artefact in record.artefacts)
+    return without_lost(kept, lambda record: resampled(record, store, artefact, resamples, seed), name)
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #9f2dbb11
 # as printed -> ours
@@ -181,7 +173,7 @@ WHEN = {"before": "none", "after": "dem_hec"}
 PAIR = tuple(WHEN.values())
 
 
-class DemHecData:
+class DemHecData(Resampled):
     "Numbers of a protocol's networks; `at` is the resample looked at, 0 the measurement, None all at once."
 
     def __init__(
@@ -192,13 +184,13 @@ class DemHecData:
         resamples: int = RESAMPLES,
         seed: int = 0,  # of the draws
     ):
+        super().__init__(resamples, seed)
         self.protocol, self.profile = protocol, protocol
         self.records = {
             (r.cell["base"]["data"], r.cell["base"]["net"], r.cell["method"], r.cell["seed"]): r for r in records
         }
         self.values = {artefact: all_resampled(records, store, artefact, resamples, seed) for artefact in READ}
         self.seeds = sorted({seed for *_, seed in self.records})
-        self.at, self.used, self.memo, self.size, self.seed, self.draws = 0, set(), {}, resamples + 1, seed, {}
 
     def record(self, data: str, net: str, method: str, seed: int) -> Record | None:
         "The record of a network; those that are not fine-tuned serve all seeds of a protocol with one pretraining."
@@ -218,7 +210,7 @@ class DemHecData:
         values, seeds = self.memo[key]
         if self.protocol == "full" or METHODS[method] is not None:
             self.used.add((data, net, seeds))  # elsewhere a network that is not fine-tuned is one and the same
-        return values if self.at is None else values[self.at].item()
+        return self.seen(values)
 
     def averaged(
         self, data: str, net: str, method: str, rows: tuple, together: tuple, artefact: str
@@ -235,9 +227,7 @@ class DemHecData:
             gone = [row for row in rows if row not in known[record.key]]
             if gone: raise Missing(f"{' '.join(map(str, gone[0]))} is not in the {self.protocol} protocol")
             each.append(np.mean([known[record.key][row] for row in rows], 0))
-        n = len(seeds)
-        if n not in self.draws: self.draws[n] = seed_draws(n, self.size - 1, np.random.default_rng(self.seed))
-        return np.einsum("sr,rs->r", np.stack(each), self.draws[n]), n
+        return self.over_seeds(each), len(seeds)
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #a4af8faf
 OURS = dict(zip(C7, ("gaussian_noise", "shot_noise", "impulse_noise", "snow", "frost", "pixelate", "jpeg_compression")))

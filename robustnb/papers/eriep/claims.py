@@ -10,7 +10,6 @@ __all__ = ['UNPRINTED', 'FACTS', 'LISTS', 'PAPER_NETS', 'EPM_READINGS', 'INVARIA
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #533f0886
 import ast
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache, partial
@@ -23,7 +22,7 @@ import torch
 from ...basics import nearest
 from ...lab.predicates import Missing, absent, cells, mean, names_in, near, parsed
 from ...lab.records import PROFILES, Record, RecordError, Store, at_least, record_key
-from ...lab.verdicts import RESAMPLES, Damaged, judge, paper_table
+from ...lab.verdicts import RESAMPLES, Damaged, Resampled, judge, paper_table, without_lost
 from .checks import attention_cells
 from .large import large_cells, printed_place
 from .protocol import NETS, eriep_cells, unpacked
@@ -83,16 +82,8 @@ def all_resampled(
     seed: int,  # of the draws of images
 ) -> dict[str, dict[str, np.ndarray]]:  # key of a record -> `resampled`
     "Many networks at once; records whose answers are lost are left out with a warning."
-    found = {}
-    for record in records:
-        try: found[record.key] = resampled(record, store, resamples, seed)
-        except ValueError as error:
-            warnings.warn(
-                f"record {record.key} ({record.cell['net']} {record.cell['reading']}, seed {record.cell['seed']}) is"
-                f" left out: {error}",
-                stacklevel=2,
-            )
-    return found
+    name = lambda record: f"{record.cell['net']} {record.cell['reading']}"
+    return without_lost(records, lambda record: resampled(record, store, resamples, seed), name)
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #4f401023
 # as printed -> ours
@@ -100,7 +91,7 @@ PAPER_NETS = {"8-Layer-CNN": "cnn8", "VGG-16": "vgg16", "ResNet-18": "resnet18",
 EPM_READINGS = ("literal", "through_n", "augment")
 
 
-class EriepData:
+class EriepData(Resampled):
     """Accuracies of a protocol's networks in one reading; `at` is the resample looked at, 0 the measurement, None
     all at once."""
 
@@ -115,12 +106,12 @@ class EriepData:
         values: dict | None = None,  # key of a record -> `resampled`, where it was computed before
     ):
         if reading not in EPM_READINGS: raise ValueError(nearest(reading, EPM_READINGS, "reading"))
-        self.protocol, self.profile, self.reading, self.at, self.used = protocol, protocol, reading, 0, set()
+        super().__init__(resamples, seed)
+        self.protocol, self.profile, self.reading = protocol, protocol, reading
         self.records = {(r.cell["net"], r.cell["reading"], r.cell["seed"]): r for r in records}
         values = all_resampled(records, store, resamples, seed) if values is None else values
         self.cells = {where: values[r.key] for where, r in self.records.items() if r.key in values}
         self.seeds = sorted({where[-1] for where in self.records})
-        self.size, self.generator, self.draws = resamples + 1, np.random.default_rng(seed), {}
 
     def seeds_of(self, net: str, *readings: str) -> list[int]:  # none given: standard and the world's own
         "Seeds with all of these networks."
@@ -142,11 +133,8 @@ class EriepData:
             )
         first = self.cells[net, reading, seeds[0]]
         if condition not in first: raise Missing(f"{condition} is not in the {self.protocol} protocol")
-        if len(seeds) not in self.draws: self.draws[len(seeds)] = seed_draws(len(seeds), self.size - 1, self.generator)
         self.used.add((net, reading, len(seeds)))
-        return np.einsum(
-            "sr,rs->r", np.stack([self.cells[net, reading, s][condition] for s in seeds]), self.draws[len(seeds)]
-        )
+        return self.over_seeds([self.cells[net, reading, s][condition] for s in seeds])
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #0fa736b0
 INVARIANTS = ("loss_identity", "grad_identity", "sync_exact", "static_between_sync", "policy_discrete")
@@ -163,8 +151,6 @@ class EriepWorld(EriepData):
     def nets(self) -> list[str]:  # as printed
         "Those of Table 3 that were run."
         return [name for name, net in PAPER_NETS.items() if self.seeds_of(net)]
-
-    def seen(self, values: np.ndarray): return values if self.at is None else values[self.at].item()
 
     def e3(self, perturbation, method, net):
         if net not in PAPER_NETS: raise Missing(f"net {net}")

@@ -22,9 +22,9 @@ import torch
 from ...basics import nearest
 from ...lab.predicates import Missing, absent, cells, mean, median
 from ...lab.records import Record, RecordError, Store
-from ...lab.verdicts import RESAMPLES, Damaged, judge, paper_table
+from ...lab.verdicts import RESAMPLES, Damaged, Resampled, judge, paper_table
 from .protocol import FOUR_LEVELS, GRIDS, PROTOCOLS, QUESTIONS, four_factor_levels, study_cells
-from ...resampling import image_draws, seed_draws
+from ...resampling import image_draws
 from ...statistics import (coefficients, multiple_correlation, p_of_r, pearson as pearson_of,
                                  spearman as spearman_of)
 
@@ -211,7 +211,7 @@ def grid_levels(profile: str, factor: str) -> list:
     return list(four_factor_levels(found) if factor == "four" else found)
 
 
-class Measured:
+class Measured(Resampled):
     """The study's series from records of one profile and one reading; `at` is the resample looked at, 0 the
     measurement, None all at once."""
 
@@ -226,14 +226,14 @@ class Measured:
         values: dict | None = None,  # of `all_resampled`, where it was computed before
     ):
         if reading not in READINGS: raise ValueError(nearest(reading, READINGS, "reading"))
-        self.reading, self.at, self.profile, self.memo, self.used = READINGS[reading], 0, profile, {}, set()
+        super().__init__(resamples, seed)
+        self.reading, self.profile = READINGS[reading], profile
         self.sets, self.nets = SETS[reading], dict(lenet=self.reading.lenet, alexnet="alexnet8")
         self.records = {place(r): r for r in records if r.profile == profile and belongs(r, self.reading)}
         if values is None: values = all_resampled(list(self.records.values()), store, resamples, seed)
         self.cells = {where: values[r.key] for where, r in self.records.items() if r.key in values}
         self.damaged = {where: r.key for where, r in self.records.items() if r.key not in values}
         self.seeds = sorted({where[-1] for where in self.records})
-        self.generator, self.size, self.draws = np.random.default_rng(seed), resamples + 1, {}
 
     def levels(self, exp: str) -> list:
         "Levels of a series in order; the clean model is the lowest of a single factor."
@@ -290,11 +290,6 @@ class Series(Measured):
             else Missing(f"{net} {exp}: no seed has all {len(levels)} levels of the {self.profile} profile")
         )
 
-    def seed_weights(self, n: int) -> np.ndarray:  # [1+R, n]
-        "Which seeds each resample draws; the same draw for all series of n seeds."
-        if n not in self.draws: self.draws[n] = seed_draws(n, self.size - 1, self.generator)
-        return self.draws[n]
-
 # %% ../../../nbs/papers/study/20_claims.ipynb #d768bfbb
 class StudyWorld(Series):
     "`Series` with the functions of study_findings.csv."
@@ -312,10 +307,6 @@ class StudyWorld(Series):
         index = self.chosen(exp, *(() if segment == "all" else SEGMENTS[net][segment]))
         if len(index) < 3: raise Missing(f"{net} {exp}: {len(index)} levels in segment {segment}")
         return [self.levels(exp)[i] for i in index], self.array(net, exp, set)[index]
-
-    def seen(self, values: np.ndarray) -> float | np.ndarray:  # values: [1+R]
-        "The value in the resample looked at, or all values."
-        return values if self.at is None else values[self.at].item()
 
     def remembered(self, name: str, key: tuple, compute: Callable) -> float | np.ndarray:
         "A statistic of the resample looked at, computed once for all of them."
