@@ -61,8 +61,7 @@ def pictures(folder, n=70, side=32, suffix=".png", **options):
 
 # --- draws ---
 
-@pytest.mark.parametrize("name", CORRUPTIONS + EXTRA)
-@pytest.mark.parametrize("side", [32, 96])
+@pytest.mark.parametrize("name, side", [(name, 96) for name in CORRUPTIONS + EXTRA] + [(name, 32) for name in ("shot_noise", "motion_blur", "elastic_transform")])
 def test_an_image_does_not_depend_on_its_company(name, side):
     "A part of a block, in small batches, in another order of conditions, is the block's part; and bytes do not hang on threads."
     data, places = images(20, side), (3, 4, 17)
