@@ -71,8 +71,12 @@ def ship(
     digest = hashlib.sha256(content).hexdigest()
     if card["sha256"] != digest: raise ValueError(f"the card is of a file with SHA-256 {card['sha256'][:12]}..., not {digest[:12]}...")
     path = Path(folder) / f"{card['net']}-{card['weights']}.safetensors"
+    before = path.read_bytes() if path.is_file() else None
     atomic_write(path, content)
-    atomic_write(path.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
+    try: atomic_write(path.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
+    except BaseException:  # a file and its card belong together
+        path.unlink() if before is None else atomic_write(path, before)
+        raise
     return path
 
 # %% ../nbs/23b_weights.ipynb #77fde6a3

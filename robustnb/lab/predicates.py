@@ -81,7 +81,7 @@ class Evaluator:
             )
         try: return bounded(visit(node, local))
         except (PredicateError, Missing): raise
-        except (ZeroDivisionError, LookupError, ValueError) as error:
+        except (ArithmeticError, LookupError, ValueError) as error:
             raise Missing(f"{error} ({ast.unparse(node)[:60]})") from None
         except (TypeError, AttributeError) as error:
             raise PredicateError(f"{ast.unparse(node)[:60]!r}: {error}") from None

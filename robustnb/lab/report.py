@@ -189,8 +189,8 @@ def banner(
             "<div class='callout callout-warning' style='border-left:.3em solid #b35900;padding:.6em 1em'><strong>Not"
             " run.</strong> There are no records yet.</div>"
         )
-    seeds, days = sorted({r.cell["seed"] for r in records}), sorted({r.time[:10] for r in records})
-    machines = sorted({html.escape(r.device.get("gpu") or r.device.get("cpu") or "unknown machine") for r in records})
+    seeds, days = sorted({r.cell["seed"] for r in records}), sorted({html.escape(r.time[:10]) for r in records})
+    machines = sorted({html.escape(str(r.device.get("gpu") or r.device.get("cpu") or "unknown machine")) for r in records})
     old = sum(map(stale, records))
     parts = [
         f"{len(records)} {what}{'s' * (len(records) != 1)}", f"{len(seeds)} seed{'s' * (len(seeds) != 1)}",

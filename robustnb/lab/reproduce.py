@@ -68,7 +68,7 @@ def read_parameters(cells: list[dict]) -> dict[str, Any]:  # name -> default
         try:
             (target,) = targets
             found[target.id] = ast.literal_eval(line.value)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, TypeError, MemoryError, RecursionError):
             raise NotebookError(
                 f"the cell tagged `parameters` has `{ast.unparse(line)}`; only `name = literal` is allowed there"
             ) from None
@@ -119,7 +119,7 @@ def read_notebook(path: Path, page: str) -> Notebook:
         title = heads[0] if heads else name
         parameters = read_parameters(cells)
     except NotebookError as e: error = f"nbs/{page}: {e}"
-    except (ValueError, KeyError, SyntaxError) as e: error = f"nbs/{page}: cannot be read ({type(e).__name__}: {e})"
+    except (ValueError, LookupError, SyntaxError, TypeError, AttributeError, MemoryError, RecursionError) as e: error = f"nbs/{page}: cannot be read ({type(e).__name__}: {e})"
     return Notebook(name, page, path, title, parts[1] if len(parts) > 2 else "", parameters, error)
 
 
@@ -185,7 +185,7 @@ def parse_setting(text: str) -> tuple[str, Any]:  # name and value
     name, equals, value = text.partition("=")
     if not equals: raise NotebookError(f"{text!r}: a parameter is set by name=value")
     try: return name.strip(), ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError): return name.strip(), value.strip()
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): return name.strip(), value.strip()
 
 
 def same_kind(default: Any, value: Any) -> bool:

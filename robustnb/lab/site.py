@@ -538,9 +538,14 @@ def put_in_place(built: Path, out: Path) -> None:
     for leftover in (new, old): shutil.rmtree(leftover, ignore_errors=True)
     (built / MARK).write_text("This folder is built by robustnb site and replaced whole by the next build.\n")
     out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(built, new)
-    if out.exists(): out.rename(old)
-    new.rename(out)
+    try:
+        shutil.move(built, new)
+        if out.exists(): out.rename(old)
+        new.rename(out)
+    except BaseException:  # the old site stays
+        recover(out)
+        shutil.rmtree(new, ignore_errors=True)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

