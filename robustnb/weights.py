@@ -8,6 +8,7 @@ __all__ = ['FOLDER', 'halved', 'packed', 'shipped', 'weights_file', 'ship', 'tab
 # %% ../nbs/23b_weights.ipynb #35836a77
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -71,12 +72,15 @@ def ship(
     digest = hashlib.sha256(content).hexdigest()
     if card["sha256"] != digest: raise ValueError(f"the card is of a file with SHA-256 {card['sha256'][:12]}..., not {digest[:12]}...")
     path = Path(folder) / f"{card['net']}-{card['weights']}.safetensors"
-    before = path.read_bytes() if path.is_file() else None
-    atomic_write(path, content)
-    try: atomic_write(path.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
-    except BaseException:  # a file and its card belong together
-        path.unlink() if before is None else atomic_write(path, before)
+    before = path.with_name(f".{path.name}.before")
+    if path.is_file(): atomic_write(before, path.read_bytes())
+    try:
+        atomic_write(path, content)
+        atomic_write(path.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
+    except BaseException:  # a file and its card belong together; a name can be given back on a full disk too
+        os.replace(before, path) if before.is_file() else path.unlink(missing_ok=True)
         raise
+    finally: before.unlink(missing_ok=True)
     return path
 
 # %% ../nbs/23b_weights.ipynb #77fde6a3
