@@ -136,7 +136,7 @@ def evaluate(folder):
     scorecard.write_report(card, scorecard.report_folder(folder / "report", "a", "b"))
 
 
-def arrays(folder): write_set(SET, folder / "set", ["brightness", "jpeg_compression"], [1, 2], "cifar10-c", workers=0, show=False)
+def arrays(folder): write_set(SET.take(slice(0, 4)), folder / "set", ["brightness", "jpeg_compression"], [1], "cifar10-c", workers=0, show=False)
 
 
 def in_tar(folder): (folder / "in.tar").write_bytes(tar({f"{i % 2}/{i}.{e}": c for i in range(3) for e, c in (("png", picture("PNG")), ("cls", b"%d" % (i % 2)))}))
