@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'out', 'err', 'Profile', 'Records', 'Workers', 'Stale', 'DataDir', 'records_app', 'data_app', 'MENDABLE',
-           'HEAVY', 'about', 'shown_path', 'quoted_experiments', 'executed_profile', 'list_notebooks', 'summary',
-           'data_of', 'data_needed', 'with_data', 'reproduce_notebooks', 'run_cells_of', 'records_default',
+           'DISK', 'HEAVY', 'about', 'shown_path', 'quoted_experiments', 'executed_profile', 'list_notebooks',
+           'summary', 'data_of', 'data_needed', 'with_data', 'reproduce_notebooks', 'run_cells_of', 'records_default',
            'list_records', 'promote_records', 'check_records', 'verify_records', 'tell', 'attest_records',
            'replay_records', 'show_claims', 'chosen_conditions', 'baseline_of', 'published_set', 'published_rows',
            'clean_images', 'evaluate_published', 'with_weights', 'tell_comparison', 'evaluate_several',
@@ -14,6 +14,7 @@ __all__ = ['app', 'out', 'err', 'Profile', 'Records', 'Workers', 'Stale', 'DataD
            'check_published', 'check_data', 'mendable', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
+import errno
 import hashlib
 import os
 import signal
@@ -844,14 +845,15 @@ def check_data(
     if bad: raise typer.Exit(1)
 
 # %% ../nbs/66_cli.ipynb #bbb884f4
-MENDABLE = (NotebookError, RecordError, ChoiceError, ModuleNotFoundError, FileNotFoundError)
+MENDABLE = (NotebookError, RecordError, ChoiceError, ModuleNotFoundError, FileNotFoundError, TimeoutError)
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)  # full, read-only, broken
 HEAVY = {"robustnb.formats": "DataError", "robustnb.sources": "ModelError"}  # in modules that import torch: there, where one was raised
 
 
 def mendable(error: Exception) -> bool:
     "Is it a mistake that a person can mend, as its text says?"
     heavy = (getattr(sys.modules[module], name) for module, name in HEAVY.items() if module in sys.modules)
-    return isinstance(error, (*MENDABLE, *heavy))
+    return isinstance(error, (*MENDABLE, *heavy)) or isinstance(error, OSError) and error.errno in DISK
 
 
 def main() -> None:
@@ -863,6 +865,7 @@ def main() -> None:
     except Exception as error:
         if not mendable(error): raise
         status, text = 2, error
+        if getattr(error, "errno", None) in DISK: text = f"{error.strerror}: {error.filename or 'while writing'}; what is finished is kept, and the same command goes on from there"
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", markup=False)
     sys.exit(status)
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SUFFIX', 'MANIFEST', 'BEGUN', 'DONE', 'Target', 'file_names', 'own_picture', 'encoded', 'Writing', 'header_of',
-           'begin', 'finish', 'labels_of', 'write_set', 'enter']
+           'make_room', 'tidy', 'begin', 'finish', 'labels_of', 'write_set', 'enter']
 
 # %% ../nbs/51b_corrupted_sets.ipynb #0e28a393
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -72,6 +73,7 @@ def file_names(source: PictureFiles | TarFiles, form: str) -> list[str]:  # clas
     short = [str(b.with_suffix(SUFFIX[form]) if ending(b) else b) + ("" if ending(b) else SUFFIX[form]) for b in below]
     often = {n for n, count in zip(*np.unique(short, return_counts=True)) if count > 1}
     names = [s if s not in often else f"{b}{SUFFIX[form]}" for s, b in zip(short, below)]
+    if bad := next((n for n in names if Path(n).is_absolute() or ".." in Path(n).parts or "\n" in n), None): raise DataError(f"{source.name}: {bad!r} is no name of a file below the new folder")
     if len(set(names)) < len(names): raise DataError(f"{source.name}: two pictures have the name {next(n for n in names if names.count(n) > 1)}")
     return names
 
@@ -152,26 +154,37 @@ def header_of(target: Target) -> tuple[bytes, int]:  # of a .npy file, and its l
 MANIFEST, BEGUN, DONE = "manifest.json", ".corrupt.json", ".corrupt-blocks.txt"
 
 
+def make_room(target: Target, out: Path) -> None:
+    "Arrays of their full size, as far as they are not there yet."
+    header, length = header_of(target)
+    whole = length + len(target.severities) * len(target.chosen) * int(np.prod(target.source.shape))
+    for name in dict.fromkeys(name for name, _ in target.rows):
+        part = out / f"{name}.npy.part"
+        if (out / f"{name}.npy").is_file() or part.is_file() and part.stat().st_size == whole: continue
+        with open(part, "wb") as file:
+            file.write(header)
+            file.truncate(whole)
+
+
+def tidy(out: Path) -> None:
+    "A set that has its manifest needs nothing that was kept to go on."
+    for path in (out / BEGUN, out / DONE, *out.glob("sha256/*.part"), *out.glob("*.npy.part")): path.unlink(missing_ok=True)
+
+
 def begin(target: Target, out: Path) -> set[int]:  # blocks that are there already
     "Prepare a folder, or go on in one. ValueError where something else is in it."
     settings = json.loads(json.dumps(target.settings()))
     mark = next((out / n for n in (MANIFEST, BEGUN) if (out / n).is_file()), None)
     if out.exists() and not out.is_dir(): raise ValueError(f"{out} is a file; a corrupted set is a folder")
-    if mark is None and out.is_dir() and any(out.iterdir()): raise ValueError(f"{out} holds other things; give a new folder")
+    if mark is None and out.is_dir() and any(not p.name.startswith(f".{BEGUN}.") for p in out.iterdir()): raise ValueError(f"{out} holds other things; give a new folder")
     if mark is not None:
-        kept = json.loads(mark.read_text())
+        try: kept = dict(json.loads(mark.read_text()))
+        except (ValueError, TypeError) as error: raise ValueError(f"{mark} is damaged ({error}); remove {out}") from None
         if other := next((k for k in settings if kept.get(k) != settings[k]), None): raise ValueError(f"{out} holds a set with other settings ({other}: {str(kept.get(other))[:80]}, and not {str(settings[other])[:80]}); give another folder, or remove it")
-        if mark.name == MANIFEST: return {-1}
-    else:
-        if not target.names:
-            out.mkdir(parents=True, exist_ok=True)
-            header, length = header_of(target)
-            for name in dict.fromkeys(name for name, _ in target.rows):
-                with open(out / f"{name}.npy.part", "wb") as file:
-                    file.write(header)
-                    file.truncate(length + len(target.severities) * len(target.chosen) * int(np.prod(target.source.shape)))
-        atomic_write(out / BEGUN, json.dumps(settings, indent=1).encode())
-    return {int(n) for n in (out / DONE).read_text().split("\n")[:-1]} if (out / DONE).is_file() else set()
+        if mark.name == MANIFEST: return tidy(out) or {-1}
+    else: atomic_write(out / BEGUN, json.dumps(settings, indent=1).encode())
+    if not target.names: make_room(target, out)
+    return {int(n) for n in re.findall(r"^(\d+) done$", (out / DONE).read_text(), re.M)} if (out / DONE).is_file() else set()
 
 
 def finish(target: Target, out: Path) -> dict:
@@ -180,7 +193,8 @@ def finish(target: Target, out: Path) -> dict:
     if target.names:
         for name, severity in target.rows:
             part = out / "sha256" / f"{name}-{severity}.txt.part"
-            lines = b"".join(sorted({line + b"\n" for line in part.read_bytes().split(b"\n") if len(line) > 66}))
+            wanted = {f"{name}/{severity}/{target.names[p]}" for p in target.chosen}  # no lines that a full disk cut off
+            lines = b"".join(sorted({line + b"\n" for line in part.read_bytes().split(b"\n") if os.fsdecode(line[66:]) in wanted}))
             atomic_write(part.with_suffix(""), lines)
             files[f"sha256/{name}-{severity}.txt"] = hashlib.sha256(lines).hexdigest()
     else:
@@ -193,7 +207,7 @@ def finish(target: Target, out: Path) -> dict:
             with open(path, "rb") as file: files[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     manifest = target.settings() | {"files": files}
     atomic_write(out / MANIFEST, json.dumps(manifest, indent=1).encode())
-    for path in (out / BEGUN, out / DONE, *out.glob("sha256/*.part")): path.unlink(missing_ok=True)
+    tidy(out)
     return manifest
 
 
@@ -247,4 +261,4 @@ def enter(out: Path, block: int, hashes: dict[str, str]) -> None:
     for name, some in lines.items():
         (out / "sha256").mkdir(exist_ok=True)
         with open(out / "sha256" / f"{name}.txt.part", "a") as file: file.write("\n" + "".join(some))
-    with open(out / DONE, "a") as file: file.write(f"{block}\n")
+    with open(out / DONE, "a") as file: file.write(f"\n{block} done\n")  # a line that a full disk cut off is no line

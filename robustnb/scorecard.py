@@ -166,8 +166,10 @@ class Evaluation:
 
     @classmethod
     def read(cls, file: Path) -> "Evaluation":
-        found = cls(**json.loads(file.read_text()))
-        found.rows, found.blocks = [tuple(row) for row in found.rows], {int(b): n for b, n in found.blocks.items()}
+        try:
+            found = cls(**json.loads(file.read_text()))
+            found.rows, found.blocks = [tuple(row) for row in found.rows], {int(b): n for b, n in found.blocks.items()}
+        except (ValueError, TypeError, AttributeError, RecursionError) as error: raise ModelError(f"{file} describes no evaluation ({error})") from None
         return found
 
     def against(self) -> str | pd.DataFrame | None:

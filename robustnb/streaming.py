@@ -227,8 +227,9 @@ class Journal:
         for path in sorted(self.folder.glob("*.jsonl")):
             for line in path.read_bytes().split(b"\n"):
                 try: entry = json.loads(line)
-                except ValueError: continue  # empty, or torn by a kill
-                found.setdefault(entry["block"], {}).update({key: unpacked(text) for key, text in entry["answers"].items()})
+                except (ValueError, RecursionError): continue  # empty, or torn by a kill
+                try: found.setdefault(int(entry["block"]), {}).update({key: unpacked(text) for key, text in entry["answers"].items()})
+                except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error: raise ValueError(f"{path} holds no answers ({type(error).__name__}: {error})") from None
         return found
 
     def line(self, block: int, answers: dict[str, Tensor]) -> bytes:
