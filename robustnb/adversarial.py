@@ -64,7 +64,10 @@ class Adversarial(Objective):
         watch: int,  # training images that are watched; 0: none
         **settings,  # of the method, for its name
     ):
-        if not 0 < eps <= 1: raise ValueError(f"eps is a radius in [0,1] pixels, above 0 (8/255 for colour images, 0.3 for MNIST), got {eps}")
+        if not 0 < eps <= 1:
+            raise ValueError(
+                f"eps is a radius in [0,1] pixels, above 0 (8/255 for colour images, 0.3 for MNIST), got {eps}"
+            )
         if not 0 <= ramp <= 1: raise ValueError(f"ramp is a share of the training, in [0,1], got {ramp}")
         self.eps, self.ramp, self.watch, self.settings = eps, ramp, watch, dict(eps=eps, **settings, ramp=ramp)
         self.radius, self.generator, self.watched = eps, torch.Generator().manual_seed(0), None
@@ -75,12 +78,15 @@ class Adversarial(Objective):
     def examples(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:  # [B,C,H,W] in [0,1], within the radius of x
         raise NotImplementedError(f"{type(self).__name__} must define examples(model, x, y)")
 
-    def set_radius(self, run: Run, step: int): self.radius = ramped(self.eps, step, run.recipe.epochs * run.steps_per_epoch, self.ramp)
+    def set_radius(self, run: Run, step: int):
+        self.radius = ramped(self.eps, step, run.recipe.epochs * run.steps_per_epoch, self.ramp)
 
     def before_fit(self, run: Run):
         self.generator = run.generator
         if self.watch:
-            chosen = torch.randperm(len(run.x), generator=torch.Generator().manual_seed(derive_seed(run.seed, "watch")))[:self.watch].to(run.device)
+            chosen = torch.randperm(
+                len(run.x), generator=torch.Generator().manual_seed(derive_seed(run.seed, "watch"))
+            )[: self.watch].to(run.device)
             self.watched = to_unit(run.x[chosen]), run.y[chosen]
 
     def before_epoch(self, run: Run): self.set_radius(run, run.step)
@@ -88,20 +94,33 @@ class Adversarial(Objective):
 
     def after_epoch(self, run: Run):
         if not self.watch: return
-        (x, y), row, radius = self.watched, run.history.rows[-1], ramped(self.eps, run.step - 1, run.recipe.epochs * run.steps_per_epoch, self.ramp)
+        (x, y), row, radius = (
+            self.watched, run.history.rows[-1],
+            ramped(self.eps, run.step - 1, run.recipe.epochs * run.steps_per_epoch, self.ramp),
+        )
         before, self.radius = self.radius, radius
         with torch.no_grad(), borrowed(run.model):
             right = lambda z: (run.model(z).argmax(1) == y).float().mean().item()
-            row |= {"radius": radius, "own": right(self.examples(run.model, x, y)), "pgd": right(pgd(run.model, x, y, radius, radius / 4, 10, generator=self.generator))}
+            row |= {
+                "radius": radius, "own": right(self.examples(run.model, x, y)),
+                "pgd": right(pgd(run.model, x, y, radius, radius / 4, 10, generator=self.generator)),
+            }
         row["collapsed"], self.radius = collapsed(run.history.rows), before
         if row["collapsed"]:
-            warnings.warn(f"{type(self).__name__}, epoch {row['epoch']}: {row['own']:.0%} right under the training's attack, {row['pgd']:.0%} under PGD; use more steps, a smaller step or a longer ramp", Collapse, stacklevel=2)
+            warnings.warn(
+                f"{type(self).__name__}, epoch {row['epoch']}: {row['own']:.0%} right under the training's attack,"
+                f" {row['pgd']:.0%} under PGD; use more steps, a smaller step or a longer ramp",
+                Collapse, stacklevel=2,
+            )
 
     def after_fit(self, run: Run): self.radius = self.eps
 
 # %% ../nbs/44_adversarial.ipynb #8de7bd16
-MODELESS = (nn.Sequential, nn.Conv2d, nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Flatten, nn.Identity,
-            nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.LayerNorm, nn.GroupNorm, Normalize, Classifier)
+MODELESS = (
+    nn.Sequential, nn.Conv2d, nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.LeakyReLU, nn.ELU, nn.SiLU,
+    nn.Flatten, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.LayerNorm, nn.GroupNorm,
+    Normalize, Classifier,
+)
 
 
 def modeless(
@@ -124,7 +143,8 @@ def both(
 
 def check_batch_norm(batch_norm: str):
     "ValueError for an unknown way."
-    if batch_norm not in ("separate", "joint"): raise ValueError(nearest(batch_norm, ("separate", "joint"), "batch_norm"))
+    if batch_norm not in ("separate", "joint"):
+        raise ValueError(nearest(batch_norm, ("separate", "joint"), "batch_norm"))
 
 # %% ../nbs/44_adversarial.ipynb #234acfac
 TRAINING_ATTACKS = {"pgd": None, "fgsm": 1.0, "fgsm_rs": 1.25}  # length of a single step in units of eps
@@ -148,10 +168,13 @@ class AdversarialTraining(Adversarial):
     ):
         if attack not in TRAINING_ATTACKS: raise ValueError(nearest(attack, TRAINING_ATTACKS, "attack of a training"))
         if not 0 <= clean_weight <= 1: raise ValueError(f"clean_weight is a share, in [0,1], got {clean_weight}")
-        if not 0 <= label_smoothing < 1: raise ValueError(f"label_smoothing is a share of the target, in [0,1), got {label_smoothing}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is a share of the target, in [0,1), got {label_smoothing}")
         if steps < 1: raise ValueError(f"an attack needs at least 1 step, got {steps}")
         check_batch_norm(batch_norm)
-        self.attack, self.clean_weight, self.label_smoothing, self.batch_norm = attack, clean_weight, label_smoothing, batch_norm
+        self.attack, self.clean_weight, self.label_smoothing, self.batch_norm = (
+            attack, clean_weight, label_smoothing, batch_norm,
+        )
         self.steps = steps if attack == "pgd" else 1
         self.step = step if step is not None else eps * (2.5 / steps if attack == "pgd" else TRAINING_ATTACKS[attack])
         super().__init__(eps, ramp, watch, attack=attack, step=self.step, steps=self.steps, clean_weight=clean_weight,
@@ -159,7 +182,9 @@ class AdversarialTraining(Adversarial):
 
     def examples(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:  # [B,C,H,W] in [0,1]
         step = self.step * self.radius / self.eps
-        return pgd(model, x, y, self.radius, step, self.steps, random_start=self.attack != "fgsm", generator=self.generator)
+        return pgd(
+            model, x, y, self.radius, step, self.steps, random_start=self.attack != "fgsm", generator=self.generator
+        )
 
     def shared(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # logits of x, FGSM's images
         "FGSM whose pass at x is also the clean pass of the training."
@@ -170,7 +195,12 @@ class AdversarialTraining(Adversarial):
         moved = (self.step * self.radius / self.eps * grad.sign()).clamp(-self.radius, self.radius)
         return logits, (x.detach() + moved).clamp(0, 1)
 
-    def logits(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor | None, Tensor]:  # of x (None: not needed), of x'
+    def logits(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+    ) -> tuple[Tensor | None, Tensor]:  # of x (None: not needed), of x'
         if self.attack == "fgsm" and 0 < self.clean_weight < 1 and torch.is_grad_enabled() and modeless(model):
             clean, z = self.shared(model, x, y)
             return clean, model(z)
@@ -207,7 +237,10 @@ def fine_tuning(
     share: float = 0.1,  # of its learning rate, > 0
 ) -> Recipe:
     "The recipe for going on from a trained net."
-    return replace(recipe, epochs=epochs, lr=share * recipe.lr, warmup=min(recipe.warmup, epochs / 4), milestones=(), schedule="constant" if recipe.schedule == "step" else recipe.schedule)
+    return replace(
+        recipe, epochs=epochs, lr=share * recipe.lr, warmup=min(recipe.warmup, epochs / 4), milestones=(),
+        schedule="constant" if recipe.schedule == "step" else recipe.schedule,
+    )
 
 # %% ../nbs/44_adversarial.ipynb #22b8666d
 class FreeAdversarialTraining(Adversarial):
@@ -228,7 +261,9 @@ class FreeAdversarialTraining(Adversarial):
     def before_fit(self, run: Run):
         super().before_fit(run)
         if run.recipe.precision == "fp16" or run.accelerator.num_processes > 1 or run.recipe.accumulate > 1:
-            raise ValueError("free training steps the optimiser itself: it runs on one process, in fp32 or bf16, without accumulate")
+            raise ValueError(
+                "free training steps the optimiser itself: it runs on one process, in fp32 or bf16, without accumulate"
+            )
         self.run, self.delta = run, None
 
     def examples(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor: return fgsm(model, x, y, self.radius)
@@ -299,7 +334,10 @@ class Trades(Adversarial):
         with borrowed(model):
             if clean is None:
                 with torch.no_grad(): clean = model(x)
-            return ascend(x, lambda z: divergence(clean, model(z)), self.radius, self.step * self.radius / self.eps, self.steps, start=x + 0.001 * noise)
+            return ascend(
+                x, lambda z: divergence(clean, model(z)), self.radius, self.step * self.radius / self.eps, self.steps,
+                start=x + 0.001 * noise,
+            )
 
     def examples(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor: return self.climb(model, x, None)
 
@@ -327,12 +365,16 @@ class EnsembleAdversarial(Adversarial):
         watch: int = 256,  # training images for the guard; 0: none
     ):
         if isinstance(models, nn.Module): raise ValueError("models is a sequence of nets; a single one is [net]")
-        if not len(models) and not include_self: raise ValueError("there is no source of examples: give static models, or include_self=True")
+        if not len(models) and not include_self:
+            raise ValueError("there is no source of examples: give static models, or include_self=True")
         if not 0 <= clean_weight <= 1: raise ValueError(f"clean_weight is a share, in [0,1], got {clean_weight}")
         check_batch_norm(batch_norm)
         self.models, self.include_self = [snapshot(model) for model in models], include_self
         self.clean_weight, self.batch_norm = clean_weight, batch_norm
-        super().__init__(eps, ramp, watch, models=len(models), include_self=include_self, clean_weight=clean_weight, batch_norm=batch_norm)
+        super().__init__(
+            eps, ramp, watch, models=len(models), include_self=include_self, clean_weight=clean_weight,
+            batch_norm=batch_norm,
+        )
 
     def before_fit(self, run: Run):
         super().before_fit(run)
@@ -354,7 +396,8 @@ class EnsembleAdversarial(Adversarial):
 # %% ../nbs/44_adversarial.ipynb #b6797225
 def check_temperature(temperature: float):
     "ValueError unless it is above 0."
-    if not temperature > 0: raise ValueError(f"temperature must be above 0 (defensive distillation uses up to 100), got {temperature}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0 (defensive distillation uses up to 100), got {temperature}")
 
 
 class Divided(nn.Module):
@@ -443,7 +486,11 @@ def survivors(
     generator, found = torch.Generator(device).manual_seed(seed), []
     for i in range(0, len(data), batch):
         piece = data.take(slice(i, i + batch))
-        found.append(standing(model, piece.float().to(device), piece.y.to(device), eps, norm, attack, generator=generator, **options).cpu())
+        found.append(
+            standing(
+                model, piece.float().to(device), piece.y.to(device), eps, norm, attack, generator=generator, **options
+            ).cpu()
+        )
     return torch.cat(found)
 
 
@@ -484,7 +531,8 @@ def masking_checks(
     data: ImageSet,  # 100 images or more; tolerances follow their number
     eps: float,  # radius at which robustness is claimed
     norm: str = "linf",  # "linf" or "l2"
-    undefended: Callable[[Tensor], Tensor] | None = None,  # an ordinary net for the same classes, to make images on; None: Square alone
+    # an ordinary net for the same classes, to make images on; None: Square alone
+    undefended: Callable[[Tensor], Tensor] | None = None,
     *,
     attack: str | Callable | Sequence = "pgd",  # the gradient attack that is doubted
     steps: int = 20,  # of it
@@ -495,7 +543,9 @@ def masking_checks(
     "Seven signs of hidden gradients (Carlini et al. 2019; Athalye et al. 2018)."
     if len(data) < 20: raise ValueError(f"{len(data)} images decide nothing; give 100 or more")
     model = Connected(model)
-    run = lambda radius, how, subset=data, **options: survivors(model, subset, radius, norm, how, seed, **{"steps": steps, "queries": queries, **options})
+    run = lambda radius, how, subset=data, **options: survivors(
+        model, subset, radius, norm, how, seed, **{"steps": steps, "queries": queries, **options}
+    )
     whole = 1.0 if norm == "linf" else math.sqrt(data.x[0].numel())
     base = run(eps, attack)
 
@@ -514,7 +564,14 @@ def masking_checks(
 
     def black_box():
         found = [excess(base, run(eps, "square"), 0.02)]
-        if undefended is not None: found.append(excess(base, run(eps, lambda m, x, y, e, n, g: pgd(undefended, x, y, e, 2.5 * e / steps, steps, n, generator=g)), 0.02))
+        if undefended is not None:
+            found.append(
+                excess(
+                    base,
+                    run(eps, lambda m, x, y, e, n, g: pgd(undefended, x, y, e, 2.5 * e / steps, steps, n, generator=g)),
+                    0.02,
+                )
+            )
         return max(value for value, _ in found), all(passed for _, passed in found)
 
     def gradients():
@@ -526,8 +583,11 @@ def masking_checks(
         rises = [excess(wide, narrow, 0.02) for narrow, wide in zip(rows, rows[1:])]
         return max(value for value, _ in rises), all(passed for _, passed in rises)
 
-    checks = {"more steps": more_steps, "one step": one_step, "unbounded": unbounded,
-              "noise": lambda: excess(base, run(eps, "noise", restarts=10), 0.02), "black box": black_box, "zero gradients": gradients, "radius": radius}
+    checks = {
+        "more steps": more_steps, "one step": one_step, "unbounded": unbounded,
+        "noise": lambda: excess(base, run(eps, "noise", restarts=10), 0.02), "black box": black_box,
+        "zero gradients": gradients, "radius": radius,
+    }
     bar = progress_bar(checks, "masking checks", len(checks)) if progress else checks
     return pd.DataFrame([(name, *checks[name]()) for name in bar], columns=["check", "value", "passed"])
 
@@ -548,7 +608,10 @@ def loss_surface(
     across = (2 * torch.randint(2, x.shape, generator=generator, device=device) - 1).to(x)
     ticks = torch.linspace(-eps, eps, points).tolist()
     with borrowed(model), torch.no_grad():
-        return torch.stack([torch.stack([label_loss(model, y)((x + a * along + b * across).clamp(0, 1)).mean() for b in ticks]) for a in ticks])
+        return torch.stack([
+            torch.stack([label_loss(model, y)((x + a * along + b * across).clamp(0, 1)).mean() for b in ticks])
+            for a in ticks
+        ])
 
 
 def surface_picture(

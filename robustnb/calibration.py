@@ -146,7 +146,9 @@ def under_shift(
 ) -> pd.DataFrame:  # columns method, condition, those of `measures`, and of the sets: coverage, size
     "Every predictor under every condition."
     rows = []
-    for method, predict_probs in progress(predictors.items(), "methods", len(predictors)) if show else predictors.items():
+    for method, predict_probs in (
+        progress(predictors.items(), "methods", len(predictors)) if show else predictors.items()
+    ):
         threshold = calibration and conformal_threshold(predict_probs(calibration[0]), calibration[1], alpha)
         for condition, (x, y) in conditions.items():
             probs = predict_probs(x)

@@ -47,34 +47,59 @@ class Target:
     names: list[str] = field(default_factory=list)  # of the files below a condition's folder; of arrays: none
 
     @property
-    def chosen(self) -> Sequence[int]: return range(len(self.source)) if self.positions is None else sorted(set(self.positions))
+    def chosen(self) -> Sequence[int]:
+        return range(len(self.source)) if self.positions is None else sorted(set(self.positions))
 
     @property
     def severities(self) -> list[int]: return list(dict.fromkeys(severity for _, severity in self.rows))
 
     def settings(self) -> dict:
         "Everything that the files depend on; what a later run must share to go on."
-        constants = {name: {str(s): list(parameters(name, s, self.benchmark)) for n, s in self.rows if n == name} for name, _ in self.rows}
-        return {"data": self.source.name, "fingerprint": self.source.fingerprint, "images": len(self.chosen), "positions": hashlib.sha256(repr(list(self.chosen)).encode()).hexdigest()[:16],
-                "layout": f"corruption/severity/class/picture, {self.form}" + (" of quality 85" if self.form == "jpeg" else "") if self.names else f"an array for each corruption, severities {', '.join(map(str, self.severities))} one after the other",
-                "size": "their own" if self.own_size else list(self.source.shape), "benchmark": self.benchmark, "constants": constants, "seed": self.seed,
-                "draws": "by position, as robustnb evaluate", "classes": list(self.source.classes), "versions": versions()}
+        constants = {
+            name: {str(s): list(parameters(name, s, self.benchmark)) for n, s in self.rows if n == name}
+            for name, _ in self.rows
+        }
+        return {
+            "data": self.source.name, "fingerprint": self.source.fingerprint, "images": len(self.chosen),
+            "positions": hashlib.sha256(repr(list(self.chosen)).encode()).hexdigest()[:16],
+            "layout": (
+                f"corruption/severity/class/picture, {self.form}" + (" of quality 85" if self.form == "jpeg" else "")
+                if self.names
+                else (
+                    f"an array for each corruption, severities {', '.join(map(str, self.severities))} one after the"
+                    " other"
+                )
+            ),
+            "size": "their own" if self.own_size else list(self.source.shape), "benchmark": self.benchmark,
+            "constants": constants, "seed": self.seed, "draws": "by position, as robustnb evaluate",
+            "classes": list(self.source.classes), "versions": versions(),
+        }
 
 
 def file_names(source: PictureFiles | TarFiles, form: str) -> list[str]:  # class/picture.JPEG
     "Where each picture goes below a condition's folder; pictures that differ in their ending only keep it."
     folders = getattr(source, "folders", None) or source.classes
-    places = [p.relative_to(source.root) for p in source.paths] if isinstance(source, PictureFiles) else [Path(key.lstrip("/")) for _, key, *_ in source.places]
+    places = (
+        [p.relative_to(source.root) for p in source.paths]
+        if isinstance(source, PictureFiles)
+        else [Path(key.lstrip("/")) for _, key, *_ in source.places]
+    )
     below = []
     for label, place in zip(source.labels.tolist(), places):
-        inner = place.parts[place.parts.index(folders[label]) + 1:] if folders[label] in place.parts[:-1] else place.parts[-1:]
+        inner = (
+            place.parts[place.parts.index(folders[label]) + 1 :]
+            if folders[label] in place.parts[:-1]
+            else place.parts[-1:]
+        )
         below.append(Path(folders[label], *inner))
     ending = lambda place: place.suffix if isinstance(source, PictureFiles) else ""
     short = [str(b.with_suffix(SUFFIX[form]) if ending(b) else b) + ("" if ending(b) else SUFFIX[form]) for b in below]
     often = {n for n, count in zip(*np.unique(short, return_counts=True)) if count > 1}
     names = [s if s not in often else f"{b}{SUFFIX[form]}" for s, b in zip(short, below)]
-    if bad := next((n for n in names if Path(n).is_absolute() or ".." in Path(n).parts or "\n" in n), None): raise DataError(f"{source.name}: {bad!r} is no name of a file below the new folder")
-    if len(set(names)) < len(names): raise DataError(f"{source.name}: two pictures have the name {next(n for n in names if names.count(n) > 1)}")
+    if bad := next((n for n in names if Path(n).is_absolute() or ".." in Path(n).parts or "\n" in n), None):
+        raise DataError(f"{source.name}: {bad!r} is no name of a file below the new folder")
+    if len(set(names)) < len(names):
+        raise DataError(f"{source.name}: two pictures have the name {next(n for n in names if names.count(n) > 1)}")
     return names
 
 
@@ -83,7 +108,8 @@ def own_picture(file, where: str) -> Tensor:  # uint8 [1 or 3,H,W]
     try:
         with Image.open(file) as picture: seen = ImageOps.exif_transpose(picture)
         array = np.array(eight_bits(seen).convert("L") if grey(seen) else flat(seen))
-    except Exception as error: raise DataError(f"{where}: no readable picture ({type(error).__name__}: {error})") from None
+    except Exception as error:
+        raise DataError(f"{where}: no readable picture ({type(error).__name__}: {error})") from None
     return torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)
 
 
@@ -114,7 +140,8 @@ class Writing(IterableDataset):
             else: x, y = t.source.read(every)
             if x.is_floating_point(): x = x.mul(255).round().to(torch.uint8)
             for piece in pieces(job, x, y, len(t.source), unit, t.benchmark, t.seed):
-                for k, image in enumerate(piece.x): yield t.rows[piece.rows[k // len(piece.y)]], part[piece.start + k % len(piece.y)], image
+                for k, image in enumerate(piece.x):
+                    yield t.rows[piece.rows[k // len(piece.y)]], part[piece.start + k % len(piece.y)], image
 
     def write(self, block: int) -> dict[str, str]:  # file of pictures -> sha256
         "Write a block's files."
@@ -126,10 +153,14 @@ class Writing(IterableDataset):
                 path.write_bytes(content)
                 hashes[str(path.relative_to(self.out))] = hashlib.sha256(content).hexdigest()
             else:
-                content, row = image.permute(1, 2, 0).numpy().tobytes(), t.severities.index(severity) * len(self.rank) + self.rank[p]
+                content, row = (
+                    image.permute(1, 2, 0).numpy().tobytes(),
+                    t.severities.index(severity) * len(self.rank) + self.rank[p],
+                )
                 handle = os.open(self.out / f"{name}.npy.part", os.O_WRONLY)
                 try:
-                    if os.pwrite(handle, content, header_of(t)[1] + row * len(content)) < len(content): raise OSError(f"{self.out}: no room for {name}.npy")
+                    if os.pwrite(handle, content, header_of(t)[1] + row * len(content)) < len(content):
+                        raise OSError(f"{self.out}: no room for {name}.npy")
                 finally: os.close(handle)
         return hashes
 
@@ -140,14 +171,20 @@ class Writing(IterableDataset):
                 yield block, self.write(block)
                 if worker: trim()
             except Exception as error:
-                yield error if type(error).__module__.startswith(("robustnb", "builtins")) else RuntimeError(f"{type(error).__name__}: {error}")
+                yield (
+                    error
+                    if type(error).__module__.startswith(("robustnb", "builtins"))
+                    else RuntimeError(f"{type(error).__name__}: {error}")
+                )
                 return
 
 
 def header_of(target: Target) -> tuple[bytes, int]:  # of a .npy file, and its length
     "What stands before the bytes of an array."
     content, (c, h, w) = io.BytesIO(), target.source.shape
-    np.lib.format.write_array_header_1_0(content, dict(descr="|u1", fortran_order=False, shape=(len(target.severities) * len(target.chosen), h, w, c)))
+    np.lib.format.write_array_header_1_0(
+        content, dict(descr="|u1", fortran_order=False, shape=(len(target.severities) * len(target.chosen), h, w, c))
+    )
     return content.getvalue(), len(content.getvalue())
 
 # %% ../nbs/51b_corrupted_sets.ipynb #cd504bb5
@@ -168,7 +205,8 @@ def make_room(target: Target, out: Path) -> None:
 
 def tidy(out: Path) -> None:
     "A set that has its manifest needs nothing that was kept to go on."
-    for path in (out / BEGUN, out / DONE, *out.glob("sha256/*.part"), *out.glob("*.npy.part")): path.unlink(missing_ok=True)
+    for path in (out / BEGUN, out / DONE, *out.glob("sha256/*.part"), *out.glob("*.npy.part")):
+        path.unlink(missing_ok=True)
 
 
 def begin(target: Target, out: Path) -> set[int]:  # blocks that are there already
@@ -176,15 +214,25 @@ def begin(target: Target, out: Path) -> set[int]:  # blocks that are there alrea
     settings = json.loads(json.dumps(target.settings()))
     mark = next((out / n for n in (MANIFEST, BEGUN) if (out / n).is_file()), None)
     if out.exists() and not out.is_dir(): raise ValueError(f"{out} is a file; a corrupted set is a folder")
-    if mark is None and out.is_dir() and any(not p.name.startswith(f".{BEGUN}.") for p in out.iterdir()): raise ValueError(f"{out} holds other things; give a new folder")
+    if mark is None and out.is_dir() and any(not p.name.startswith(f".{BEGUN}.") for p in out.iterdir()):
+        raise ValueError(f"{out} holds other things; give a new folder")
     if mark is not None:
         try: kept = dict(json.loads(mark.read_text()))
-        except (ValueError, TypeError) as error: raise ValueError(f"{mark} is damaged ({error}); remove {out}") from None
-        if other := next((k for k in settings if kept.get(k) != settings[k]), None): raise ValueError(f"{out} holds a set with other settings ({other}: {str(kept.get(other))[:80]}, and not {str(settings[other])[:80]}); give another folder, or remove it")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{mark} is damaged ({error}); remove {out}") from None
+        if other := next((k for k in settings if kept.get(k) != settings[k]), None):
+            raise ValueError(
+                f"{out} holds a set with other settings ({other}: {str(kept.get(other))[:80]}, and not"
+                f" {str(settings[other])[:80]}); give another folder, or remove it"
+            )
         if mark.name == MANIFEST: return tidy(out) or {-1}
     else: atomic_write(out / BEGUN, json.dumps(settings, indent=1).encode())
     if not target.names: make_room(target, out)
-    return {int(n) for n in re.findall(r"^(\d+) done$", (out / DONE).read_text(), re.M)} if (out / DONE).is_file() else set()
+    return (
+        {int(n) for n in re.findall(r"^(\d+) done$", (out / DONE).read_text(), re.M)}
+        if (out / DONE).is_file()
+        else set()
+    )
 
 
 def finish(target: Target, out: Path) -> dict:
@@ -193,8 +241,11 @@ def finish(target: Target, out: Path) -> dict:
     if target.names:
         for name, severity in target.rows:
             part = out / "sha256" / f"{name}-{severity}.txt.part"
-            wanted = {f"{name}/{severity}/{target.names[p]}" for p in target.chosen}  # no lines that a full disk cut off
-            lines = b"".join(sorted({line + b"\n" for line in part.read_bytes().split(b"\n") if os.fsdecode(line[66:]) in wanted}))
+            # no lines that a full disk cut off
+            wanted = {f"{name}/{severity}/{target.names[p]}" for p in target.chosen}
+            lines = b"".join(
+                sorted({line + b"\n" for line in part.read_bytes().split(b"\n") if os.fsdecode(line[66:]) in wanted})
+            )
             atomic_write(part.with_suffix(""), lines)
             files[f"sha256/{name}-{severity}.txt"] = hashlib.sha256(lines).hexdigest()
     else:
@@ -214,7 +265,9 @@ def finish(target: Target, out: Path) -> dict:
 def labels_of(target: Target) -> np.ndarray:  # int64 [N]
     "Of the chosen images."
     if target.source.labels is not None: return target.source.labels[list(target.chosen)].numpy()
-    return torch.cat([target.source.read(places)[1] for places in plan(len(target.source), target.positions).values()]).numpy()
+    return torch.cat(
+        [target.source.read(places)[1] for places in plan(len(target.source), target.positions).values()]
+    ).numpy()
 
 # %% ../nbs/51b_corrupted_sets.ipynb #e4ca35a8
 def write_set(
@@ -237,7 +290,10 @@ def write_set(
     filed = isinstance(source, (PictureFiles, TarFiles))
     if own_size and not filed: raise ValueError(f"{source.name} has no picture files, whose sizes could be kept")
     benchmark = benchmark_for(source.head(1), benchmark)
-    target = Target(source, conditions(corruptions, severities, benchmark)[1:], benchmark, seed, form, own_size, positions, file_names(source, form) if filed else [])
+    target = Target(
+        source, conditions(corruptions, severities, benchmark)[1:], benchmark, seed, form, own_size, positions,
+        file_names(source, form) if filed else [],
+    )
     done = begin(target, out)
     if -1 in done: return json.loads((out / MANIFEST).read_text())
     every = plan(len(source), positions)
@@ -257,7 +313,8 @@ def write_set(
 def enter(out: Path, block: int, hashes: dict[str, str]) -> None:
     "A block is written: keep the hashes of its pictures, then its number."
     lines = {}
-    for path, digest in hashes.items(): lines.setdefault("-".join(Path(path).parts[:2]), []).append(f"{digest}  {path}\n")
+    for path, digest in hashes.items():
+        lines.setdefault("-".join(Path(path).parts[:2]), []).append(f"{digest}  {path}\n")
     for name, some in lines.items():
         (out / "sha256").mkdir(exist_ok=True)
         with open(out / "sha256" / f"{name}.txt.part", "a") as file: file.write("\n" + "".join(some))

@@ -85,7 +85,8 @@ def register(
 # %% ../nbs/14_corruptions.ipynb #42818894
 OPERATIONS = (
     gaussian_noise, shot_noise, impulse_noise, speckle_noise, defocus_blur, glass_blur, motion_blur, zoom_blur,
-    gaussian_blur, snow, frost, fog, brightness, spatter, contrast, elastic_transform, pixelate, jpeg_compression, saturate,
+    gaussian_blur, snow, frost, fog, brightness, spatter, contrast, elastic_transform, pixelate,
+    jpeg_compression, saturate,
 )
 for _operation in OPERATIONS:
     _name = _operation.__name__
@@ -130,7 +131,8 @@ def corrupt(
     name: str,  # of a corruption, see CORRUPTIONS and EXTRA
     severity: int,  # 1 (mild) to 5 (strong)
     benchmark: str = "cifar10-c",  # whose constants: cifar10-c, tiny-imagenet-c or imagenet-c
-    generator: torch.Generator | None = None,  # source of the draws; None: torch's default. In a loader's processes: `own_stream`
+    # source of the draws; None: torch's default. In a loader's processes: `own_stream`
+    generator: torch.Generator | None = None,
 ) -> Tensor:  # [B,C,H,W], same dtype, shape and device
     "Corrupt a batch of images as a benchmark does; each image gets its own draw."
     values, entry, generator = parameters(name, severity, benchmark), REGISTRY[name], own_stream(generator)
@@ -142,7 +144,9 @@ def corrupt(
         return entry.operation(x, *values, generator=generator)
     if not bytes_in:
         check_range(x)
-    work = (torch.float64 if entry.exact else torch.float32) if bytes_in else torch.promote_types(x.dtype, torch.float32)
+    work = (
+        (torch.float64 if entry.exact else torch.float32) if bytes_in else torch.promote_types(x.dtype, torch.float32)
+    )
     size = max(1, PIECE // x[0].numel()) if x.device.type == "cpu" else len(x)
     pieces = []
     for piece in x.split(size):
@@ -160,7 +164,9 @@ def gallery(
     seed: int = 0,  # every cell gets the same generator, so that severities can be compared
 ) -> Tensor:  # [names,severities,C,H,W]
     "Corrupt one image in every way."
-    rows = [[corrupt(x[None], n, s, benchmark, torch.Generator().manual_seed(seed))[0] for s in severities] for n in names]
+    rows = [
+        [corrupt(x[None], n, s, benchmark, torch.Generator().manual_seed(seed))[0] for s in severities] for n in names
+    ]
     return torch.stack([torch.stack(row) for row in rows])
 
 # %% ../nbs/14_corruptions.ipynb #af239da1

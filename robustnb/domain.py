@@ -58,7 +58,8 @@ def mnist_m(
     digits = load("mnist", split, progress=progress) if digits is None else digits
     photos = load("cifar10", split, progress=progress) if photos is None else photos
     most = min(photos.x.shape[2:])
-    if patch not in range(1, most + 1): raise ValueError(f"patch must be a whole number from 1 to {most} pixels, got {patch}")
+    if patch not in range(1, most + 1):
+        raise ValueError(f"patch must be a whole number from 1 to {most} pixels, got {patch}")
     generator = torch.Generator().manual_seed(derive_seed("mnist_m", split, seed))
     draws = torch.rand(len(digits), 3, generator=generator, dtype=torch.float64)
     pieces = list(zip(draws.split(5000), digits.x.split(5000)))
@@ -199,9 +200,13 @@ def unlabelled(
 
 def check_domains(source: Tensor, target: Tensor):  # images, [N,C,H,W]
     "ValueError where one net cannot take the images of both domains, or there are none."
-    if not len(source) or not len(target): raise ValueError(f"both domains need images, got {len(source)} of the source and {len(target)} of the target")
+    if not len(source) or not len(target):
+        raise ValueError(f"both domains need images, got {len(source)} of the source and {len(target)} of the target")
     if source.shape[1:] != target.shape[1:]:
-        raise ValueError(f"both domains must have images of one shape, got {list(source.shape[1:])} (source) and {list(target.shape[1:])} (target)")
+        raise ValueError(
+            f"both domains must have images of one shape, got {list(source.shape[1:])} (source) and"
+            f" {list(target.shape[1:])} (target)"
+        )
 
 # %% ../nbs/45_domain.ipynb #575b2227
 def dann_weight(
@@ -275,7 +280,8 @@ class Mapping(Objective):
         hidden: Sequence[int] = (500, 500),  # of the discriminator, as published
         head_start: float = 0.1,  # share of the training in which the discriminator learns alone, in [0,1)
     ):
-        if not 0 <= head_start < 1: raise ValueError(f"head_start is a share of the training, in [0,1), got {head_start}")
+        if not 0 <= head_start < 1:
+            raise ValueError(f"head_start is a share of the training, in [0,1), got {head_start}")
         self.features, self.hidden, self.head_start = features, tuple(hidden), head_start
         self.progress, self.stream, self.discriminator = 0.0, None, None
 
@@ -335,7 +341,10 @@ def adda(
 ) -> nn.Module:  # the target's encoder under the source's head, in evaluation mode
     "Adversarial discriminative domain adaptation (Tzeng et al. 2017)."
     recipe, images = recipe or Recipe(epochs=10, lr=2e-4), unlabelled(source).x
-    if recipe.augment is not None: raise ValueError("adda computes the source's features once, from images as they are: give a recipe without augment")
+    if recipe.augment is not None:
+        raise ValueError(
+            "adda computes the source's features once, from images as they are: give a recipe without augment"
+        )
     check_domains(images, unlabelled(target).x)
     objective, model = Mapping(features(source_model, images), hidden, head_start), copy.deepcopy(source_model)
     free = [p for p in model.head.parameters() if p.requires_grad]
@@ -357,7 +366,11 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
     "Batch norms with running statistics, scale and shift. ValueError where there is none."
     kinds = nn.modules.batchnorm._BatchNorm
     found = [m for m in model.modules() if isinstance(m, kinds) and m.affine and m.running_mean is not None]
-    if not found: raise ValueError(f"{type(model).__name__} has no batch norm with scale, shift and running statistics, so there is nothing to adapt")
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no batch norm with scale, shift and running statistics, so there is nothing to"
+            " adapt"
+        )
     return found
 
 
@@ -379,7 +392,8 @@ def tent(
     progress: bool = False,  # show a bar
 ) -> nn.Module:  # a copy, in the mode of the original
     "Scale and shift of batch norm by least entropy of the predictions (Wang et al. 2021)."
-    if not lr > 0 or passes < 1 or batch < 2: raise ValueError(f"tent needs lr > 0, passes >= 1 and batch >= 2, got lr={lr}, passes={passes}, batch={batch}")
+    if not lr > 0 or passes < 1 or batch < 2:
+        raise ValueError(f"tent needs lr > 0, passes >= 1 and batch >= 2, got lr={lr}, passes={passes}, batch={batch}")
     adapted, x = copy.deepcopy(model), unlabelled(target).x
     if len(x) < 2: raise ValueError(f"a batch has no variance with {len(x)} images; give at least 2")
     norms, device = batch_norms(adapted), next(model.parameters()).device
@@ -429,12 +443,18 @@ def proxy_a_distance(
 ) -> float:  # 0 (cannot be told apart) ... 2 (never confused)
     "Distance of two domains by a logistic probe, fitted on one half and asked about the other."
     n = min(len(source), len(target))
-    if n < 4: raise ValueError(f"the probe needs at least 4 features of each domain, got {len(source)} and {len(target)}")
+    if n < 4:
+        raise ValueError(f"the probe needs at least 4 features of each domain, got {len(source)} and {len(target)}")
     from sklearn.linear_model import LogisticRegression
 
     draw = torch.Generator().manual_seed(derive_seed("proxy_a_distance", seed))
-    halves = [rows[torch.randperm(len(rows), generator=draw)[:n]].double().cpu().split(n - n // 2) for rows in (source, target)]
-    (x, y), (unseen, truth) = ((torch.cat(half), torch.arange(2).repeat_interleave(len(half[0]))) for half in zip(*halves))
+    halves = [
+        rows[torch.randperm(len(rows), generator=draw)[:n]].double().cpu().split(n - n // 2)
+        for rows in (source, target)
+    ]
+    (x, y), (unseen, truth) = (
+        (torch.cat(half), torch.arange(2).repeat_interleave(len(half[0]))) for half in zip(*halves)
+    )
     mean, std = x.mean(0), x.std(0).clamp_min(1e-8)
     probe = LogisticRegression(max_iter=1000).fit(((x - mean) / std).numpy(), y.numpy())
     error = 1 - probe.score(((unseen - mean) / std).numpy(), truth.numpy())
@@ -455,8 +475,12 @@ def feature_picture(
 
     shown, labels = [data.take(slice(0, n)) for data in (source, target)], ("source", "target")
     total = sum(map(len, shown))
-    if total < 4 or not all(map(len, shown)): raise ValueError(f"a picture needs images of both domains, 4 in all, got {len(shown[0])} and {len(shown[1])}")
-    looks = {"PCA": PCA(2, random_state=seed), "t-SNE": TSNE(2, perplexity=min(30, total / 4), max_iter=500, random_state=seed)}
+    if total < 4 or not all(map(len, shown)):
+        raise ValueError(f"a picture needs images of both domains, 4 in all, got {len(shown[0])} and {len(shown[1])}")
+    looks = {
+        "PCA": PCA(2, random_state=seed),
+        "t-SNE": TSNE(2, perplexity=min(30, total / 4), max_iter=500, random_state=seed),
+    }
     fig, axes = plt.subplots(len(models), 2, figsize=(6, 2.4 * len(models)), squeeze=False)
     for line, (title, model) in zip(axes, models.items()):
         points = torch.cat([features(model, data) for data in shown]).numpy()

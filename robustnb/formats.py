@@ -41,13 +41,15 @@ def read_idx(
     where: str,  # its name, for errors
 ) -> Tensor:  # uint8
     "The array of an idx file (LeCun et al. 1998)."
-    if content[:3] != b"\0\0\x08" or len(content) < 4: raise DataError(f"{where}: no idx file of bytes (it begins with {content[:4].hex()!r})")
+    if content[:3] != b"\0\0\x08" or len(content) < 4:
+        raise DataError(f"{where}: no idx file of bytes (it begins with {content[:4].hex()!r})")
     start = 4 + 4 * content[3]
     if len(content) < start: raise DataError(f"{where}: {len(content)} bytes, too few for its header: truncated")
     shape = np.frombuffer(content, ">i4", content[3], 4).tolist()
     expected = start + math.prod(shape)
     if min(shape, default=0) < 0: raise DataError(f"{where}: its header promises {shape} bytes: corrupt")
-    if len(content) != expected: raise DataError(f"{where}: {len(content)} bytes, but its header promises {expected}: truncated or corrupt")
+    if len(content) != expected:
+        raise DataError(f"{where}: {len(content)} bytes, but its header promises {expected}: truncated or corrupt")
     return torch.from_numpy(np.frombuffer(content, np.uint8, len(content) - start, start).copy()).reshape(shape)
 
 
@@ -56,8 +58,14 @@ def write_idx(array: Tensor) -> bytes:  # uint8 in
     return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.contiguous().numpy().tobytes()
 
 # %% ../nbs/02_formats.ipynb #e25b359b
-IDX = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"), "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}
-FOLDERS = {"mnist": "MNIST/raw", "fashion_mnist": "FashionMNIST/raw", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+IDX = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+FOLDERS = {
+    "mnist": "MNIST/raw", "fashion_mnist": "FashionMNIST/raw", "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+}
 
 
 UNPACKED = 2**28  # bytes that a compressed file may unpack to
@@ -66,7 +74,8 @@ UNPACKED = 2**28  # bytes that a compressed file may unpack to
 def unzipped(path: Path) -> bytes:
     "The content of a .gz; DataError where it is more than any set's."
     with gzip.open(path) as file: content = file.read(UNPACKED + 1)
-    if len(content) > UNPACKED: raise DataError(f"{path}: unpacks to more than {UNPACKED:,} bytes: no file of a data set")
+    if len(content) > UNPACKED:
+        raise DataError(f"{path}: unpacks to more than {UNPACKED:,} bytes: no file of a data set")
     return content
 
 
@@ -74,11 +83,14 @@ def idx_folder(folder: Path, name: str, split: str, **_) -> ImageSet:
     "MNIST or Fashion-MNIST from idx files: in torchvision's place, or in the folder itself."
     arrays = []
     for file in IDX[split]:
-        places = [place / f"{file}{end}" for place in (folder / FOLDERS[name], folder / name, folder) for end in ("", ".gz")]
+        places = [
+            place / f"{file}{end}" for place in (folder / FOLDERS[name], folder / name, folder) for end in ("", ".gz")
+        ]
         path = next((p for p in places if p.is_file()), None)
         if path is None: raise FileNotFoundError(f"{file} in {folder / FOLDERS[name]}, {folder / name} or {folder}")
         try: arrays.append(read_idx(unzipped(path) if path.suffix == ".gz" else path.read_bytes(), str(path)))
-        except (EOFError, OSError, zlib.error) as error: raise DataError(f"{path}: truncated or corrupt ({error})") from None
+        except (EOFError, OSError, zlib.error) as error:
+            raise DataError(f"{path}: truncated or corrupt ({error})") from None
     if len(arrays[0]) != len(arrays[1]): raise DataError(f"{path}: {len(arrays[1])} labels for {len(arrays[0])} images")
     return ImageSet(arrays[0][:, None], arrays[1].long(), CLASSES[name], name)
 
@@ -89,7 +101,11 @@ def damaged_batch(folder: Path, kind: type) -> str:  # what is wrong, with the f
         path = folder / kind.base_folder / file
         if not path.is_file(): return f"{path} is missing"
         found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-        if found != expected: return f"{path}: {path.stat().st_size} bytes with md5 {found[:12]}, expected {expected[:12]}: truncated or corrupt"
+        if found != expected:
+            return (
+                f"{path}: {path.stat().st_size} bytes with md5 {found[:12]}, expected {expected[:12]}: truncated or"
+                " corrupt"
+            )
     return f"{folder / kind.base_folder}: not readable"
 
 
@@ -109,28 +125,38 @@ def cifar_folder(folder: Path, name: str, split: str, **_) -> ImageSet:
 def scikit_digits(folder: Path, name: str, split: str, **_) -> ImageSet:
     "The digits that scikit-learn carries, wherever `folder` is; DataError without scikit-learn."
     try: from sklearn.datasets import load_digits
-    except ImportError: raise DataError(f"{name} comes with scikit-learn, which is not here: pip install scikit-learn") from None
+    except ImportError:
+        raise DataError(f"{name} comes with scikit-learn, which is not here: pip install scikit-learn") from None
     found, part = load_digits(), slice(1000) if split == "train" else slice(1000, None)
     counts = torch.from_numpy(found.images[part]).long()  # 0..16
-    return ImageSet(((255 * counts + 8) // 16).to(torch.uint8)[:, None], torch.from_numpy(found.target[part]).long(), CLASSES[name], name)
+    return ImageSet(
+        ((255 * counts + 8) // 16).to(torch.uint8)[:, None], torch.from_numpy(found.target[part]).long(),
+        CLASSES[name], name,
+    )
 
 # %% ../nbs/02_formats.ipynb #a15bf45a
 SIZES = {"tiny_imagenet": 64, "imagenette": 224, "imagenet": 224}  # side of an image as read
-ROOTS = {"tiny_imagenet": ("tiny-imagenet-200", "."), "imagenette": ("imagenette2", "imagenette2-320", "imagenette2-160", "."), "imagenet": ("imagenet", "ILSVRC/Data/CLS-LOC", ".")}
+ROOTS = {
+    "tiny_imagenet": ("tiny-imagenet-200", "."),
+    "imagenette": ("imagenette2", "imagenette2-320", "imagenette2-160", "."),
+    "imagenet": ("imagenet", "ILSVRC/Data/CLS-LOC", "."),
+}
 PICTURES = (".jpeg", ".jpg", ".png")
 
 
 def read_text(path: Path) -> str:
     "A text file; DataError that names it where it is none."
     try: return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error: raise DataError(f"{path}: no text in UTF-8 ({error.reason} at byte {error.start})") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: no text in UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def tiny_validation(root: Path) -> dict[str, list[Path]]:  # class folder name -> pictures
     "Tiny-ImageNet's validation pictures by the labels of val_annotations.txt."
     found, path = {}, root / "val" / "val_annotations.txt"
     try: rows = [(file, wnid) for file, wnid, *box in csv.reader(read_text(path).splitlines(), delimiter="\t")]
-    except (ValueError, csv.Error) as error: raise DataError(f"{path}: no table of pictures and classes ({error})") from None
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path}: no table of pictures and classes ({error})") from None
     for file, wnid in rows:
         if Path(file).name != file: raise DataError(f"{path}: {file!r} is no picture of {root / 'val' / 'images'}")
         found.setdefault(wnid, []).append(root / "val" / "images" / file)
@@ -143,9 +169,17 @@ def listed(root: Path, name: str, split: str) -> dict[str, list[Path]]:  # class
     ids = sorted(c.name for c in (root / "train").iterdir() if c.is_dir() and not c.name.startswith("."))
     if (root / "wnids.txt").is_file(): ids = sorted({*ids, *read_text(root / "wnids.txt").split()})
     if name == "tiny_imagenet" and split == "test": found = tiny_validation(root)
-    else: found = {i: sorted(p for p in (folder / i).rglob("*") if p.suffix.lower() in PICTURES and not p.name.startswith(".")) for i in ids}
+    else:
+        found = {
+            i: sorted(p for p in (folder / i).rglob("*") if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+            for i in ids
+        }
     empty = [i for i in ids if not found.get(i)]
-    if empty: raise DataError(f"{folder}: no pictures of {len(empty)} of {len(ids)} classes, the first is {empty[0]}; expected {folder.name}/<class>/*.JPEG")
+    if empty:
+        raise DataError(
+            f"{folder}: no pictures of {len(empty)} of {len(ids)} classes, the first is {empty[0]}; expected"
+            f" {folder.name}/<class>/*.JPEG"
+        )
     return {i: found[i] for i in ids}
 
 # %% ../nbs/02_formats.ipynb #34a16268
@@ -163,17 +197,25 @@ def eight_bits(picture: Image.Image) -> Image.Image:
     "A picture of whole numbers of 16 or 32 bits, or of floats, as 8 bits of grey; others as they are."
     if not picture.mode.startswith(("I", "F")): return picture
     values = np.asarray(picture)
-    most = 1 if picture.mode == "F" and values.max(initial=0) <= 1 else 65535 if picture.mode.startswith("I;16") or values.max(initial=0) > 255 else 255
+    most = (
+        1
+        if picture.mode == "F" and values.max(initial=0) <= 1
+        else 65535 if picture.mode.startswith("I;16") or values.max(initial=0) > 255 else 255
+    )
     grey = np.empty(values.shape, np.uint8)
-    for i in range(0, len(values), 64): grey[i:i + 64] = (values[i:i + 64].astype(np.float64).clip(0, most) * (255 / most)).round()  # a few rows at a time: little memory
+    for i in range(0, len(values), 64):
+        # a few rows at a time: little memory
+        grey[i:i + 64] = (values[i:i + 64].astype(np.float64).clip(0, most) * (255 / most)).round()
     return Image.fromarray(grey)
 
 
 def in_srgb(picture: Image.Image) -> Image.Image:
-    "A picture with a colour profile of its own as sRGB; a profile that cannot be read, or that is sRGB, changes nothing."
+    """A picture with a colour profile of its own as sRGB; a profile that cannot be read, or that is sRGB, changes
+    nothing."""
     from PIL import ImageCms
 
-    if picture.mode not in ("L", "RGB", "CMYK", "LAB") or not (profile := picture.info.get("icc_profile")): return picture
+    if picture.mode not in ("L", "RGB", "CMYK", "LAB") or not (profile := picture.info.get("icc_profile")):
+        return picture
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "srgb" in ImageCms.getProfileDescription(own).lower(): return picture
@@ -200,23 +242,40 @@ ROOM = 16 * 2**30  # bytes that one set may take in memory
 
 
 def open_square(path: Path, size: int) -> Tensor:  # uint8, [3,size,size]
-    "A picture as it is seen, its shorter side resized (bilinear) and its centre cut out. DataError that names the file."
+    """A picture as it is seen, its shorter side resized (bilinear) and its centre cut out. DataError that names the
+    file."""
     try:
-        with Image.open(path) as picture: square = ImageOps.fit(as_seen(picture), (size, size), Image.Resampling.BILINEAR)
+        with Image.open(path) as picture:
+            square = ImageOps.fit(as_seen(picture), (size, size), Image.Resampling.BILINEAR)
     except Exception as error:  # Pillow has a dozen ways to say that a picture is broken
         raise DataError(f"{path}: no readable picture ({type(error).__name__}: {error})") from None
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
-def chosen_pictures(found: dict[str, list[Path]], limit: int | None, size: int) -> list[tuple[int, Path]]:  # label, picture
+def chosen_pictures(
+    found: dict[str, list[Path]],
+    limit: int | None,
+    size: int,
+) -> list[tuple[int, Path]]:  # label, picture
     "At most `limit` pictures, equally many of each class; ValueError where that, or memory, does not suffice."
     least = min(map(len, found.values()))
-    if limit is not None and not len(found) <= limit: raise ValueError(f"limit={limit} leaves some of {len(found)} classes without an image; give at least {len(found)}")
+    if limit is not None and not len(found) <= limit:
+        raise ValueError(
+            f"limit={limit} leaves some of {len(found)} classes without an image; give at least {len(found)}"
+        )
     each = None if limit is None else limit // len(found)
-    if each is not None and each > least: raise ValueError(f"limit={limit} asks for {each} images of each of {len(found)} classes, one of which has {least}; give at most {least * len(found)}, or no limit")
+    if each is not None and each > least:
+        raise ValueError(
+            f"limit={limit} asks for {each} images of each of {len(found)} classes, one of which has {least}; give at"
+            f" most {least * len(found)}, or no limit"
+        )
     chosen = [(label, path) for label, paths in enumerate(found.values()) for path in paths[:each]]
     need, most = len(chosen) * 3 * size**2, ROOM // (3 * size**2)
-    if need > ROOM: raise ValueError(f"{len(chosen):,} images of {size}x{size} pixels take {need / 2**30:.0f} GiB, more than the {ROOM / 2**30:.0f} GiB allowed; give limit={most} or a smaller size")
+    if need > ROOM:
+        raise ValueError(
+            f"{len(chosen):,} images of {size}x{size} pixels take {need / 2**30:.0f} GiB, more than the"
+            f" {ROOM / 2**30:.0f} GiB allowed; give limit={most} or a smaller size"
+        )
     return chosen
 
 # %% ../nbs/02_formats.ipynb #1ca625ba
@@ -230,23 +289,35 @@ def decode(chosen: list[tuple[int, Path]], size: int, desc: str) -> Tensor:  # u
     return x
 
 
-def picture_folder(folder: Path, name: str, split: str, store: Path | None = None, size: int | None = None, limit: int | None = None) -> ImageSet:
+def picture_folder(
+    folder: Path, name: str, split: str, store: Path | None = None, size: int | None = None, limit: int | None = None
+) -> ImageSet:
     "Tiny-ImageNet, Imagenette or ImageNet from the folders in which they are published; kept decoded in `store`."
-    root = next((folder / r for r in ROOTS[name] if (folder / r / "train").is_dir() and (folder / r / "val").is_dir()), None)
-    if root is None: raise FileNotFoundError(f"{' or '.join(str(folder / r) for r in ROOTS[name])} with folders train and val")
+    root = next(
+        (folder / r for r in ROOTS[name] if (folder / r / "train").is_dir() and (folder / r / "val").is_dir()), None
+    )
+    if root is None:
+        raise FileNotFoundError(f"{' or '.join(str(folder / r) for r in ROOTS[name])} with folders train and val")
     found, size = listed(root, name, split), SIZES[name] if size is None else size
     chosen = chosen_pictures(found, limit, size)
     total = hashlib.sha256(repr((str(root.resolve()), size, "as seen")).encode())
-    for label, path in chosen: total.update(f"{label} {path.relative_to(root)} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    for label, path in chosen:
+        total.update(f"{label} {path.relative_to(root)} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
     kept = store and store / f"{name}-{split}-{total.hexdigest()[:12]}.npz"
     if kept and (data := cached(kept, name)): return data
-    data = ImageSet(decode(chosen, size, f"reading {name}"), torch.tensor([label for label, _ in chosen]), class_names(root, found), name)
+    data = ImageSet(
+        decode(chosen, size, f"reading {name}"), torch.tensor([label for label, _ in chosen]),
+        class_names(root, found), name,
+    )
     if kept and data.x.nbytes < 2**31: keep(kept, data)
     return data
 
 # %% ../nbs/02_formats.ipynb #7e4dc5ea
-READERS = {"mnist": idx_folder, "fashion_mnist": idx_folder, "cifar10": cifar_folder, "cifar100": cifar_folder, "digits": scikit_digits,
-           "tiny_imagenet": picture_folder, "imagenette": picture_folder, "imagenet": picture_folder}
+READERS = {
+    "mnist": idx_folder, "fashion_mnist": idx_folder, "cifar10": cifar_folder, "cifar100": cifar_folder,
+    "digits": scikit_digits, "tiny_imagenet": picture_folder, "imagenette": picture_folder,
+    "imagenet": picture_folder,
+}
 
 # %% ../nbs/02_formats.ipynb #9a80c116
 def cached(path: Path, name: str) -> ImageSet | None:  # None: not there
@@ -254,7 +325,9 @@ def cached(path: Path, name: str) -> ImageSet | None:  # None: not there
     if not path.is_file(): return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            return ImageSet(torch.from_numpy(file["x"]), torch.from_numpy(file["y"]).long(), tuple(file["classes"].tolist()), name)
+            return ImageSet(
+                torch.from_numpy(file["x"]), torch.from_numpy(file["y"]).long(), tuple(file["classes"].tolist()), name
+            )
     except Exception as error:  # numpy and zipfile have a dozen ways to say that a file is broken
         print(f"{path} is truncated or corrupt ({error}); it is removed", file=sys.stderr)
         path.unlink(missing_ok=True)
@@ -263,7 +336,8 @@ def cached(path: Path, name: str) -> ImageSet | None:  # None: not there
 def keep(path: Path, data: ImageSet) -> None:
     "Put a set into the cache."
     def write(part):
-        with open(part, "wb") as file: np.savez(file, x=data.x.numpy(), y=data.y.to(torch.int16).numpy(), classes=np.array(data.classes))
+        with open(part, "wb") as file:
+            np.savez(file, x=data.x.numpy(), y=data.y.to(torch.int16).numpy(), classes=np.array(data.classes))
     atomic_write(path, write)
 
 # %% ../nbs/02_formats.ipynb #bd3e0ed9
@@ -303,14 +377,23 @@ class Streamed(ImageSet):
     def fingerprint(self) -> str:  # 16 hexadecimal digits
         "Hash of names, sizes and labels of the files, not of their content."
         total = hashlib.sha256(repr((tuple(self.x.shape), self.classes)).encode())
-        for path, label in zip(self.x.paths, self.y.tolist()): total.update(f"{label} {path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+        for path, label in zip(self.x.paths, self.y.tolist()):
+            total.update(f"{label} {path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
         return total.hexdigest()[:16]
 
 # %% ../nbs/02_formats.ipynb #76e41da8
 def imagenet_root() -> Path | None:  # None: nowhere
     "The folder with ImageNet's train and val: in ROBUSTNB_DATA, else in the cache."
     folders = [Path(place).expanduser() for place in (os.environ.get("ROBUSTNB_DATA"), cache_dir() / "data") if place]
-    return next((f / root for f in folders for root in ROOTS["imagenet"] if (f / root / "train").is_dir() and (f / root / "val").is_dir()), None)
+    return next(
+        (
+            f / root
+            for f in folders
+            for root in ROOTS["imagenet"]
+            if (f / root / "train").is_dir() and (f / root / "val").is_dir()
+        ),
+        None,
+    )
 
 
 def imagenet_train(
@@ -322,4 +405,7 @@ def imagenet_train(
     found = listed(root, "imagenet", "train")
     each = count // len(found) if count else None
     chosen = [(label, path) for label, paths in enumerate(found.values()) for path in paths[:each]]
-    return Streamed(Pictures([path for _, path in chosen], size), torch.tensor([label for label, _ in chosen]), class_names(root, found), "imagenet")
+    return Streamed(
+        Pictures([path for _, path in chosen], size), torch.tensor([label for label, _ in chosen]),
+        class_names(root, found), "imagenet",
+    )

@@ -49,7 +49,9 @@ class Preparation:
     def at(self, side: int) -> "Preparation":
         "The same for another size in pixels, with the same share cut away."
         ratio = self.resize / min(self.size) if isinstance(self.resize, int) and self.size else 1
-        return replace(self, size=(side, side), resize=(side, side) if isinstance(self.resize, tuple) else round(ratio * side))
+        return replace(
+            self, size=(side, side), resize=(side, side) if isinstance(self.resize, tuple) else round(ratio * side)
+        )
 
 # %% ../nbs/25_hubs.ipynb #345512f1
 def cut(
@@ -66,7 +68,8 @@ def cut(
     height, width = how.size
     left, top = (int(round((a - b) / 2)) for a, b in zip(picture.size, (width, height)))
     if (left, top) == (0, 0) and picture.size == (width, height): return picture
-    if min(left, top) < 0: left, top = (-((b - a) // 2) if b > a else c for a, b, c in zip(picture.size, (width, height), (left, top)))
+    if min(left, top) < 0:
+        left, top = (-((b - a) // 2) if b > a else c for a, b, c in zip(picture.size, (width, height), (left, top)))
     return picture.crop((left, top, left + width, top + height))
 
 
@@ -89,11 +92,15 @@ class PreparedFiles(Source):
     "Picture files, or samples of tar files, as a model's hub wants them."
 
     def __init__(self, source: PictureFiles | TarFiles, how: Preparation):
-        self.source, self.how, self.name, self.classes, self.labels = source, how, source.name, source.classes, source.labels
+        self.source, self.how, self.name, self.classes, self.labels = (
+            source, how, source.name, source.classes, source.labels,
+        )
 
     def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:  # x uint8 [n,3,H,W], y int64 [n]
         positions = list(positions)
-        files = (self.source.member(p) if isinstance(self.source, TarFiles) else self.source.paths[p] for p in positions)
+        files = (
+            self.source.member(p) if isinstance(self.source, TarFiles) else self.source.paths[p] for p in positions
+        )
         return torch.stack([open_prepared(file, self.how) for file in files]), self.labels[positions]
 
     @cached_property
@@ -144,13 +151,20 @@ def in_words(
     if how.size is None: first = "images go in at the size they have"
     else:
         size = " x ".join(map(str, how.size))
-        if not pictures: first = f"images of other sizes are resized to {size} as a whole ({how.interpolation}), after the corruption"
+        if not pictures:
+            first = (
+                f"images of other sizes are resized to {size} as a whole ({how.interpolation}), after the corruption"
+            )
         elif how.resize == how.size: first = f"pictures are resized to {size} ({how.interpolation})"
         elif how.resize is None: first = f"the middle {size} pixels of pictures"
         else:
             target = f"shorter side {how.resize}" if isinstance(how.resize, int) else " x ".join(map(str, how.resize))
             first = f"pictures are resized to {target} ({how.interpolation}), of that the middle {size} pixels"
-    last = f"normalised by mean {numbers(how.mean)} and deviation {numbers(how.std)}" if how.mean else "pixels stay in 0..1"
+    last = (
+        f"normalised by mean {numbers(how.mean)} and deviation {numbers(how.std)}"
+        if how.mean
+        else "pixels stay in 0..1"
+    )
     return f"{first}; {last}" + (f" ({how.source})" if how.source else "")
 
 # %% ../nbs/25_hubs.ipynb #e0518e12
@@ -169,7 +183,10 @@ def bring(module: str, spec: str, what: str) -> object:
     "Import a package that not everybody has. ModelError that says what to install."
     try: return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name.partition(".")[0] != module.partition(".")[0]: raise ModelError(f"{spec}: {module} is here, but not {error.name}, which it needs: pip install {error.name}") from None
+        if error.name.partition(".")[0] != module.partition(".")[0]:
+            raise ModelError(
+                f"{spec}: {module} is here, but not {error.name}, which it needs: pip install {error.name}"
+            ) from None
         raise ModelError(f"{spec} needs the package {what}: pip install {what}") from None
 
 
@@ -191,22 +208,33 @@ def from_torchvision_weights(spec: str) -> Hub:  # "resnet50:IMAGENET1K_V2"; wit
     if which not in known: raise ModelError(nearest(which, known, f"set of weights of {name}"))
     weights = known[which]
     given, labels = weights.transforms(), tuple(weights.meta["categories"])
-    how = Preparation(tuple(given.crop_size * 2)[:2], given.resize_size[0] if len(given.resize_size) == 1 else tuple(given.resize_size),
-                      given.interpolation.value, tuple(given.mean), tuple(given.std), f"torchvision's transform of {weights.name}")
+    how = Preparation(
+        tuple(given.crop_size * 2)[:2],
+        given.resize_size[0] if len(given.resize_size) == 1 else tuple(given.resize_size),
+        given.interpolation.value, tuple(given.mean), tuple(given.std),
+        f"torchvision's transform of {weights.name}",
+    )
     accuracy = weights.meta["_metrics"].get("ImageNet-1K", {}).get("acc@1")
     facts = {"published accuracy": f"{accuracy / 100:.3f} on ImageNet's validation set"} if accuracy else {}
     def build(classes, channels):
         try: return get_model(name, weights=weights)
         except Exception as error:
             where = Path(torch.hub.get_dir()) / "checkpoints"
-            raise ModelError(f"the published weights of {name} cannot be had ({type(error).__name__}: {first_line(error)}); download them elsewhere and give the file (--weights), or put it into {where}") from error
+            raise ModelError(
+                f"the published weights of {name} cannot be had ({type(error).__name__}: {first_line(error)}); download"
+                f" them elsewhere and give the file (--weights), or put it into {where}"
+            ) from error
     return Hub(spec, build, how, labels, len(labels), facts)
 
 # %% ../nbs/25_hubs.ipynb #767588f4
 def timm_preparation(given: dict) -> Preparation:  # of timm.data.resolve_model_data_config
     "timm's words in ours. ModelError for a way to crop that is not known here."
     side, mode = tuple(given["input_size"][1:]), given.get("crop_mode") or "center"
-    if mode not in ("center", "squash"): raise ModelError(f"timm crops this model's pictures by {mode!r}, which is not known here; give it as module:factory, with a folder of pictures that are cut already")
+    if mode not in ("center", "squash"):
+        raise ModelError(
+            f"timm crops this model's pictures by {mode!r}, which is not known here; give it as module:factory, with a"
+            " folder of pictures that are cut already"
+        )
     share = given.get("crop_pct") or 1.0
     resize = tuple(math.floor(s / share) for s in side)
     name = given["interpolation"] if given["interpolation"] in FILTERS else "bicubic"  # "random" is for training
@@ -236,7 +264,8 @@ def from_timm(
 def from_torchhub(spec: str) -> Hub:  # torchhub:OWNER/REPO[:BRANCH]:NAME, torchhub:FOLDER:NAME
     "An entry point of a repository with a hubconf.py."
     repo, _, name = spec.partition(":")[2].rpartition(":")
-    if not repo: raise ModelError(f"{spec}: name the repository and the network, such as torchhub:pytorch/vision:resnet18")
+    if not repo:
+        raise ModelError(f"{spec}: name the repository and the network, such as torchhub:pytorch/vision:resnet18")
     local = Path(repo).is_dir()
     options = dict(source="local" if local else "github", **({} if local else dict(trust_repo="check")))
 
@@ -249,7 +278,10 @@ def from_torchhub(spec: str) -> Hub:  # torchhub:OWNER/REPO[:BRANCH]:NAME, torch
         try: return downloaded(spec, fetch)
         except ModelError as error:
             if "EOF" not in str(error): raise
-            raise ModelError(f"torch.hub asks whether code of {repo} may run here, and nobody can answer; run the command in a terminal once") from None
+            raise ModelError(
+                f"torch.hub asks whether code of {repo} may run here, and nobody can answer; run the command in a"
+                " terminal once"
+            ) from None
     return Hub(spec, build, None)
 
 # %% ../nbs/25_hubs.ipynb #cca9011c
@@ -262,18 +294,33 @@ def pair(size) -> tuple[int, int] | None:  # height and width, where that is wha
 
 def processor_preparation(given: dict) -> Preparation:  # of an image processor's to_dict()
     "An image processor's words in ours. ModelError where they are others than those known here."
-    if given.get("do_rescale", True) and abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3 or given.get("rescale_offset"):
-        raise ModelError(f"the image processor scales bytes by {given.get('rescale_factor')}, which is not known here; give the model as module:factory")
+    if (
+        given.get("do_rescale", True)
+        and abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3
+        or given.get("rescale_offset")
+    ):
+        raise ModelError(
+            f"the image processor scales bytes by {given.get('rescale_factor')}, which is not known here; give the"
+            " model as module:factory"
+        )
     size, edge = pair(given.get("size") or {}), dict(given.get("size") or {}).get("shortest_edge")
     filter = next((k for k, v in FILTERS.items() if v == int(given.get("resample", 2) or 0)), "bilinear")
     if given.get("do_center_crop"): resize, size = edge or size, pair(given["crop_size"])
-    elif edge and given.get("crop_pct"): resize, size = (int(edge / given["crop_pct"]) if edge < 384 else (edge, edge)), (edge, edge)
+    elif edge and given.get("crop_pct"):
+        resize, size = (int(edge / given["crop_pct"]) if edge < 384 else (edge, edge)), (edge, edge)
     elif edge: resize, size = edge, (edge, edge)
     elif size: resize = size
-    else: raise ModelError(f"the image processor's size {given.get('size')} is not known here; give the model as module:factory")
+    else:
+        raise ModelError(
+            f"the image processor's size {given.get('size')} is not known here; give the model as module:factory"
+        )
     if not given.get("do_resize", True): resize = None
     scaled = given.get("do_normalize", True) and given.get("image_mean") is not None
-    return Preparation(size, resize, filter, *((tuple(given["image_mean"]), tuple(given["image_std"])) if scaled else (None, None)), "as its image processor says")
+    return Preparation(
+        size, resize, filter,
+        *((tuple(given["image_mean"]), tuple(given["image_std"])) if scaled else (None, None)),
+        "as its image processor says",
+    )
 
 
 def from_huggingface(spec: str) -> Hub:  # hf:ORG/NAME, or hf:FOLDER
@@ -282,39 +329,64 @@ def from_huggingface(spec: str) -> Hub:  # hf:ORG/NAME, or hf:FOLDER
     config = downloaded(spec, lambda: transformers.AutoConfig.from_pretrained(name))
     given = downloaded(spec, lambda: transformers.AutoImageProcessor.from_pretrained(name)).to_dict()
     labels = tuple(str(v) for _, v in sorted((int(k), v) for k, v in (getattr(config, "id2label", None) or {}).items()))
-    build = lambda classes, channels: downloaded(spec, lambda: transformers.AutoModelForImageClassification.from_pretrained(name))
+    build = lambda classes, channels: downloaded(
+        spec, lambda: transformers.AutoModelForImageClassification.from_pretrained(name)
+    )
     return Hub(spec, build, processor_preparation(given), labels or None, len(labels) or None)
 
 # %% ../nbs/25_hubs.ipynb #825cfc1e
-def robustbench_preparation(name: str | None) -> Preparation:  # "Res256Crop224", "BicubicRes256Crop224", "Crop288", "Res224"
+def robustbench_preparation(
+    name: str | None,
+) -> Preparation:  # "Res256Crop224", "BicubicRes256Crop224", "Crop288", "Res224"
     "RobustBench's words in ours."
     said = "as RobustBench says; the network normalises itself"
     if name is None: return Preparation(source=said)
     found = re.fullmatch(r"(Bicubic)?(?:Res(\d+))?(?:Crop(\d+))?", name)
-    if not found or not (found[2] or found[3]): raise ModelError(f"RobustBench prepares this model's pictures by {name!r}, which is not known here")
+    if not found or not (found[2] or found[3]):
+        raise ModelError(f"RobustBench prepares this model's pictures by {name!r}, which is not known here")
     resize, side = (int(v) if v else None for v in found.groups()[1:])
-    return Preparation((side or resize,) * 2, resize if side else (resize, resize), "bicubic" if found[1] else "bilinear", source=said)
+    return Preparation(
+        (side or resize,) * 2, resize if side else (resize, resize), "bicubic" if found[1] else "bilinear", source=said
+    )
 
 
 def from_robustbench(spec: str) -> Hub:  # robustbench:NAME[:DATASET[:THREAT]]
     "A network of RobustBench's model zoo. ModelError where the name stands for none, or for several."
     zoo, (name, *words) = bring("robustbench.model_zoo", spec, "robustbench").model_dicts, spec.split(":")[1:]
-    every = [(d.value, t.value, entry) for d, threats in zoo.items() for t, nets in threats.items() for n, entry in nets.items() if n == name]
+    every = [
+        (d.value, t.value, entry)
+        for d, threats in zoo.items()
+        for t, nets in threats.items()
+        for n, entry in nets.items()
+        if n == name
+    ]
     found = [e for e in every if all(word in e[:2] for word in words)]
-    if not every: raise ModelError(nearest(name, {n for threats in zoo.values() for nets in threats.values() for n in nets}, "model of RobustBench")[:400])
-    if len(found) != 1: raise ModelError(f"RobustBench has {name} for {', '.join(':'.join(e[:2]) for e in every)}; name one: robustbench:{name}:{':'.join(every[0][:2])}")
+    if not every:
+        raise ModelError(
+            nearest(
+                name, {n for threats in zoo.values() for nets in threats.values() for n in nets}, "model of RobustBench"
+            )[:400]
+        )
+    if len(found) != 1:
+        raise ModelError(
+            f"RobustBench has {name} for {', '.join(':'.join(e[:2]) for e in every)}; name one:"
+            f" robustbench:{name}:{':'.join(every[0][:2])}"
+        )
     (data, threat, entry), load_model = found[0], bring("robustbench.utils", spec, "robustbench").load_model
     where = dict(model_dir=str(cache_dir() / "robustbench"), dataset=data, threat_model=threat)
     build = lambda classes, channels: downloaded(spec, lambda: load_model(model_name=name, **where))
-    return Hub(spec, build, robustbench_preparation(entry.get("preprocessing")), None, {"cifar10": 10, "cifar100": 100, "imagenet": 1000}.get(data),
-               {"trained for": f"{data}, {threat}"})
+    return Hub(
+        spec, build, robustbench_preparation(entry.get("preprocessing")), None,
+        {"cifar10": 10, "cifar100": 100, "imagenet": 1000}.get(data), {"trained for": f"{data}, {threat}"},
+    )
 
 # %% ../nbs/25_hubs.ipynb #704d5952
 HUBS = {"timm": from_timm, "torchhub": from_torchhub, "hf": from_huggingface, "robustbench": from_robustbench}
 
 
 def find_hub(
-    spec: str,  # timm:NAME, torchhub:REPO:NAME, hf:ORG/NAME, robustbench:NAME, or a torchvision name, with or without :WEIGHTS
+    # timm:NAME, torchhub:REPO:NAME, hf:ORG/NAME, robustbench:NAME, or a torchvision name, with or without :WEIGHTS
+    spec: str,
     weights: Path | None = None,  # a file of weights: for networks of timm; torchvision's are then no hub's matter
     size: int | None = None,  # side in pixels of the images, if it is to be another than the hub says
 ) -> Hub | None:  # None: no hub is meant
@@ -327,7 +399,11 @@ def hub_of(spec: str, weights: Path | None) -> Hub | None:
     "The hub that a specification begins with."
     scheme, _, rest = spec.partition(":")
     if scheme in HUBS and rest:
-        if weights is not None and scheme != "timm": raise ModelError(f"{spec} brings its own weights; --weights is for a network that is given by name, by timm:NAME or by module:factory")
+        if weights is not None and scheme != "timm":
+            raise ModelError(
+                f"{spec} brings its own weights; --weights is for a network that is given by name, by timm:NAME or by"
+                " module:factory"
+            )
         return from_timm(spec, weights) if scheme == "timm" else HUBS[scheme](spec)
     if weights is not None or not re.fullmatch(r"[a-z]\w*(:[A-Z]\w*)?", spec): return None
     from torchvision import models

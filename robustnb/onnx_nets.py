@@ -15,7 +15,10 @@ from .hubs import Preparation, bring
 from .sources import ModelError, first_line
 
 # %% ../nbs/25a_onnx_nets.ipynb #b0bd2cbc
-DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64, "tensor(uint8)": torch.uint8}
+DTYPES = {
+    "tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64,
+    "tensor(uint8)": torch.uint8,
+}
 
 
 def input_layout(
@@ -27,7 +30,8 @@ def input_layout(
     if len(fixed) != 4: raise ModelError(f"{spec} takes an input of shape {shape}; images are [B,C,H,W]")
     last = fixed[3] in (1, 3) and fixed[1] not in (1, 3)
     side = fixed[1:3] if last else fixed[2:]
-    if (side[0] is None) != (side[1] is None): raise ModelError(f"{spec} fixes one side of its images and not the other ({shape}); export it with both")
+    if (side[0] is None) != (side[1] is None):
+        raise ModelError(f"{spec} fixes one side of its images and not the other ({shape}); export it with both")
     return fixed[0], last, tuple(side) if side[0] else None
 
 # %% ../nbs/25a_onnx_nets.ipynb #6929708a
@@ -42,11 +46,16 @@ class OnnxNet(nn.Module):
         there = ort.get_available_providers()
         places = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in there] or there
         try: self.session = ort.InferenceSession(str(path), options, providers=places)
-        except Exception as error: raise ModelError(f"{path} cannot be loaded as an ONNX model: {first_line(error)}") from error
+        except Exception as error:
+            raise ModelError(f"{path} cannot be loaded as an ONNX model: {first_line(error)}") from error
         inputs = self.session.get_inputs()
-        if len(inputs) != 1: raise ModelError(f"{path} takes {len(inputs)} inputs ({', '.join(i.name for i in inputs)}); one, of images, is expected")
+        if len(inputs) != 1:
+            raise ModelError(
+                f"{path} takes {len(inputs)} inputs ({', '.join(i.name for i in inputs)}); one, of images, is expected"
+            )
         self.name, self.names = inputs[0].name, [o.name for o in self.session.get_outputs()]
-        if inputs[0].type not in DTYPES: raise ModelError(f"{path} takes {inputs[0].type}; images are {', '.join(DTYPES)}")
+        if inputs[0].type not in DTYPES:
+            raise ModelError(f"{path} takes {inputs[0].type}; images are {', '.join(DTYPES)}")
         self.dtype = DTYPES[inputs[0].type]
         self.batch, self.last, self.side = input_layout(inputs[0].shape, str(path))
 
@@ -71,5 +80,9 @@ class OnnxNet(nn.Module):
 
     def in_words(self) -> str:
         "What the file says of its input, beyond the size."
-        kind = {torch.uint8: "bytes from 0 to 255", torch.float16: "half floats", torch.float64: "doubles"}.get(self.dtype, "floats")
-        return f"{kind}, channels {'last' if self.last else 'first'}, " + (f"{self.batch} at a time" if self.batch else "any number at a time")
+        kind = {torch.uint8: "bytes from 0 to 255", torch.float16: "half floats", torch.float64: "doubles"}.get(
+            self.dtype, "floats"
+        )
+        return f"{kind}, channels {'last' if self.last else 'first'}, " + (
+            f"{self.batch} at a time" if self.batch else "any number at a time"
+        )

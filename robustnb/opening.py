@@ -49,12 +49,20 @@ def from_file(path: Path) -> nn.Module:
     if kind == "onnx":
         net = OnnxNet(path)
         return Prepared(net, net.preparation) if net.preparation else net
-    if kind == "weights": raise ModelError(f"{path} holds weights and no network; name the network as the model and give the file as its weights: robustnb evaluate resnet20 DATA --weights {path}")
+    if kind == "weights":
+        raise ModelError(
+            f"{path} holds weights and no network; name the network as the model and give the file as its weights:"
+            f" robustnb evaluate resnet20 DATA --weights {path}"
+        )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, which helps nobody who has such a file
-            return torch.jit.load(path, map_location="cpu") if kind == "torchscript" else torch.export.load(path).module()
-    except Exception as error: raise ModelError(f"{path} cannot be loaded as a {kind} model: {first_line(error)}") from error
+            # TorchScript is deprecated, which helps nobody who has such a file
+            warnings.simplefilter("ignore", FutureWarning)
+            return (
+                torch.jit.load(path, map_location="cpu") if kind == "torchscript" else torch.export.load(path).module()
+            )
+    except Exception as error:
+        raise ModelError(f"{path} cannot be loaded as a {kind} model: {first_line(error)}") from error
 
 # %% ../nbs/25b_opening.ipynb #8f667a48
 def from_factory(spec: str) -> Callable[[Tensor], Tensor]:  # module:factory
@@ -62,12 +70,23 @@ def from_factory(spec: str) -> Callable[[Tensor], Tensor]:  # module:factory
     module, _, name = spec.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try: found = importlib.import_module(module)
-    except (Exception, SystemExit) as error: raise ModelError(f"{spec}: the module {module!r} cannot be imported ({type(error).__name__}: {first_line(error)})") from error
+    except (Exception, SystemExit) as error:
+        raise ModelError(
+            f"{spec}: the module {module!r} cannot be imported ({type(error).__name__}: {first_line(error)})"
+        ) from error
     finally: sys.path.remove(str(Path.cwd()))
-    if not hasattr(found, name): raise ModelError(nearest(name, [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")], f"factory in {module}"))
+    if not hasattr(found, name):
+        raise ModelError(
+            nearest(
+                name, [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")],
+                f"factory in {module}",
+            )
+        )
     try: model = getattr(found, name)()
-    except (Exception, SystemExit) as error: raise ModelError(f"{spec}() raised {type(error).__name__}" + (f": {error}" if str(error) else "")) from error
-    if not callable(model): raise ModelError(f"{spec} returned {type(model).__name__}, which cannot be called with images")
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"{spec}() raised {type(error).__name__}" + (f": {error}" if str(error) else "")) from error
+    if not callable(model):
+        raise ModelError(f"{spec} returned {type(model).__name__}, which cannot be called with images")
     return model
 
 
@@ -76,7 +95,8 @@ def fill(
     path: Path,  # a state dict, in any of the wrappings that `read_state` and `under_names` know
 ) -> nn.Module:  # the same
     "Put weights into a network of one's own. ModelError that names what differs."
-    if not isinstance(net, nn.Module): raise ModelError(f"weights can be put into an nn.Module only, and the model is a {type(net).__name__}")
+    if not isinstance(net, nn.Module):
+        raise ModelError(f"weights can be put into an nn.Module only, and the model is a {type(net).__name__}")
     if not Path(path).exists(): raise FileNotFoundError(f"no file of weights at {path}")
     try: state = read_state(path)
     except ValueError as error: raise ModelError(str(error)) from None
@@ -84,9 +104,15 @@ def fill(
     found = under_names(state, set(own))
     if found is None:
         missing, unexpected = sorted(own.keys() - state.keys())[:3], sorted(state.keys() - own.keys())[:3]
-        raise ModelError(f"{path} holds the weights of another network: missing {missing or 'nothing'}, unexpected {unexpected or 'nothing'}")
+        raise ModelError(
+            f"{path} holds the weights of another network: missing {missing or 'nothing'}, unexpected"
+            f" {unexpected or 'nothing'}"
+        )
     if wrong := [k for k in found if found[k].shape != own[k].shape]:
-        raise ModelError(f"{path} holds weights of other shapes: {wrong[0]} is {list(found[wrong[0]].shape)}, the network has {list(own[wrong[0]].shape)}")
+        raise ModelError(
+            f"{path} holds weights of other shapes: {wrong[0]} is {list(found[wrong[0]].shape)}, the network has"
+            f" {list(own[wrong[0]].shape)}"
+        )
     net.load_state_dict(found, strict=False)  # strict but for batch counters
     return net
 
@@ -111,7 +137,11 @@ def from_name(
     images: str = "",  # the name of the data set: its weights are taken where no others are given
 ) -> nn.Module:
     "A network of this package with weights that come with it, or with weights from a file."
-    if name not in model_names(): raise ModelError(nearest(name, model_names(), "model") + "; or give a file, module:factory, or a hub's name (timm:, torchhub:, hf:, robustbench:)")
+    if name not in model_names():
+        raise ModelError(
+            nearest(name, model_names(), "model")
+            + "; or give a file, module:factory, or a hub's name (timm:, torchhub:, hf:, robustbench:)"
+        )
     given = weights is not None and (Path(weights).exists() or (name, str(weights)) not in shipped())
     if not given: return with_shipped(name, str(weights or images))
     if not Path(weights).exists(): raise FileNotFoundError(f"no file of weights at {weights}")
@@ -120,13 +150,16 @@ def from_name(
         try: return load_weights(fresh(classes), weights)
         except WrongShapes as error:
             if error.classes is None: raise
-            return load_weights(fresh(error.classes), weights)  # other outputs than the images have classes: `check_model` tells
+            # other outputs than the images have classes: `check_model` tells
+            return load_weights(fresh(error.classes), weights)
     except Exception as error: raise ModelError(first_line(error)) from error
 
 
 def normalises(model: Callable[[Tensor], Tensor]) -> bool:
     "Does it hold a layer that normalises, by its name?"
-    return isinstance(model, nn.Module) and any("Normalize" in (type(m).__name__, getattr(m, "original_name", "")) for m in model.modules())
+    return isinstance(model, nn.Module) and any(
+        "Normalize" in (type(m).__name__, getattr(m, "original_name", "")) for m in model.modules()
+    )
 
 
 def after(
@@ -143,11 +176,16 @@ def parts(output, path: tuple = ()) -> dict[tuple, Tensor]:  # (key, ...) -> ten
     "All tensors in an answer, by where they are."
     if isinstance(output, Tensor): return {path: output}
     if isinstance(output, Mapping): items = output.items()
-    elif dataclasses.is_dataclass(output): items = ((f.name, getattr(output, f.name)) for f in dataclasses.fields(output))
+    elif dataclasses.is_dataclass(output):
+        items = ((f.name, getattr(output, f.name)) for f in dataclasses.fields(output))
     elif hasattr(output, "_fields"): items = zip(output._fields, output)
     elif isinstance(output, Sequence) and not isinstance(output, str): items = enumerate(output)
     else: items = vars(output).items() if hasattr(output, "logits") and hasattr(output, "__dict__") else ()
-    return {place: part for key, value in items for place, part in parts(value, (*path, key)).items()} if len(path) < 3 else {}
+    return (
+        {place: part for key, value in items for place, part in parts(value, (*path, key)).items()}
+        if len(path) < 3
+        else {}
+    )
 
 
 def logits_place(
@@ -162,9 +200,19 @@ def logits_place(
     place = next((some[0] for some in (named, wide) if some), next(iter(found)) if len(found) == 1 else None)
     if place is None:
         there = ", ".join(f"{'.'.join(map(str, p))} {tuple(t.shape)}" for p, t in parts(output).items()) or "no tensor"
-        raise ModelError(f"must return logits [B,classes]; for {n} images it returned {type(output).__name__} of {there}")
-    several = f", the first of {len(wide)} with {classes} columns" if place in wide and len(wide) > 1 and place not in named else ""
-    return place, f"{'.'.join(map(str, place))} of the {type(output).__name__} that the model returns{several}" if place else "as they are"
+        raise ModelError(
+            f"must return logits [B,classes]; for {n} images it returned {type(output).__name__} of {there}"
+        )
+    several = (
+        f", the first of {len(wide)} with {classes} columns"
+        if place in wide and len(wide) > 1 and place not in named
+        else ""
+    )
+    return place, (
+        f"{'.'.join(map(str, place))} of the {type(output).__name__} that the model returns{several}"
+        if place
+        else "as they are"
+    )
 
 
 def at_place(output, place: tuple) -> Tensor:
@@ -176,7 +224,9 @@ def at_place(output, place: tuple) -> Tensor:
 # %% ../nbs/25b_opening.ipynb #7e04a266
 def are_probabilities(answers: Tensor) -> bool:  # [B,K]
     "Do all rows look like probabilities?"
-    return answers.shape[1] > 1 and bool((answers >= 0).all()) and bool(((answers.float().sum(1) - 1).abs() < 1e-3).all())
+    return (
+        answers.shape[1] > 1 and bool((answers >= 0).all()) and bool(((answers.float().sum(1) - 1).abs() < 1e-3).all())
+    )
 
 
 class Answering(nn.Module):
@@ -190,8 +240,15 @@ class Answering(nn.Module):
         try: answers = at_place(self.model(x), self.place)
         except ModelError: raise
         except Exception as error:
-            short = " (a smaller --batch needs less memory)" if "out of memory" in str(error).lower() or isinstance(error, MemoryError) else ""
-            raise ModelError(f"{self.spec} failed on {len(x)} images of shape {tuple(x.shape[1:])}: {type(error).__name__}: {first_line(error)}{short}") from error
+            short = (
+                " (a smaller --batch needs less memory)"
+                if "out of memory" in str(error).lower() or isinstance(error, MemoryError)
+                else ""
+            )
+            raise ModelError(
+                f"{self.spec} failed on {len(x)} images of shape {tuple(x.shape[1:])}: {type(error).__name__}:"
+                f" {first_line(error)}{short}"
+            ) from error
         return answers.float().clamp_min(torch.finfo(torch.float32).tiny).log() if self.log else answers
 
 # %% ../nbs/25b_opening.ipynb #81520342
@@ -213,19 +270,28 @@ def check_model(
     return checked(model, data, spec, any_outputs)[0]
 
 
-def checked(model, data: ImageSet, spec: str, any_outputs: bool = False) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
+def checked(
+    model, data: ImageSet, spec: str, any_outputs: bool = False
+) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
     "`check_model`, and what it found out in words."
     evaluating(model)
     x = data.take(slice(0, 2)).float()
     device = next(model.parameters(), x).device if isinstance(model, nn.Module) else x.device
     try:
         with torch.inference_mode(): output = model(x.to(device, copy=True))
-    except Exception as error: raise ModelError(f"{spec} does not take {len(x)} images of shape {tuple(x.shape[1:])}: {first_line(error)}" + ("; export it with a dynamic batch (dynamic_shapes)" if "Guard failed" in str(error) else "")) from error
+    except Exception as error:
+        raise ModelError(
+            f"{spec} does not take {len(x)} images of shape {tuple(x.shape[1:])}: {first_line(error)}"
+            + ("; export it with a dynamic batch (dynamic_shapes)" if "Guard failed" in str(error) else "")
+        ) from error
     try: place, words = logits_place(output, len(x), len(data.classes))
     except ModelError as error: raise ModelError(f"{spec} {error}") from None
     logits = at_place(output, place)
     if logits.shape[1] < len(data.classes) or logits.shape[1] > len(data.classes) and not any_outputs:
-        raise ModelError(f"{spec} has {logits.shape[1]} outputs, {data.name} has {len(data.classes)} classes; a folder must have a subfolder for each output, in the model's order, or say which outputs its subfolders are (--class-index)")
+        raise ModelError(
+            f"{spec} has {logits.shape[1]} outputs, {data.name} has {len(data.classes)} classes; a folder must have a"
+            " subfolder for each output, in the model's order, or say which outputs its subfolders are (--class-index)"
+        )
     log = are_probabilities(logits)
     if log: words += "; they are probabilities, whose logarithm is taken"
     if place or log: model = Answering(model, spec, place, log)
@@ -247,23 +313,42 @@ def class_order(
     if theirs == ours: return f"the model's names are those of the classes, in the same order: {first}"
     if sorted(theirs) == sorted(ours):
         i = next(i for i, (a, b) in enumerate(zip(theirs, ours)) if a != b)
-        raise ModelError(f"the model's outputs have the names of the classes in another order (output {i} is {labels[i]!r}, class {i} is {data.classes[i]!r}); say which output each subfolder is (--class-index)")
+        raise ModelError(
+            f"the model's outputs have the names of the classes in another order (output {i} is {labels[i]!r}, class"
+            f" {i} is {data.classes[i]!r}); say which output each subfolder is (--class-index)"
+        )
     return f"output i is assumed to be class i: {first}; the model calls them {labels[0]} and {labels[-1]}"
 
 # %% ../nbs/25b_opening.ipynb #ea6a0489
-def hub_model(hub: Hub, data: ImageSet, weights: Path | None, normalize: str | None, any_outputs: bool) -> tuple[nn.Module, dict[str, str]]:
+def hub_model(
+    hub: Hub, data: ImageSet, weights: Path | None, normalize: str | None, any_outputs: bool
+) -> tuple[nn.Module, dict[str, str]]:
     "A hub's network in its preparation, and what was assumed of it."
     classes = len(data.classes)
     if hub.outputs not in (None, classes) and not (any_outputs and hub.outputs > classes):
         imagenet = "ImageNet's " if hub.outputs == 1000 else ""
-        raise ModelError(f"the published weights of {hub.spec} have {imagenet}{hub.outputs:,} outputs, the images have {classes} classes; give a file of weights (--weights), or say which outputs the subfolders are (--class-index)")
+        raise ModelError(
+            f"the published weights of {hub.spec} have {imagenet}{hub.outputs:,} outputs, the images have {classes}"
+            " classes; give a file of weights (--weights), or say which outputs the subfolders are (--class-index)"
+        )
     how = hub.preparation or Preparation()
     if how.mean or "itself" in how.source:
-        if normalize: raise ModelError(f"{hub.spec} normalises its pixels itself; leave --normalize out, which is for models that expect normalised pixels")
-    elif normalize is None: raise ModelError(f"{hub.spec}: its hub does not say how pixels are normalised; say it: --normalize {', '.join(STATISTICS)}, or none for pixels in 0..1")
+        if normalize:
+            raise ModelError(
+                f"{hub.spec} normalises its pixels itself; leave --normalize out, which is for models that expect"
+                " normalised pixels"
+            )
+    elif normalize is None:
+        raise ModelError(
+            f"{hub.spec}: its hub does not say how pixels are normalised; say it: --normalize {', '.join(STATISTICS)},"
+            " or none for pixels in 0..1"
+        )
     elif normalize != "none":
         if normalize not in STATISTICS: raise ModelError(nearest(normalize, (*STATISTICS, "none"), "statistics"))
-        how = Preparation(how.size, how.resize, how.interpolation, *STATISTICS[normalize], f"the statistics of {normalize}, as was asked for")
+        how = Preparation(
+            how.size, how.resize, how.interpolation, *STATISTICS[normalize],
+            f"the statistics of {normalize}, as was asked for",
+        )
     order, net = class_order(hub.labels, data, any_outputs), hub.build(classes, data.x.shape[1])
     if weights is not None: net = fill(net, weights)
     pictures = how.size is None or tuple(data.x.shape[-2:]) == how.size
@@ -274,7 +359,8 @@ def opened(
     spec: str | Hub,  # a name, a hub's name or what `find_hub` said of it, a file, or module:factory
     data: ImageSet,  # that it will be put through: tells the number of classes and channels
     weights: str | Path | None = None,  # a file of weights, for names and factories
-    normalize: str | None = None,  # statistics that the model expects to be applied: cifar10 | cifar100 | imagenet | none; None: it takes [0,1]
+    # statistics that the model expects to be applied: cifar10 | cifar100 | imagenet | none; None: it takes [0,1]
+    normalize: str | None = None,
     any_outputs: bool = False,  # more outputs than classes are right: labels were chosen by a class index
 ) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:  # images in [0,1] -> logits; what was assumed
     "Open a model, ready to be evaluated. ModelError, FileNotFoundError that say what is wrong."
@@ -289,21 +375,37 @@ def opened(
     return model, {**said, **found}
 
 
-def own_model(spec: str, data: ImageSet, weights: Path | None, normalize: str | None, any_outputs: bool) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
+def own_model(
+    spec: str, data: ImageSet, weights: Path | None, normalize: str | None, any_outputs: bool
+) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
     "A model that is no hub's, behind the normalisation asked for, and what was assumed."
     path, channels = Path(spec), data.x.shape[1]
     is_file = path.is_file() and spec not in model_names()
-    if weights is not None and is_file: raise ModelError(f"{spec} brings its own weights; --weights is for a network that is given by name")
+    if weights is not None and is_file:
+        raise ModelError(f"{spec} brings its own weights; --weights is for a network that is given by name")
     if is_file: model = from_file(path)
     elif path.suffix in FILES: raise FileNotFoundError(f"no model file at {spec}")
     elif ":" in spec: model = from_factory(spec) if weights is None else fill(from_factory(spec), weights)
-    elif normalize and spec in model_names(): raise ModelError(f"{spec} normalises its pixels itself; leave --normalize out, which is for models that expect normalised pixels")
+    elif normalize and spec in model_names():
+        raise ModelError(
+            f"{spec} normalises its pixels itself; leave --normalize out, which is for models that expect normalised"
+            " pixels"
+        )
     else: model = from_name(spec, weights, len(data.classes), channels, data.name)
-    if normalize and normalises(model): raise ModelError(f"{spec} holds a layer that normalises already; leave --normalize out, or the pixels would be normalised twice")
-    pixels = f"normalised by the statistics of {normalize}" if normalize else "the model normalises its pixels itself" if normalises(model) else "pixels go in as they are, in 0..1"
+    if normalize and normalises(model):
+        raise ModelError(
+            f"{spec} holds a layer that normalises already; leave --normalize out, or the pixels would be normalised"
+            " twice"
+        )
+    pixels = (
+        f"normalised by the statistics of {normalize}"
+        if normalize
+        else "the model normalises its pixels itself" if normalises(model) else "pixels go in as they are, in 0..1"
+    )
     side = "images of {} x {} pixels go in as they are".format(*data.x.shape[-2:])
     net = getattr(model, "net", model)
-    if isinstance(net, OnnxNet): side = (in_words(net.preparation, False).partition(";")[0] if net.side else side) + f"; as {net.in_words()}"
+    if isinstance(net, OnnxNet):
+        side = (in_words(net.preparation, False).partition(";")[0] if net.side else side) + f"; as {net.in_words()}"
     try: model = after(normalize, channels, model) if normalize else model
     except ValueError as error: raise ModelError(str(error)) from None
     return model, {"preparation": f"{side}; {pixels}", "class order": class_order(None, data, any_outputs)}
@@ -334,5 +436,9 @@ def expected(
     "Does an expected accuracy lie in the interval of a measured one?"
     (low,), (high,) = proportion_interval(right, n, level, "exact")
     if low <= accuracy <= high: return ""
-    why = "look at the preparation and at the order of the classes" if accuracy > high else "are these images the ones that were trained on, or fewer classes than the accuracy was published for?"
+    why = (
+        "look at the preparation and at the order of the classes"
+        if accuracy > high
+        else "are these images the ones that were trained on, or fewer classes than the accuracy was published for?"
+    )
     return f"accuracy {right / n:.3f} [{low:.3f}, {high:.3f}] on {n} clean images, and {accuracy:g} was expected: {why}"

@@ -33,7 +33,8 @@ from .sources import (ModelError, PictureFiles, Source, class_folders, class_lis
 def mapped(path: Path) -> np.ndarray:
     "An array on the disk. DataError that names the file."
     try: return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error: raise DataError(f"{path}: no readable array ({first_line(error)})") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: no readable array ({first_line(error)})") from None
 
 
 class ArrayRows(Source):
@@ -50,8 +51,12 @@ class ArrayRows(Source):
         self.path, self.labels, self.classes, self.name, self.start = Path(path), labels, tuple(classes), name, start
         self.array = mapped(self.path)
         shape = self.array.shape
-        if self.array.dtype != np.uint8 or self.array.ndim not in (3, 4): raise DataError(f"{path}: images must be uint8 [N,H,W,C] or [N,H,W], got {self.array.dtype} {shape}")
-        if shape[0] < start + len(labels): raise DataError(f"{path}: {shape[0]} images, and {start + len(labels)} are needed: truncated, or labels of another set")
+        if self.array.dtype != np.uint8 or self.array.ndim not in (3, 4):
+            raise DataError(f"{path}: images must be uint8 [N,H,W,C] or [N,H,W], got {self.array.dtype} {shape}")
+        if shape[0] < start + len(labels):
+            raise DataError(
+                f"{path}: {shape[0]} images, and {start + len(labels)} are needed: truncated, or labels of another set"
+            )
 
     def __getstate__(self) -> dict: return {k: v for k, v in self.__dict__.items() if k != "array"}
     def __setstate__(self, state: dict) -> None: self.__dict__.update(state, array=mapped(state["path"]))
@@ -65,16 +70,21 @@ class ArrayRows(Source):
     @cached_property
     def fingerprint(self) -> str:  # 16 hexadecimal digits
         total = hashlib.sha256(repr((self.start, self.array.shape, self.path.name, self.classes)).encode())
-        for part in (self.read(range(0, len(self), max(1, len(self) // 64)))[0], self.labels): total.update(part.numpy().tobytes())
+        for part in (self.read(range(0, len(self), max(1, len(self) // 64)))[0], self.labels):
+            total.update(part.numpy().tobytes())
         return total.hexdigest()[:16]
 
 
 def label_array(path: Path, classes: int | None = None) -> Tensor:  # int64 [N]
     "Labels in a .npy file. DataError where they are none."
     found = mapped(path)
-    if found.ndim != 1 or found.dtype.kind not in "iu" or not len(found): raise DataError(f"{path}: labels must be whole numbers [N], got {found.dtype} {found.shape}")
+    if found.ndim != 1 or found.dtype.kind not in "iu" or not len(found):
+        raise DataError(f"{path}: labels must be whole numbers [N], got {found.dtype} {found.shape}")
     labels = torch.from_numpy(np.array(found, dtype=np.int64))
-    if labels.min() < 0 or classes is not None and labels.max() >= classes: raise DataError(f"{path}: labels must lie in 0..{(classes or 0) - 1}, these span {labels.min()}..{labels.max()}")
+    if labels.min() < 0 or classes is not None and labels.max() >= classes:
+        raise DataError(
+            f"{path}: labels must lie in 0..{(classes or 0) - 1}, these span {labels.min()}..{labels.max()}"
+        )
     return labels
 
 # %% ../nbs/04a_published.ipynb #7f7a47d7
@@ -93,7 +103,9 @@ class PublishedSet:
     def stamp(self, row: tuple[str, int]) -> str:  # 8 hexadecimal digits
         "Tells a condition's files from others that may lie there later."
         found = self.places[row].stat()
-        return hashlib.sha256(f"{self.places[row].resolve()} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()[:8]
+        return hashlib.sha256(f"{self.places[row].resolve()} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()[
+            :8
+        ]
 
     @property
     def rows(self) -> list[tuple[str, int]]: return list(self.parts)
@@ -110,10 +122,14 @@ class Form:
     benchmark: str = ""
 
 
-FORMS = {"cifar10-c": Form("arrays", 10, "cifar10", "cifar10-c"), "cifar100-c": Form("arrays", 100, "cifar100", "cifar10-c"),
-         "mnist-c": Form("pairs", 10), "tiny-imagenet-c": Form("severities", 200, "tiny_imagenet", "tiny-imagenet-c"),
-         "imagenet-c": Form("severities", 1000, "imagenet", "imagenet-c"), "imagenet-r": Form("classes", 200), "imagenet-a": Form("classes", 200),
-         "imagenet-sketch": Form("classes", 1000), "imagenet-v2": Form("classes", 1000), "cifar10.1": Form("versions", 10)}
+FORMS = {
+    "cifar10-c": Form("arrays", 10, "cifar10", "cifar10-c"),
+    "cifar100-c": Form("arrays", 100, "cifar100", "cifar10-c"), "mnist-c": Form("pairs", 10),
+    "tiny-imagenet-c": Form("severities", 200, "tiny_imagenet", "tiny-imagenet-c"),
+    "imagenet-c": Form("severities", 1000, "imagenet", "imagenet-c"), "imagenet-r": Form("classes", 200),
+    "imagenet-a": Form("classes", 200), "imagenet-sketch": Form("classes", 1000),
+    "imagenet-v2": Form("classes", 1000), "cifar10.1": Form("versions", 10),
+}
 
 
 def names_for(count: int, clean: str | None = None) -> tuple[str, ...]:
@@ -135,7 +151,10 @@ def open_arrays(folder: Path, form: str | None = None) -> PublishedSet:
     levels = [int(s) for s in constants] if constants else [1, 2, 3, 4, 5]
     n, rest = divmod(len(labels), len(levels))
     if rest or any(not torch.equal(labels[:n], labels[n * i:n * (i + 1)]) for i in range(len(levels))):
-        raise DataError(f"{folder / 'labels.npy'}: {len(labels)} labels are not {len(levels)} times the same ones, a run for each severity")
+        raise DataError(
+            f"{folder / 'labels.npy'}: {len(labels)} labels are not {len(levels)} times the same ones, a run for each"
+            " severity"
+        )
     form = form or ("cifar10-c" if labels.max() < 10 else "cifar100-c")
     known = FORMS[form]
     classes = tuple(manifest.get("classes") or names_for(max(known.classes, int(labels.max()) + 1), known.clean))
@@ -144,16 +163,27 @@ def open_arrays(folder: Path, form: str | None = None) -> PublishedSet:
     clean = manifest["data"] if manifest else known.clean
     parts = {(p.stem, s): part(p, i) for p in files for i, s in enumerate(levels)}
     places = {(p.stem, s): p for p in files for s in levels}
-    return PublishedSet(form, folder.resolve().name, parts, clean, manifest.get("benchmark") or known.benchmark, places=places)
+    return PublishedSet(
+        form, folder.resolve().name, parts, clean, manifest.get("benchmark") or known.benchmark, places=places
+    )
 
 # %% ../nbs/04a_published.ipynb #9355e5f0
 def open_pairs(folder: Path, form: str = "mnist-c") -> PublishedSet:
     "MNIST-C: for each corruption a folder with test_images.npy and test_labels.npy."
     places = sorted(p.parent for p in folder.glob("*/test_images.npy"))
     def part(place):
-        return lambda: ArrayRows(place / "test_images.npy", label_array(place / "test_labels.npy", FORMS[form].classes), names_for(10, "mnist"), place.name)
-    rows = {("clean", 0) if p.name == "identity" else (p.name, 1): p for p in sorted(places, key=lambda p: p.name != "identity")}
-    return PublishedSet(form, folder.resolve().name, {row: part(p) for row, p in rows.items()}, places={row: p / "test_images.npy" for row, p in rows.items()})
+        return lambda: ArrayRows(
+            place / "test_images.npy", label_array(place / "test_labels.npy", FORMS[form].classes),
+            names_for(10, "mnist"), place.name,
+        )
+    rows = {
+        ("clean", 0) if p.name == "identity" else (p.name, 1): p
+        for p in sorted(places, key=lambda p: p.name != "identity")
+    }
+    return PublishedSet(
+        form, folder.resolve().name, {row: part(p) for row, p in rows.items()},
+        places={row: p / "test_images.npy" for row, p in rows.items()},
+    )
 
 
 def open_versions(folder: Path, form: str = "cifar10.1") -> PublishedSet:
@@ -161,7 +191,9 @@ def open_versions(folder: Path, form: str = "cifar10.1") -> PublishedSet:
     files = sorted(folder.glob("*_data.npy"))
     def part(path):
         labels = path.with_name(path.name.replace("_data", "_labels"))
-        return lambda: ArrayRows(path, label_array(labels, FORMS[form].classes), names_for(10, "cifar10"), path.stem.removesuffix("_data"))
+        return lambda: ArrayRows(
+            path, label_array(labels, FORMS[form].classes), names_for(10, "cifar10"), path.stem.removesuffix("_data")
+        )
     rows = {(p.stem.removesuffix("_data"), 0): p for p in files}
     return PublishedSet(form, folder.resolve().name, {row: part(p) for row, p in rows.items()}, places=rows)
 
@@ -177,7 +209,12 @@ def severity_folders(folder: Path) -> dict[str, Path]:  # "3" -> its folder
     found = {f.name: f for f in subfolders(folder)}
     if not found or not all(re.fullmatch("[1-9]", name) for name in found): return {}
     classes = [tuple(f.name for f in subfolders(f)) for f in found.values()]
-    return found if classes[0] and (len(set(classes)) == 1 and len(classes) > 1 or "sha256" in {f.name for f in subfolders(folder.parent)}) else {}
+    return (
+        found
+        if classes[0]
+        and (len(set(classes)) == 1 and len(classes) > 1 or "sha256" in {f.name for f in subfolders(folder.parent)})
+        else {}
+    )
 
 
 def corruption_folders(folder: Path) -> dict[str, Path]:  # corruption -> its folder
@@ -199,14 +236,21 @@ def open_severities(folder: Path, form: str | None = None, class_index: Path | N
     "ImageNet-C and Tiny-ImageNet-C: corruption/severity/class/picture."
     found, manifest = corruption_folders(folder), manifest_of(folder)
     places = {(name, int(s)): place for name, above in found.items() for s, place in severity_folders(above).items()}
-    if not places: raise DataError(f"{folder}: no folders corruption/severity/class with pictures, such as fog/3/n01440764")
+    if not places:
+        raise DataError(f"{folder}: no folders corruption/severity/class with pictures, such as fog/3/n01440764")
     first = next(iter(places.values()))
     classes = class_folders(first)
     size = picture_side(pictures_of(first / classes[0])[0])
     form = form or ("tiny-imagenet-c" if size <= 64 else "imagenet-c")
-    def part(row): return lambda: PictureFiles(*class_listing(places[row], class_index)[::-1], f"{row[0]} {row[1]}", size, places[row])
+    def part(row):
+        return lambda: PictureFiles(
+            *class_listing(places[row], class_index)[::-1], f"{row[0]} {row[1]}", size, places[row]
+        )
     benchmark = manifest.get("benchmark") or FORMS[form].benchmark
-    return PublishedSet(form, folder.resolve().name, {row: part(row) for row in places}, manifest.get("data") or FORMS[form].clean, benchmark, places=places)
+    return PublishedSet(
+        form, folder.resolve().name, {row: part(row) for row in places}, manifest.get("data") or FORMS[form].clean,
+        benchmark, places=places,
+    )
 
 # %% ../nbs/04a_published.ipynb #bf290ab1
 def wnid_places(given: Path) -> dict[str, int]:  # name -> output
@@ -214,7 +258,9 @@ def wnid_places(given: Path) -> dict[str, int]:  # name -> output
     given = Path(given)
     if given.is_dir(): return {f.name: i for i, f in enumerate(subfolders(given))}
     if given.suffix != ".txt": return class_places(given)
-    return {line.split()[0]: i for i, line in enumerate(line for line in given.read_text().splitlines() if line.strip())}
+    return {
+        line.split()[0]: i for i, line in enumerate(line for line in given.read_text().splitlines() if line.strip())
+    }
 
 
 def timm_wnids() -> list[str]:  # [] without timm
@@ -237,9 +283,14 @@ def outputs_of(
         root = imagenet_root()
         all_of_them = [f.name for f in subfolders(root / "train")] if root else timm_wnids()
         if len(all_of_them) != outputs:
-            raise ModelError(f"which of {outputs:,} outputs the {len(names)} classes are (the first is {names[0]}) is not known here: give ImageNet's classes with --class-index (imagenet_class_index.json, a text file of {outputs:,} WordNet numbers in order, or ImageNet's val folder)")
+            raise ModelError(
+                f"which of {outputs:,} outputs the {len(names)} classes are (the first is {names[0]}) is not known"
+                " here: give ImageNet's classes with --class-index (imagenet_class_index.json, a text file of"
+                f" {outputs:,} WordNet numbers in order, or ImageNet's val folder)"
+            )
         places = {name: i for i, name in enumerate(all_of_them)}
-    if lacking := [n for n in names if n not in places]: raise ModelError(nearest(lacking[0], list(places)[:2000], "class")[:400])
+    if lacking := [n for n in names if n not in places]:
+        raise ModelError(nearest(lacking[0], list(places)[:2000], "class")[:400])
     return [places[n] for n in names]
 
 
@@ -251,7 +302,9 @@ def open_classes(folder: Path, form: str, class_index: Path | None = None, size:
     if outputs == list(range(1000)): outputs = None
     part = lambda: PictureFiles(*class_listing(folder)[::-1], form, size, folder)
     notes = {"classes": f"{len(names)} of a model's outputs; the answer is taken among these alone"} if outputs else {}
-    return PublishedSet(form, folder.resolve().name, {(form, 0): part}, outputs=outputs, notes=notes, places={(form, 0): folder})
+    return PublishedSet(
+        form, folder.resolve().name, {(form, 0): part}, outputs=outputs, notes=notes, places={(form, 0): folder}
+    )
 
 # %% ../nbs/04a_published.ipynb #ebc198aa
 def layout_of(folder: Path) -> str | None:
@@ -282,14 +335,21 @@ def open_published(
     if not folder.is_dir(): raise FileNotFoundError(f"no folder at {folder}")
     wanted = FORMS[form].layout if form else found
     if wanted not in (found, "classes"):
-        raise ModelError(f"{folder} does not look like {form}, whose layout is {WORDS[wanted]}" + (f"; it looks like {WORDS[found]}" if found else ""))
+        raise ModelError(
+            f"{folder} does not look like {form}, whose layout is {WORDS[wanted]}"
+            + (f"; it looks like {WORDS[found]}" if found else "")
+        )
     if wanted == "arrays": opened = open_arrays(folder, form)
     elif wanted == "severities": opened = open_severities(folder, form, class_index)
     elif wanted == "classes": opened = open_classes(folder, form, class_index, size or 224)
     else: opened = open_pairs(folder) if wanted == "pairs" else open_versions(folder)
-    if class_index is not None and wanted not in ("classes", "severities"): raise ModelError(f"{opened.form} knows its classes; a class index is for folders of pictures")
+    if class_index is not None and wanted not in ("classes", "severities"):
+        raise ModelError(f"{opened.form} knows its classes; a class index is for folders of pictures")
     return opened
 
 
-WORDS = {"arrays": "corruption.npy beside labels.npy", "pairs": "corruption/test_images.npy beside test_labels.npy", "severities": "corruption/severity/class/picture",
-         "versions": "*_data.npy beside *_labels.npy", "classes": "class/picture"}
+WORDS = {
+    "arrays": "corruption.npy beside labels.npy", "pairs": "corruption/test_images.npy beside test_labels.npy",
+    "severities": "corruption/severity/class/picture", "versions": "*_data.npy beside *_labels.npy",
+    "classes": "class/picture",
+}

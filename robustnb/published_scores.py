@@ -40,7 +40,10 @@ class OnlyOutputs(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # logits [B,K]
         logits = self.model(x)
-        if logits.shape[1] <= max(self.outputs): raise ModelError(f"the model has {logits.shape[1]} outputs, and the set's classes are outputs up to {max(self.outputs)}")
+        if logits.shape[1] <= max(self.outputs):
+            raise ModelError(
+                f"the model has {logits.shape[1]} outputs, and the set's classes are outputs up to {max(self.outputs)}"
+            )
         return logits[:, self.outputs]
 
 # %% ../nbs/55a_published_scores.ipynb #57785205
@@ -63,11 +66,17 @@ def measure_published(
         source = prepared(clean if clean is not None and row == ("clean", 0) else published.source(row))
         if labels is None: labels, positions = source.labels, balanced_positions(source, images)
         elif not torch.equal(source.labels, labels):
-            raise ModelError(f"{published.name}: {row[0]} {row[1] or ''} has {len(source)} images with other labels than {asked[0][0]} ({len(labels)}); all conditions must be of the same images")
+            raise ModelError(
+                f"{published.name}: {row[0]} {row[1] or ''} has {len(source)} images with other labels than"
+                f" {asked[0][0]} ({len(labels)}); all conditions must be of the same images"
+            )
         stamp = source.fingerprint if cache and row not in published.places else cache and published.stamp(row)
         place = cache / f"{row[0]}-{row[1]}-{stamp}" if cache else None
         found.append(measure(model, source, (), (), None, place, positions, show=False, **options))
-    return Answers(asked, torch.cat([a.correct for a in found]), torch.cat([a.confidence for a in found]), published.benchmark or published.form)
+    return Answers(
+        asked, torch.cat([a.correct for a in found]), torch.cat([a.confidence for a in found]),
+        published.benchmark or published.form,
+    )
 
 # %% ../nbs/55a_published_scores.ipynb #c26749a8
 def tabulate_published(
@@ -80,9 +89,20 @@ def tabulate_published(
     drawn, rows = Resamples(answers, resamples, seed), []
     for i, (name, severity) in enumerate(answers.rows):
         accuracy, ece = interval(drawn.accuracy[:, i], level), interval(drawn.calibration(i), level)
-        family = "clean" if name == "clean" else FAMILY.get(name) or (REGISTRY[name].family if name in REGISTRY else "other")
-        rows.append((answers.benchmark, family, name, severity, *accuracy, *ece, answers.confidence[i].double().mean().item(), len(answers)))
-    return pd.DataFrame(rows, columns=["benchmark", "family", "corruption", "severity", "accuracy", "low", "high", "ece", "ece_low", "ece_high", "confidence", "n"])
+        family = (
+            "clean" if name == "clean" else FAMILY.get(name) or (REGISTRY[name].family if name in REGISTRY else "other")
+        )
+        rows.append((
+            answers.benchmark, family, name, severity, *accuracy, *ece, answers.confidence[i].double().mean().item(),
+            len(answers),
+        ))
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "benchmark", "family", "corruption", "severity", "accuracy", "low", "high", "ece", "ece_low",
+            "ece_high", "confidence", "n",
+        ],
+    )
 
 
 def summarise_published(
@@ -95,15 +115,23 @@ def summarise_published(
     "`summarise`, where clean images may be missing."
     if answers.rows[0] == ("clean", 0): return summarise(answers, baseline, level, resamples, seed)
     drawn = Resamples(answers, resamples, seed)
-    found = {"accuracy, corrupted" if len(answers.rows) > 1 else f"accuracy, {answers.rows[0][0]}": drawn.accuracy.mean(1)}
+    found = {
+        "accuracy, corrupted" if len(answers.rows) > 1 else f"accuracy, {answers.rows[0][0]}": drawn.accuracy.mean(1)
+    }
     for family in dict.fromkeys(FAMILY.get(name) for name, _ in answers.rows):
-        if family: found[f"accuracy, {family}"] = drawn.accuracy[:, [i for i, (n, _) in enumerate(answers.rows) if FAMILY.get(n) == family]].mean(1)
+        if family:
+            found[f"accuracy, {family}"] = drawn.accuracy[
+                :, [i for i, (n, _) in enumerate(answers.rows) if FAMILY.get(n) == family]
+            ].mean(1)
     found["calibration error"] = np.mean([drawn.calibration(i) for i in range(len(answers.rows))], 0)
     if baseline is not None:
         places = {name: [i for i, (n, _) in enumerate(answers.rows) if n == name] for name, _ in answers.rows}
         errors = {name: 1 - drawn.accuracy[:, i].mean(1) for name, i in places.items()}
         found["mCE"] = np.mean(list(corruption_errors(errors, baseline_errors(answers, baseline)[0]).values()), 0)
-    return pd.DataFrame([(name, *interval(values, level)) for name, values in found.items()], columns=["quantity", "value", "low", "high"])
+    return pd.DataFrame(
+        [(name, *interval(values, level)) for name, values in found.items()],
+        columns=["quantity", "value", "low", "high"],
+    )
 
 # %% ../nbs/55a_published_scores.ipynb #b64d88c0
 def reliability_curves(answers: Answers) -> plt.Figure:
@@ -112,7 +140,9 @@ def reliability_curves(answers: Answers) -> plt.Figure:
     fig, ax = plt.subplots(figsize=(4, 3.6), layout="constrained")
     ax.plot([0, 1], [0, 1], color="0.6", lw=1, label="calibrated")
     clean = [i for i, row in enumerate(answers.rows) if row == ("clean", 0)]
-    for title, part in {"clean": clean, "published set": [i for i in range(len(answers.rows)) if i not in clean]}.items():
+    for title, part in {
+        "clean": clean, "published set": [i for i in range(len(answers.rows)) if i not in clean],
+    }.items():
         if not part: continue
         bins = reliability(answers.confidence[part].float().flatten(), answers.correct[part].flatten())
         ax.plot(bins.confidence, bins.accuracy, marker="o", markersize=4, label=title)
@@ -140,7 +170,10 @@ class PublishedCard(Scorecard):
         return {"heatmap": figure, **found}
 
 # %% ../nbs/55a_published_scores.ipynb #e10a61af
-DETERMINISTIC = ("defocus_blur", "zoom_blur", "gaussian_blur", "brightness", "saturate", "contrast", "pixelate", "jpeg_compression")
+DETERMINISTIC = (
+    "defocus_blur", "zoom_blur", "gaussian_blur", "brightness", "saturate", "contrast", "pixelate",
+    "jpeg_compression",
+)
 
 
 def as_jpeg(x: Tensor) -> Tensor:  # uint8 [N,C,H,W] -> the same
@@ -156,15 +189,22 @@ def twins(
 ) -> tuple[list[int], list[int]]:  # positions in the one and in the other
     "Which clean image each published one was. ModelError where nobody can tell."
     if not isinstance(published, PictureFiles):
-        if not torch.equal(published.labels, clean.labels): raise ModelError(f"the clean images ({clean.name}) have other labels than {published.name}, so they are others")
+        if not torch.equal(published.labels, clean.labels):
+            raise ModelError(
+                f"the clean images ({clean.name}) have other labels than {published.name}, so they are others"
+            )
         return (list(range(0, len(clean), max(1, len(clean) // images)))[:images],) * 2
     files = clean.source if isinstance(clean, PreparedFiles) else clean
-    if not isinstance(files, PictureFiles): raise ModelError("pictures are compared with pictures of the same names: give the folder of clean ones")
+    if not isinstance(files, PictureFiles):
+        raise ModelError("pictures are compared with pictures of the same names: give the folder of clean ones")
     places = {(p.parent.name, p.stem): i for i, p in enumerate(files.paths)}
     by_name = {p.stem: i for i, p in enumerate(files.paths)}  # Tiny-ImageNet's validation pictures lie in one folder
     pairs = [(i, places.get((p.parent.name, p.stem), by_name.get(p.stem))) for i, p in enumerate(published.paths)]
     pairs = [pair for pair in pairs if pair[1] is not None]
-    if not pairs: raise ModelError(f"{files.name} has no picture with the name of one of {published.name}, such as {published.paths[0].name}")
+    if not pairs:
+        raise ModelError(
+            f"{files.name} has no picture with the name of one of {published.name}, such as {published.paths[0].name}"
+        )
     step = max(1, len(pairs) // images)
     return tuple(map(list, zip(*pairs[::step][:images])))
 
@@ -184,9 +224,16 @@ def compare_files(
         theirs_at, ours_at = twins(source, clean, images)
         size = source.shape[-2:]
         theirs, x = source.read(theirs_at)[0], clean.read(ours_at)[0]
-        if x.shape != theirs.shape: raise ModelError(f"{clean.name} has images of {' x '.join(map(str, x.shape[-2:]))} pixels, {published.name} of {' x '.join(map(str, size))}")
-        ours = corrupt(x, name, severity, benchmark or published.benchmark or "cifar10-c", torch.Generator().manual_seed(0))
-        if isinstance(source, PictureFiles) and source.paths[0].suffix.lower() in (".jpeg", ".jpg"): ours = as_jpeg(ours)
+        if x.shape != theirs.shape:
+            raise ModelError(
+                f"{clean.name} has images of {' x '.join(map(str, x.shape[-2:]))} pixels, {published.name} of"
+                f" {' x '.join(map(str, size))}"
+            )
+        ours = corrupt(
+            x, name, severity, benchmark or published.benchmark or "cifar10-c", torch.Generator().manual_seed(0)
+        )
+        if isinstance(source, PictureFiles) and source.paths[0].suffix.lower() in (".jpeg", ".jpg"):
+            ours = as_jpeg(ours)
         gap = (ours.int() - theirs.int()).abs()
         differ = int((gap > 0).sum())
         found.append((name, severity, len(theirs_at), gap.numel(), differ, differ / gap.numel(), int(gap.max())))
@@ -199,5 +246,6 @@ def clean_as_published(
 ) -> Source:  # at the size of the published ones
     "Clean ImageNet pictures as the published generator reads them: shorter side 256, the middle 224."
     size = published.source(published.rows[0]).shape[-2:]
-    if published.form == "imagenet-c" and isinstance(source, PictureFiles) and size == (224, 224): return PreparedFiles(source, Preparation((224, 224), 256))
+    if published.form == "imagenet-c" and isinstance(source, PictureFiles) and size == (224, 224):
+        return PreparedFiles(source, Preparation((224, 224), 256))
     return source

@@ -34,7 +34,8 @@ from .resampling import interval, resample_counts
 
 # %% ../nbs/51_robustness.ipynb #950efeab
 SIZES = {32: "cifar10-c", 64: "tiny-imagenet-c", 224: "imagenet-c"}
-SEVEN = ("gaussian_noise", "shot_noise", "impulse_noise", "snow", "frost", "pixelate", "jpeg_compression")  # of Dem-HEC's tables
+# of Dem-HEC's tables
+SEVEN = ("gaussian_noise", "shot_noise", "impulse_noise", "snow", "frost", "pixelate", "jpeg_compression")
 
 
 def benchmark_for(
@@ -72,7 +73,8 @@ def answer(
     found, mixed = [], torch.autocast(device.type, dtype) if dtype else nullcontext()
     with borrowed(model, "eval"), torch.inference_mode(), mixed:
         for x, y in batches:
-            copy = x.to(device, torch.float32, copy=True)  # the model may write into its input, the caller's images stay
+            # the model may write into its input, the caller's images stay
+            copy = x.to(device, torch.float32, copy=True)
             logits = model(copy if x.is_floating_point() else copy.div_(255))
             check_logits(logits, y)
             guess, confidence = guesses(logits.float())
@@ -92,12 +94,18 @@ class Answers:
 
     def take(self, rows: Sequence[int]) -> "Answers":
         "Some of the conditions."
-        return replace(self, rows=[self.rows[i] for i in rows], correct=self.correct[rows], confidence=self.confidence[rows])
+        return replace(
+            self, rows=[self.rows[i] for i in rows], correct=self.correct[rows], confidence=self.confidence[rows]
+        )
 
     @property
     def seven(self) -> "Answers":
         "The 7 x 3 subset of Dem-HEC's tables, and the clean images: seven corruptions at severities 1, 3, 5."
-        return self.take([i for i, (name, severity) in enumerate(self.rows) if name == "clean" or name in SEVEN and severity in (1, 3, 5)])
+        return self.take([
+            i
+            for i, (name, severity) in enumerate(self.rows)
+            if name == "clean" or name in SEVEN and severity in (1, 3, 5)
+        ])
 
 # %% ../nbs/51_robustness.ipynb #059695b3
 class Folder(MutableMapping):
@@ -132,7 +140,10 @@ def conditions(
     if isinstance(corruptions, str): corruptions = (corruptions,)
     for name in corruptions:
         for severity in severities: parameters(name, severity, benchmark)
-    return [("clean", 0), *((name, int(severity)) for name in dict.fromkeys(corruptions) for severity in dict.fromkeys(severities))]
+    return [
+        ("clean", 0),
+        *((name, int(severity)) for name in dict.fromkeys(corruptions) for severity in dict.fromkeys(severities)),
+    ]
 
 
 def ask(
@@ -145,7 +156,8 @@ def ask(
     batch: int = 256,  # images at a time
     dtype: torch.dtype | None = None,  # bfloat16 or float16: mixed precision
     device: str | torch.device | None = None,  # None: where the model's weights are
-    cache: MutableMapping[str, Tensor] | None = None,  # condition -> answers, to go on from; of this model and these images alone
+    # condition -> answers, to go on from; of this model and these images alone
+    cache: MutableMapping[str, Tensor] | None = None,
     show: bool = True,  # a progress bar
 ) -> Answers:
     "Put a model through every corruption at every severity."
@@ -172,7 +184,8 @@ def measure(
     corruptions: Sequence[str] = CORRUPTIONS,  # names
     severities: Sequence[int] = (1, 2, 3, 4, 5),
     benchmark: str | None = None,  # whose constants; None: by the size of the images
-    cache: MutableMapping[str, Tensor] | str | Path | None = None,  # a folder, or condition -> answers, to go on from; of this model and these images alone
+    # a folder, or condition -> answers, to go on from; of this model and these images alone
+    cache: MutableMapping[str, Tensor] | str | Path | None = None,
     positions: Sequence[int] | None = None,  # of some images in the source; None: all
     **options,  # of `Settings`: seed, batch, dtype, device, workers, shard, corrupt_on, channels_last, show, executor
 ) -> Answers:
@@ -180,9 +193,13 @@ def measure(
     source = as_source(images)
     if not len(source): raise ValueError(f"{source.name} holds no images")
     settings = Settings(benchmark_for(source.head(1), benchmark), **options)
-    rows, kept, shard = conditions(corruptions, severities, settings.benchmark), cache if isinstance(cache, MutableMapping) else {}, settings.shard
+    rows, kept, shard = (
+        conditions(corruptions, severities, settings.benchmark), cache if isinstance(cache, MutableMapping) else {},
+        settings.shard,
+    )
     journal = Journal(cache, shard) if isinstance(cache, (str, Path)) else None
-    n = len(source if positions is None else set(positions)) if shard == (0, 1) else -1  # mappings hold whole conditions
+    # mappings hold whole conditions
+    n = len(source if positions is None else set(positions)) if shard == (0, 1) else -1
     keys = {row: f"{settings.key(row)}-blocks" for row in rows}
     todo = [row for row in rows if (t := kept.get(keys[row])) is None or t.shape != (2, n)]
     found = dict(zip(todo, answer_blocks(model, source, todo, settings, positions, journal))) if todo else {}
@@ -237,15 +254,25 @@ def tabulate(
     level: float = 0.95,  # coverage of the intervals
     resamples: int = 1000,
     seed: int = 0,  # of the resamples
-) -> pd.DataFrame:  # columns benchmark, family, corruption, severity, accuracy, low, high, ece, ece_low, ece_high, confidence, n
+    # columns benchmark, family, corruption, severity, accuracy, low, high, ece, ece_low, ece_high, confidence, n
+) -> pd.DataFrame:
     "One row a condition; the clean images are severity 0."
     drawn = Resamples(answers, resamples, seed)
     rows = []
     for i, (name, severity) in enumerate(answers.rows):
         accuracy, ece = interval(drawn.accuracy[:, i], level), interval(drawn.calibration(i), level)
         family = "clean" if name == "clean" else FAMILY.get(name, REGISTRY[name].family)
-        rows.append((answers.benchmark, family, name, severity, *accuracy, *ece, answers.confidence[i].double().mean().item(), len(answers)))
-    return pd.DataFrame(rows, columns=["benchmark", "family", "corruption", "severity", "accuracy", "low", "high", "ece", "ece_low", "ece_high", "confidence", "n"])
+        rows.append((
+            answers.benchmark, family, name, severity, *accuracy, *ece, answers.confidence[i].double().mean().item(),
+            len(answers),
+        ))
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "benchmark", "family", "corruption", "severity", "accuracy", "low", "high", "ece", "ece_low",
+            "ece_high", "confidence", "n",
+        ],
+    )
 
 
 def evaluate(
@@ -256,8 +283,10 @@ def evaluate(
     benchmark: str | None = None,  # cifar10-c | tiny-imagenet-c | imagenet-c; None: by the size of the images
     level: float = 0.95,  # coverage of the intervals
     resamples: int = 1000,
-    **options,  # of `measure`: cache, positions, seed, batch, dtype, device, workers, shard, corrupt_on, channels_last, show
-) -> pd.DataFrame:  # columns corruption, severity, accuracy, low, high, n; benchmark, family, ece, ece_low, ece_high, confidence
+    # of `measure`: cache, positions, seed, batch, dtype, device, workers, shard, corrupt_on, channels_last, show
+    **options,
+    # columns corruption, severity, accuracy, low, high, n; benchmark, family, ece, ece_low, ece_high, confidence
+) -> pd.DataFrame:
     "Accuracy and calibration of a model under every corruption at every severity, and on the clean images."
     return tabulate(measure(model, images, corruptions, severities, benchmark, **options), level, resamples)
 
@@ -274,11 +303,24 @@ def check_baseline(
     table: pd.DataFrame,  # what was given as the baseline
 ) -> None:
     "ValueError where it is no table of `evaluate`."
-    if lacking := [c for c in ("corruption", "severity", "accuracy") if c not in table]: raise ValueError(f"the baseline's table lacks the column {lacking[0]!r} (it has {', '.join(map(str, table.columns))}); give the table.csv of another evaluation")
-    if (table.corruption == "clean").sum() != 1: raise ValueError("the baseline's table must have one row for the clean images (corruption clean, severity 0); give the table.csv of another evaluation")
+    if lacking := [c for c in ("corruption", "severity", "accuracy") if c not in table]:
+        raise ValueError(
+            f"the baseline's table lacks the column {lacking[0]!r} (it has {', '.join(map(str, table.columns))}); give"
+            " the table.csv of another evaluation"
+        )
+    if (table.corruption == "clean").sum() != 1:
+        raise ValueError(
+            "the baseline's table must have one row for the clean images (corruption clean, severity 0); give the"
+            " table.csv of another evaluation"
+        )
     accuracy = pd.to_numeric(table.accuracy, errors="coerce")
-    if not accuracy.between(0, 1).all(): raise ValueError(f"the baseline's accuracies must be numbers from 0 to 1, got {table.accuracy[~accuracy.between(0, 1)].iloc[0]}")
-    if table.duplicated(["corruption", "severity"]).any(): raise ValueError("the baseline's table has a condition twice; give the table.csv of one evaluation")
+    if not accuracy.between(0, 1).all():
+        raise ValueError(
+            "the baseline's accuracies must be numbers from 0 to 1, got"
+            f" {table.accuracy[~accuracy.between(0, 1)].iloc[0]}"
+        )
+    if table.duplicated(["corruption", "severity"]).any():
+        raise ValueError("the baseline's table has a condition twice; give the table.csv of one evaluation")
 
 
 def baseline_errors(
@@ -288,13 +330,24 @@ def baseline_errors(
     "The baseline's errors, over the severities that were evaluated."
     measured = set(answers.rows) - {("clean", 0)}
     if isinstance(baseline, str):
-        if {s for _, s in measured} != {1, 2, 3, 4, 5}: raise ValueError(f"the published baseline {baseline!r} is a mean over severities 1 to 5; evaluate all five, or give a table as the baseline")
+        if {s for _, s in measured} != {1, 2, 3, 4, 5}:
+            raise ValueError(
+                f"the published baseline {baseline!r} is a mean over severities 1 to 5; evaluate all five, or give a"
+                " table as the baseline"
+            )
         return published_errors(baseline, answers.benchmark)
     check_baseline(baseline)
     kept = [(c, s) in measured or c == "clean" for c, s in zip(baseline.corruption, baseline.severity)]
-    if lacking := measured - set(zip(baseline.corruption, baseline.severity)): raise ValueError(f"the baseline's table lacks {len(lacking)} conditions, such as {' at severity '.join(map(str, sorted(lacking)[0]))}")
+    if lacking := measured - set(zip(baseline.corruption, baseline.severity)):
+        raise ValueError(
+            f"the baseline's table lacks {len(lacking)} conditions, such as"
+            f" {' at severity '.join(map(str, sorted(lacking)[0]))}"
+        )
     errors, clean = mean_errors(baseline[kept])
-    if perfect := [name for name, error in errors.items() if error <= 0]: raise ValueError(f"the baseline makes no error on {', '.join(perfect)}, so no corruption error can be measured by it")
+    if perfect := [name for name, error in errors.items() if error <= 0]:
+        raise ValueError(
+            f"the baseline makes no error on {', '.join(perfect)}, so no corruption error can be measured by it"
+        )
     return errors, clean
 
 # %% ../nbs/51_robustness.ipynb #398dcf42
@@ -307,13 +360,17 @@ def relative(
     places = {name: [i for i, (n, _) in enumerate(rows) if n == name] for name, _ in rows if name != "clean"}
     errors, clean = {name: 1 - accuracy[:, i].mean(1) for name, i in places.items()}, 1 - accuracy[:, 0]
     mean = lambda found: np.mean(list(found.values()), 0)
-    if not all(error - baseline[1] for error in baseline[0].values()): return mean(corruption_errors(errors, baseline[0])), np.full(len(clean), np.nan)
-    return mean(corruption_errors(errors, baseline[0])), mean(corruption_errors(errors, baseline[0], clean, baseline[1]))
+    if not all(error - baseline[1] for error in baseline[0].values()):
+        return mean(corruption_errors(errors, baseline[0])), np.full(len(clean), np.nan)
+    return mean(corruption_errors(errors, baseline[0])), mean(
+        corruption_errors(errors, baseline[0], clean, baseline[1])
+    )
 
 
 def summarise(
     answers: Answers,
-    baseline: str | pd.DataFrame | None = None,  # of the corruption errors: a published one by name, or a table of `evaluate`
+    # of the corruption errors: a published one by name, or a table of `evaluate`
+    baseline: str | pd.DataFrame | None = None,
     level: float = 0.95,  # coverage of the intervals
     resamples: int = 1000,
     seed: int = 0,  # of the resamples
@@ -329,9 +386,16 @@ def summarise(
     seven = [i for i in corrupted_rows if answers.rows[i][0] in SEVEN and answers.rows[i][1] in (1, 3, 5)]
     if len(seven) == 21: found["accuracy, 7 x 3"] = drawn.accuracy[:, seven].mean(1)
     found["calibration error, clean"] = drawn.calibration(0)
-    if corrupted_rows: found["calibration error, corrupted"] = np.mean([drawn.calibration(i) for i in corrupted_rows], 0)
-    if baseline is not None and corrupted_rows: found |= dict(zip(("mCE", "relative mCE"), relative(drawn.accuracy, answers.rows, baseline_errors(answers, baseline))))
-    return pd.DataFrame([(name, *interval(values, level)) for name, values in found.items()], columns=["quantity", "value", "low", "high"])
+    if corrupted_rows:
+        found["calibration error, corrupted"] = np.mean([drawn.calibration(i) for i in corrupted_rows], 0)
+    if baseline is not None and corrupted_rows:
+        found |= dict(
+            zip(("mCE", "relative mCE"), relative(drawn.accuracy, answers.rows, baseline_errors(answers, baseline)))
+        )
+    return pd.DataFrame(
+        [(name, *interval(values, level)) for name, values in found.items()],
+        columns=["quantity", "value", "low", "high"],
+    )
 
 # %% ../nbs/51_robustness.ipynb #29644d76
 def difference(
@@ -343,14 +407,20 @@ def difference(
 ) -> pd.DataFrame:  # columns quantity, value, low, high: answers minus other
     "Gain in accuracy of a model over another, in the conditions that both met."
     if len(answers) != len(other) or answers.benchmark != other.benchmark:
-        raise ValueError(f"the two evaluations differ in their images or constants: {len(answers)} images of {answers.benchmark}, {len(other)} of {other.benchmark}")
+        raise ValueError(
+            f"the two evaluations differ in their images or constants: {len(answers)} images of {answers.benchmark},"
+            f" {len(other)} of {other.benchmark}"
+        )
     places = [(i, other.rows.index(row)) for i, row in enumerate(answers.rows) if row in other.rows]
     gain = answers.correct[[i for i, _ in places]].float() - other.correct[[j for _, j in places]].float()
     drawn = means(image_counts(len(answers), resamples, seed), gain)
     names = [answers.rows[i][0] for i, _ in places]
     found = {name: drawn[:, [k for k, n in enumerate(names) if n == name]].mean(1) for name in dict.fromkeys(names)}
     if len(found) > 1: found["corrupted"] = drawn[:, [k for k, n in enumerate(names) if n != "clean"]].mean(1)
-    return pd.DataFrame([(name, *interval(values, level)) for name, values in found.items()], columns=["quantity", "value", "low", "high"])
+    return pd.DataFrame(
+        [(name, *interval(values, level)) for name, values in found.items()],
+        columns=["quantity", "value", "low", "high"],
+    )
 
 # %% ../nbs/51_robustness.ipynb #7c0c77ce
 def heatmap(
@@ -361,7 +431,9 @@ def heatmap(
     shown = table[table.corruption != "clean"].pivot(index="corruption", columns="severity", values="accuracy")
     shown = 100 * shown.loc[table.corruption[table.corruption != "clean"].drop_duplicates()]
     fig, ax = plt.subplots(figsize=(1.6 + 0.75 * shown.shape[1], 0.9 + 0.3 * len(shown)), layout="constrained")
-    sns.heatmap(shown, annot=True, fmt=".0f", vmin=0, vmax=100, cmap="viridis", cbar_kws=dict(label="accuracy, %"), ax=ax)
+    sns.heatmap(
+        shown, annot=True, fmt=".0f", vmin=0, vmax=100, cmap="viridis", cbar_kws=dict(label="accuracy, %"), ax=ax
+    )
     ax.set(ylabel="", title=f"clean: {100 * table.set_index('corruption').accuracy['clean']:.1f}%")
     ax.set_yticklabels([name.replace("_", " ") for name in shown.index], rotation=0)
     return fig
@@ -373,7 +445,11 @@ def family_curves(
     "Accuracy against severity, a panel per family; severity 0 is the clean image. Bands: intervals over images."
     sns.set_theme(style="whitegrid", palette="colorblind")
     clean, families = table[table.corruption == "clean"], [f for f in dict.fromkeys(table.family) if f != "clean"]
-    fig, axes = plt.subplots(-(-len(families) // 2), min(2, len(families)), figsize=(4.6 * min(2, len(families)), 3 * -(-len(families) // 2)), sharey=True, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        -(-len(families) // 2), min(2, len(families)),
+        figsize=(4.6 * min(2, len(families)), 3 * -(-len(families) // 2)), sharey=True, squeeze=False,
+        layout="constrained",
+    )
     for ax in axes.flat[len(families):]: ax.set_visible(False)
     for ax, family in zip(axes.flat, families):
         for name, rows in table[table.family == family].groupby("corruption", sort=False):

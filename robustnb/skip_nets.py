@@ -89,7 +89,8 @@ class SkipNet(Classifier):
         pool = nn.AdaptiveAvgPool2d(1)
         super().__init__({**stages, "pool": pool}, nn.Linear(channels, classes), normalize_for(statistics, in_channels))
         for module in self.modules():
-            if isinstance(module, nn.Conv2d): nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 SKIP_NETS: dict[str, Callable[..., Classifier]] = {f"skipnet_{kind}": partial(SkipNet, kind) for kind in KINDS}

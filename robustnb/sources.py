@@ -28,7 +28,8 @@ from torch import Tensor
 
 from .basics import nearest
 from .data import load, places
-from .formats import (PICTURES, READERS, ROOTS, SIZES, DataError, class_names, eight_bits, flat, listed, open_square)
+from .formats import (PICTURES, READERS, ROOTS, SIZES, DataError, class_names, eight_bits, flat, listed,
+                              open_square)
 from .images import ImageSet
 
 # %% ../nbs/04_sources.ipynb #cd83bdba
@@ -44,7 +45,10 @@ class Source:
 
     def __len__(self) -> int: return len(self.labels)
 
-    def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:  # x [n,C,H,W] uint8, or float32 in [0,1]; y int64 [n]
+    def read(
+        self,
+        positions: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:  # x [n,C,H,W] uint8, or float32 in [0,1]; y int64 [n]
         "The images at these positions, and their labels."
         raise NotImplementedError
 
@@ -65,14 +69,18 @@ class Source:
     def fingerprint(self) -> str:  # 16 hexadecimal digits
         "Hash of eight images spread over the source, and of what is known without reading."
         total = hashlib.sha256(repr((type(self).__name__, len(self), self.classes)).encode())
-        for part in (*self.read(sorted({len(self) * k // 8 for k in range(8)})), *([] if self.labels is None else [self.labels])): total.update(part.contiguous().numpy().data)
+        for part in (
+            *self.read(sorted({len(self) * k // 8 for k in range(8)})), *([] if self.labels is None else [self.labels]),
+        ):
+            total.update(part.contiguous().numpy().data)
         return total.hexdigest()[:16]
 
 # %% ../nbs/04_sources.ipynb #76c6a153
 class Held(Source):
     "An `ImageSet` as a source."
 
-    def __init__(self, data: ImageSet): self.data, self.name, self.classes, self.labels = data, data.name, data.classes, data.y
+    def __init__(self, data: ImageSet):
+        self.data, self.name, self.classes, self.labels = data, data.name, data.classes, data.y
 
     def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         index = torch.as_tensor(list(positions))
@@ -86,7 +94,9 @@ class FromBlocks(Source):
     "Any object with `name`, `classes`, a length and `block(i)`."
 
     def __init__(self, given):
-        self.given, self.name, self.classes, self.labels = given, given.name, tuple(given.classes), getattr(given, "labels", None)
+        self.given, self.name, self.classes, self.labels = (
+            given, given.name, tuple(given.classes), getattr(given, "labels", None),
+        )
         if found := getattr(given, "fingerprint", None): self.fingerprint = found
 
     def __len__(self) -> int: return len(self.given)
@@ -113,8 +123,16 @@ def class_places(
     "Which output of a model each subfolder is."
     try: found = json.loads(Path(file).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error: raise ModelError(f"{file} is no JSON: {error}") from None
-    try: return {str(k): int(v) for k, v in found.items()} if not any(isinstance(v, list) for v in found.values()) else {v[0]: int(k) for k, v in found.items()}
-    except (AttributeError, ValueError, TypeError, LookupError, OverflowError): raise ModelError(f"{file} must be an object such as {{\"cat\": 0, \"dog\": 1}}, or an imagenet_class_index.json") from None
+    try:
+        return (
+            {str(k): int(v) for k, v in found.items()}
+            if not any(isinstance(v, list) for v in found.values())
+            else {v[0]: int(k) for k, v in found.items()}
+        )
+    except (AttributeError, ValueError, TypeError, LookupError, OverflowError):
+        raise ModelError(
+            f"{file} must be an object such as {{\"cat\": 0, \"dog\": 1}}, or an imagenet_class_index.json"
+        ) from None
 
 # %% ../nbs/04_sources.ipynb #e895fee9
 MARK = ".robustnb-report"  # lies in folders of reports, whose figures are no pictures
@@ -136,23 +154,45 @@ def pictures_of(folder: Path) -> list[Path]:
     "The pictures below a folder in the order of their paths, without hidden files and without reports."
     found = []
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")) and not is_report(Path(place) / f) and not leads_back(Path(place) / f))
+        folders[:] = sorted(
+            f
+            for f in folders
+            if not f.startswith((".", "__MACOSX"))
+            and not is_report(Path(place) / f)
+            and not leads_back(Path(place) / f)
+        )
         found += [Path(place) / f for f in sorted(files) if Path(f).suffix.lower() in FORMATS and not f.startswith(".")]
     return sorted(found)
 
 
 def class_folders(folder: Path) -> list[str]:  # names, in the order of the outputs
     "The subfolders that are classes. ModelError where it is not plain which class is which output."
-    names = [f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith((".", "__MACOSX")) and not is_report(f)]
+    names = [
+        f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith((".", "__MACOSX")) and not is_report(f)
+    ]
     empty = [n for n in sorted(names) if not pictures_of(folder / n)]
     names = [n for n in names if n not in empty or not any(is_report(f) for f in (folder / n).rglob("*") if f.is_dir())]
-    if not names: raise ModelError(f"{folder}: pictures are expected in a subfolder for each class, and it has no subfolders" + (" but reports" if empty else ""))
-    if empty := [n for n in empty if n in names]: raise ModelError(f"{folder / empty[0]} holds no pictures; pictures are expected in a subfolder for each class ({', '.join(sorted(FORMATS))})")
+    if not names:
+        raise ModelError(
+            f"{folder}: pictures are expected in a subfolder for each class, and it has no subfolders"
+            + (" but reports" if empty else "")
+        )
+    if empty := [n for n in empty if n in names]:
+        raise ModelError(
+            f"{folder / empty[0]} holds no pictures; pictures are expected in a subfolder for each class"
+            f" ({', '.join(sorted(FORMATS))})"
+        )
     if parts := sorted(n for n in names if n.lower() in PARTS):
         inner = any(f.is_dir() for n in parts for f in (folder / n).iterdir())
-        if len(parts) > 1 or inner: raise ModelError(f"{folder} holds {', '.join(parts)}, which are parts of a data set and no classes; give one of them: {folder / parts[-1]}")
+        if len(parts) > 1 or inner:
+            raise ModelError(
+                f"{folder} holds {', '.join(parts)}, which are parts of a data set and no classes; give one of them:"
+                f" {folder / parts[-1]}"
+            )
     if all(n.isascii() and n.isdigit() for n in names): return sorted(names, key=lambda n: (int(n), n))
-    patterns, numbers = {re.sub(r"\d+", "#", n, count=1) for n in names}, [int(m.group()) if (m := re.search(r"\d+", n)) else -1 for n in names]
+    patterns, numbers = {re.sub(r"\d+", "#", n, count=1) for n in names}, [
+        int(m.group()) if (m := re.search(r"\d+", n)) else -1 for n in names
+    ]
     return ambiguous(folder, names, numbers) if len(patterns) == 1 and len(names) > 1 else sorted(names)
 
 
@@ -160,7 +200,11 @@ def ambiguous(folder: Path, names: list[str], numbers: list[int]) -> list[str]:
     "Names such as class2 and class10: right where both orders agree, else ModelError."
     by_number = [name for _, name in sorted(zip(numbers, names))]
     if by_number == sorted(names): return by_number
-    raise ModelError(f"{folder}: is {by_number[-1]} the last output (by number), or {sorted(names)[-1]} (by alphabet, as torchvision's ImageFolder)? Say which output each subfolder is (--class-index), or number them with as many digits")
+    raise ModelError(
+        f"{folder}: is {by_number[-1]} the last output (by number), or {sorted(names)[-1]} (by alphabet, as"
+        " torchvision's ImageFolder)? Say which output each subfolder is (--class-index), or number them with as many"
+        " digits"
+    )
 
 # %% ../nbs/04_sources.ipynb #658bce7b
 def class_listing(
@@ -172,8 +216,10 @@ def class_listing(
     names, chosen = tuple(found), [(label, path) for label, paths in enumerate(found.values()) for path in paths]
     if class_index:
         outputs = class_places(class_index)
-        if len(set(outputs.values())) < len(outputs) or min(outputs.values(), default=0) < 0: raise ModelError(f"{class_index}: outputs must be different numbers from 0")
-        if lacking := [n for n in names if n not in outputs]: raise ModelError(nearest(lacking[0], outputs, f"subfolder in {class_index}"))
+        if len(set(outputs.values())) < len(outputs) or min(outputs.values(), default=0) < 0:
+            raise ModelError(f"{class_index}: outputs must be different numbers from 0")
+        if lacking := [n for n in names if n not in outputs]:
+            raise ModelError(nearest(lacking[0], outputs, f"subfolder in {class_index}"))
         chosen, by_place = [(outputs[names[label]], path) for label, path in chosen], {v: k for k, v in outputs.items()}
         names = tuple(by_place.get(i, str(i)) for i in range(max(outputs.values()) + 1))
     return names, chosen
@@ -185,7 +231,8 @@ def natural_size(chosen: list[tuple[int, Path]]) -> int:  # pixels
     for _, path in chosen:
         try:
             with Image.open(path) as picture: sizes.add(picture.size)
-        except Exception as error: raise ModelError(f"{path}: no readable picture ({type(error).__name__}: {first_line(error)})") from None
+        except Exception as error:
+            raise ModelError(f"{path}: no readable picture ({type(error).__name__}: {first_line(error)})") from None
         if len(sizes) > 1: return 224
     (width, height), = sizes
     return width if width == height <= 96 else 224
@@ -212,7 +259,9 @@ class PictureFiles(Source):
         folders: tuple[str, ...] | None = None,  # of the classes, where they are called otherwise
     ):
         self.folders = tuple(folders or classes)
-        self.paths, self.classes, self.name, self.size, self.root = [Path(p) for _, p in chosen], tuple(classes), name, size, Path(root)
+        self.paths, self.classes, self.name, self.size, self.root = (
+            [Path(p) for _, p in chosen], tuple(classes), name, size, Path(root),
+        )
         self.labels = torch.tensor([label for label, _ in chosen])
 
     def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -225,7 +274,8 @@ class PictureFiles(Source):
     @cached_property
     def fingerprint(self) -> str:
         total = hashlib.sha256(repr((self.size, self.classes)).encode())
-        for label, path in zip(self.labels.tolist(), self.paths): total.update(f"{label} {os.path.relpath(path, self.root)} {path.stat().st_size}\n".encode() + ends(path))
+        for label, path in zip(self.labels.tolist(), self.paths):
+            total.update(f"{label} {os.path.relpath(path, self.root)} {path.stat().st_size}\n".encode() + ends(path))
         return total.hexdigest()[:16]
 
 
@@ -249,19 +299,37 @@ def as_tensor(
     where: str,  # for errors
 ) -> Tensor:  # [C,H,W], C 1 or 3, uint8 or float32 in [0,1]
     "An item's picture. ValueError where it is no picture before normalisation."
-    if isinstance(picture, Image.Image): picture = np.array(eight_bits(picture).convert("L") if grey(picture) else flat(picture))
-    if isinstance(picture, np.ndarray): picture = torch.from_numpy(np.array(picture)).reshape(*picture.shape[:2], -1).permute(2, 0, 1).contiguous()
-    if not isinstance(picture, Tensor) or picture.ndim != 3 or picture.shape[0] not in (1, 3): raise ValueError(f"{where} must be a PIL image or a tensor [C,H,W] of 1 or 3 channels, got {tuple(picture.shape) if isinstance(picture, Tensor) else type(picture).__name__}")
+    if isinstance(picture, Image.Image):
+        picture = np.array(eight_bits(picture).convert("L") if grey(picture) else flat(picture))
+    if isinstance(picture, np.ndarray):
+        picture = torch.from_numpy(np.array(picture)).reshape(*picture.shape[:2], -1).permute(2, 0, 1).contiguous()
+    if not isinstance(picture, Tensor) or picture.ndim != 3 or picture.shape[0] not in (1, 3):
+        raise ValueError(
+            f"{where} must be a PIL image or a tensor [C,H,W] of 1 or 3 channels, got"
+            f" {tuple(picture.shape) if isinstance(picture, Tensor) else type(picture).__name__}"
+        )
     if picture.dtype == torch.uint8: return picture.as_subclass(Tensor)
-    if not picture.is_floating_point(): raise ValueError(f"{where} must be uint8 or floats in [0,1], got {picture.dtype}")
-    if picture.numel() and not (picture.min() >= -1e-3 and picture.max() <= 1 + 1e-3): raise ValueError(f"{where} has values from {picture.min():.3g} to {picture.max():.3g}, images must lie in [0,1]; leave the normalisation to the model")
+    if not picture.is_floating_point():
+        raise ValueError(f"{where} must be uint8 or floats in [0,1], got {picture.dtype}")
+    if picture.numel() and not (picture.min() >= -1e-3 and picture.max() <= 1 + 1e-3):
+        raise ValueError(
+            f"{where} has values from {picture.min():.3g} to {picture.max():.3g}, images must lie in [0,1]; leave the"
+            " normalisation to the model"
+        )
     return picture.as_subclass(Tensor).float()
 
 
 def stacked(pictures: list[Tensor], positions: Sequence[int], name: str) -> Tensor:
     "Pictures of one shape as a batch. ValueError that names the first of another."
-    other = next((k for k, p in enumerate(pictures) if p.shape != pictures[0].shape or p.dtype != pictures[0].dtype), None)
-    if other is not None: raise ValueError(f"{name}: image {positions[other]} is {pictures[other].dtype} {tuple(pictures[other].shape)}, image {positions[0]} is {pictures[0].dtype} {tuple(pictures[0].shape)}; give the dataset a transform that makes them alike, such as Resize and CenterCrop")
+    other = next(
+        (k for k, p in enumerate(pictures) if p.shape != pictures[0].shape or p.dtype != pictures[0].dtype), None
+    )
+    if other is not None:
+        raise ValueError(
+            f"{name}: image {positions[other]} is {pictures[other].dtype} {tuple(pictures[other].shape)}, image"
+            f" {positions[0]} is {pictures[0].dtype} {tuple(pictures[0].shape)}; give the dataset a transform that"
+            " makes them alike, such as Resize and CenterCrop"
+        )
     return torch.stack(pictures)
 
 # %% ../nbs/04_sources.ipynb #e4628e87
@@ -282,7 +350,11 @@ def known_classes(dataset, labels: Tensor | None, given: Sequence[str] | None) -
     inner = dataset
     while isinstance(inner, torch.utils.data.Subset): inner = inner.dataset
     found = given or getattr(inner, "classes", None)
-    if found is None and labels is None: raise ValueError(f"{type(dataset).__name__} names no classes and keeps no labels (targets); give their names: as_source(dataset, classes=[...])")
+    if found is None and labels is None:
+        raise ValueError(
+            f"{type(dataset).__name__} names no classes and keeps no labels (targets); give their names:"
+            " as_source(dataset, classes=[...])"
+        )
     return tuple(map(str, found if found is not None else range(int(labels.max()) + 1)))
 
 
@@ -307,7 +379,10 @@ class InOrder(Source):
 
     def __init__(self, loader, classes: Sequence[str] | None = None, name: str | None = None):
         try: self.count = len(loader.dataset)
-        except TypeError: raise ValueError(f"{type(loader.dataset).__name__} has no length; give it a __len__, the number of its images") from None
+        except TypeError:
+            raise ValueError(
+                f"{type(loader.dataset).__name__} has no length; give it a __len__, the number of its images"
+            ) from None
         self.loader, self.name = loader, name or type(loader.dataset).__name__
         self.classes, self.at = known_classes(loader.dataset, None, classes), None
 
@@ -327,9 +402,15 @@ class InOrder(Source):
             need = min(BLOCK, len(self) - BLOCK * self.at)
             while self.left is None or len(self.left[1]) < need:
                 try: more = next(self.stream)
-                except StopIteration: raise ValueError(f"{self.name} ended after {BLOCK * self.at + (0 if self.left is None else len(self.left[1]))} images, its length is {len(self)}") from None
+                except StopIteration:
+                    raise ValueError(
+                        f"{self.name} ended after {BLOCK * self.at + (0 if self.left is None else len(self.left[1]))}"
+                        f" images, its length is {len(self)}"
+                    ) from None
                 self.left = more if self.left is None else tuple(map(torch.cat, zip(self.left, more)))
-            now, self.left, self.at = tuple(t[:need] for t in self.left), tuple(t[need:] for t in self.left), self.at + 1
+            now, self.left, self.at = (
+                tuple(t[:need] for t in self.left), tuple(t[need:] for t in self.left), self.at + 1,
+            )
             if self.at == i + 1: return now
 
     def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -348,8 +429,16 @@ def loader_source(loader, classes: Sequence[str] | None = None, name: str | None
     from torch.utils.data import IterableDataset, SequentialSampler, default_collate
 
     if isinstance(loader.dataset, IterableDataset): return InOrder(loader, classes, name)
-    if not isinstance(loader.sampler, SequentialSampler): raise ValueError(f"the loader draws its order ({type(loader.sampler).__name__}), so its images have no positions; make it with shuffle=False, or give its dataset")
-    return FromDataset(loader.dataset, classes, name) if loader.collate_fn is default_collate else InOrder(loader, classes, name)
+    if not isinstance(loader.sampler, SequentialSampler):
+        raise ValueError(
+            f"the loader draws its order ({type(loader.sampler).__name__}), so its images have no positions; make it"
+            " with shuffle=False, or give its dataset"
+        )
+    return (
+        FromDataset(loader.dataset, classes, name)
+        if loader.collate_fn is default_collate
+        else InOrder(loader, classes, name)
+    )
 
 # %% ../nbs/04_sources.ipynb #81fb521c
 LARGEST = 2**28  # bytes of a file in a tar
@@ -363,9 +452,15 @@ def tar_members(path: Path) -> Iterator[tuple[str, str, int, int]]:  # key, exte
             for member in file:
                 place, _, base = member.name.rpartition("/")
                 key, dot, ext = base.partition(".")
-                if ".." in place.split("/"): raise DataError(f"{path}: {member.name} points out of the folder that it would be unpacked in")
-                if member.isreg() and dot and key and 0 <= member.size <= LARGEST: yield f"{place}/{key}", ext.lower(), member.offset_data, member.size
-    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, MemoryError) as error: raise DataError(f"{path}: no readable tar file ({error}); a compressed one must be unpacked first, its pictures have no places") from None
+                if ".." in place.split("/"):
+                    raise DataError(f"{path}: {member.name} points out of the folder that it would be unpacked in")
+                if member.isreg() and dot and key and 0 <= member.size <= LARGEST:
+                    yield f"{place}/{key}", ext.lower(), member.offset_data, member.size
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise DataError(
+            f"{path}: no readable tar file ({error}); a compressed one must be unpacked first, its pictures have no"
+            " places"
+        ) from None
 
 
 def tar_label(content: bytes, ext: str, where: str) -> int:
@@ -373,8 +468,10 @@ def tar_label(content: bytes, ext: str, where: str) -> int:
     try:
         found = json.loads(content) if ext == "json" else content.decode().strip()
         label = int(next(found[k] for k in ("label", "cls") if k in found) if ext == "json" else found)
-    except (ValueError, TypeError, OverflowError, RecursionError, StopIteration): raise DataError(f"{where}.{ext}: a label must be a whole number, in json under label or cls") from None
-    if not 0 <= label < LABELS: raise DataError(f"{where}.{ext}: a label must lie in 0..{LABELS - 1}, this is {str(label)[:20]}")
+    except (ValueError, TypeError, OverflowError, RecursionError, StopIteration):
+        raise DataError(f"{where}.{ext}: a label must be a whole number, in json under label or cls") from None
+    if not 0 <= label < LABELS:
+        raise DataError(f"{where}.{ext}: a label must lie in 0..{LABELS - 1}, this is {str(label)[:20]}")
     return label
 
 
@@ -390,7 +487,8 @@ class TarFiles(Source):
     def __init__(
         self,
         paths: Sequence[Path],
-        size: int | None = None,  # side in pixels; None: as the first 64 pictures are where they are small squares of one size, else 224
+        # side in pixels; None: as the first 64 pictures are where they are small squares of one size, else 224
+        size: int | None = None,
         classes: Sequence[str] | None = None,  # None: numbers up to the highest label
         name: str | None = None,
     ):
@@ -400,14 +498,24 @@ class TarFiles(Source):
             with open(path, "rb") as file:
                 for key, ext, offset, length in tar_members(path):
                     if f".{ext}" in (*PICTURES, ".webp"): pictures[key] = offset, length
-                    elif ext in ("cls", "json") and (ext == "cls" or key not in told): told[key] = tar_label(os.pread(file.fileno(), length, offset), ext, f"{path}: {key.lstrip('/')}")
-            if lacking := [k for k in pictures if k not in told]: raise DataError(f"{path}: {lacking[0].lstrip('/')} has no label; a picture needs a .cls or .json of its name")
+                    elif ext in ("cls", "json") and (ext == "cls" or key not in told):
+                        told[key] = tar_label(
+                            os.pread(file.fileno(), length, offset), ext, f"{path}: {key.lstrip('/')}"
+                        )
+            if lacking := [k for k in pictures if k not in told]:
+                raise DataError(
+                    f"{path}: {lacking[0].lstrip('/')} has no label; a picture needs a .cls or .json of its name"
+                )
             self.places += [(number, key, *place) for key, place in pictures.items()]
             labels += [told[key] for key in pictures]
-        if not labels: raise DataError(f"{', '.join(map(str, self.paths))}: no samples; expected files such as 0017.jpg and 0017.cls")
+        if not labels:
+            raise DataError(
+                f"{', '.join(map(str, self.paths))}: no samples; expected files such as 0017.jpg and 0017.cls"
+            )
         self.labels = torch.tensor(labels)
         self.classes = tuple(classes or map(str, range(max(labels) + 1)))
-        if not 0 <= min(labels) <= max(labels) < len(self.classes): raise DataError(f"labels must lie in 0..{len(self.classes) - 1}, these span {min(labels)}..{max(labels)}")
+        if not 0 <= min(labels) <= max(labels) < len(self.classes):
+            raise DataError(f"labels must lie in 0..{len(self.classes) - 1}, these span {min(labels)}..{max(labels)}")
         self.name, self.size = name or self.paths[0].stem, size or self.natural()
 
     def member(self, p: int) -> Member:
@@ -443,7 +551,9 @@ class TarFiles(Source):
 
 # %% ../nbs/04_sources.ipynb #1c28ccb2
 def as_source(
-    given,  # Source, ImageSet, Dataset, DataLoader, a path of a folder or tar file, a list of tar files, or an object with block(i)
+    # Source, ImageSet, Dataset, DataLoader, a path of a folder or tar file, a list of tar files, or an object with
+    # block(i)
+    given,
     classes: Sequence[str] | None = None,  # names, for datasets, loaders and tar files that have none
     name: str | None = None,  # what it is called; None: as the data are
     size: int | None = None,  # side in pixels, of pictures in folders and tar files
@@ -454,12 +564,22 @@ def as_source(
     if isinstance(given, (str, Path)) and Path(given).is_dir(): return folder_source(Path(given), size)
     if isinstance(given, (str, Path)): given = [given]
     if isinstance(given, (list, tuple)) and given and all(isinstance(p, (str, Path)) for p in given):
-        if missing := [p for p in given if not Path(p).is_file()]: raise FileNotFoundError(f"no folder or tar file at {missing[0]}")
+        if missing := [p for p in given if not Path(p).is_file()]:
+            raise FileNotFoundError(f"no folder or tar file at {missing[0]}")
         return TarFiles([Path(p) for p in given], size, classes, name)
     if isinstance(given, torch.utils.data.DataLoader): return loader_source(given, classes, name)
-    if isinstance(given, torch.utils.data.Dataset) or hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, (dict, list, tuple, Tensor)): return FromDataset(given, classes, name)
+    if (
+        isinstance(given, torch.utils.data.Dataset)
+        or hasattr(given, "__getitem__")
+        and hasattr(given, "__len__")
+        and not isinstance(given, (dict, list, tuple, Tensor))
+    ):
+        return FromDataset(given, classes, name)
     if all(hasattr(given, a) for a in ("name", "classes", "block", "__len__")): return FromBlocks(given)
-    raise TypeError(f"images are an ImageSet, a torch Dataset or DataLoader, a folder, tar files, or an object with name, classes, len and block(i); got {type(given).__name__}")
+    raise TypeError(
+        "images are an ImageSet, a torch Dataset or DataLoader, a folder, tar files, or an object with name, classes,"
+        f" len and block(i); got {type(given).__name__}"
+    )
 
 
 def open_source(
@@ -470,19 +590,32 @@ def open_source(
     data_dir: Path | None = None,  # where data sets are
 ) -> Source:
     "The images that a command names. ModelError that says what is wrong."
-    if spec in READERS and class_index: raise ModelError(f"{spec} knows its classes; a class index is for folders of pictures")
-    if spec not in READERS and split != "test": raise ModelError(f"a split is chosen of data sets by name; of {spec} give the folder, such as {Path(spec) / split}")
+    if spec in READERS and class_index:
+        raise ModelError(f"{spec} knows its classes; a class index is for folders of pictures")
+    if spec not in READERS and split != "test":
+        raise ModelError(
+            f"a split is chosen of data sets by name; of {spec} give the folder, such as {Path(spec) / split}"
+        )
     if spec in ROOTS and split in ("train", "test"):
-        roots = [root for above in places(spec, data_dir, None)[0].values() for r in ROOTS[spec] if (root := above / r).joinpath("train").is_dir() and (root / "val").is_dir()]
+        roots = [
+            root
+            for above in places(spec, data_dir, None)[0].values()
+            for r in ROOTS[spec]
+            if (root := above / r).joinpath("train").is_dir() and (root / "val").is_dir()
+        ]
         if roots:
             found = listed(roots[0], spec, split)
-            return PictureFiles([(i, p) for i, paths in enumerate(found.values()) for p in paths], class_names(roots[0], found), spec, size or SIZES[spec], roots[0], tuple(found))
+            return PictureFiles(
+                [(i, p) for i, paths in enumerate(found.values()) for p in paths], class_names(roots[0], found), spec,
+                size or SIZES[spec], roots[0], tuple(found),
+            )
     if spec in READERS:
         try: return Held(load(spec, split, data_dir=data_dir, **(dict(size=size) if size else {})))
         except (ValueError, TypeError) as error: raise ModelError(str(error)) from None
     if Path(spec).is_dir(): return folder_source(Path(spec), size, class_index)
     tars = sorted(Path(spec).parent.glob(Path(spec).name)) if "*" in spec else [Path(spec)]
-    if tars and all(p.is_file() for p in tars): return TarFiles(tars, size, name=re.sub(r"\W+", "-", Path(spec).stem).strip("-") or "tar")
+    if tars and all(p.is_file() for p in tars):
+        return TarFiles(tars, size, name=re.sub(r"\W+", "-", Path(spec).stem).strip("-") or "tar")
     raise ModelError(nearest(spec, READERS, "data set") + ", and no folder or tar file of that name")
 
 # %% ../nbs/04_sources.ipynb #31016cca
@@ -492,8 +625,16 @@ def balanced_positions(
 ) -> list[int] | None:  # rising; None: all
     "The first images of each class."
     if images is None: return None
-    if source.labels is None: raise ModelError(f"{source.name} tells its labels only with its images, so none can be chosen by class; give a dataset with targets, or a torch Subset")
+    if source.labels is None:
+        raise ModelError(
+            f"{source.name} tells its labels only with its images, so none can be chosen by class; give a dataset with"
+            " targets, or a torch Subset"
+        )
     there = source.labels.unique().tolist()
     each, least = images // len(there), source.labels.bincount()[there].min().item()
-    if not 1 <= each <= least: raise ModelError(f"{images} images of {len(there)} classes are {each} of each; {source.name} has from 1 to {least}: ask for {len(there)} to {len(there) * least}")
+    if not 1 <= each <= least:
+        raise ModelError(
+            f"{images} images of {len(there)} classes are {each} of each; {source.name} has from 1 to {least}: ask for"
+            f" {len(there)} to {len(there) * least}"
+        )
     return torch.cat([(source.labels == label).nonzero()[:each, 0] for label in there]).sort().values.tolist()

@@ -76,10 +76,13 @@ def corrupt_unit(
 ) -> Tensor:  # [n,C,H,W] of the same dtype, on the same device
     "The corrupted images of a unit: the same ones whenever and wherever they are made."
     if name == "clean": return x
-    generator, worker = torch.Generator(x.device).manual_seed(stream_seed(name, severity, seed, position)), get_worker_info()
+    generator, worker = (
+        torch.Generator(x.device).manual_seed(stream_seed(name, severity, seed, position)), get_worker_info(),
+    )
     if worker: STREAMS[id(generator)] = worker.seed, generator, generator
     try:
-        with one_thread() if x.device.type == "cpu" else nullcontext(): return corrupt(x, name, severity, benchmark, generator)
+        with one_thread() if x.device.type == "cpu" else nullcontext():
+            return corrupt(x, name, severity, benchmark, generator)
     finally: STREAMS.pop(id(generator), None)
 
 # %% ../nbs/50c_streaming.ipynb #518cc1cb
@@ -144,13 +147,16 @@ def pieces(
                     at += len(inside)
             if len(rows) > 1 or len(keep) <= per: yield Piece(job, rows, start, images, labels)
             else:
-                for k in range(0, len(keep), per): yield Piece(job, rows, start + k, images[k:k + per], labels[k:k + per])
+                for k in range(0, len(keep), per):
+                    yield Piece(job, rows, start + k, images[k:k + per], labels[k:k + per])
 
 # %% ../nbs/50c_streaming.ipynb #5c761a32
 class Work(IterableDataset):
     "Jobs, done in a loader's processes."
 
-    def __init__(self, source: Source, jobs: list[Job], unit: int, benchmark: str, seed: int, batch: int, raw: bool = False):
+    def __init__(
+        self, source: Source, jobs: list[Job], unit: int, benchmark: str, seed: int, batch: int, raw: bool = False
+    ):
         self.source, self.jobs, self.raw, self.unit = source, jobs, raw, unit  # raw: read and do not corrupt
         self.settings = len(source), unit, benchmark, seed, batch
 
@@ -167,7 +173,11 @@ class Work(IterableDataset):
                         yield piece
                         if worker and piece.x.numel() > 2**22: trim()
             except Exception as error:
-                yield error if type(error).__module__.startswith(("robustnb", "builtins")) else RuntimeError(f"{type(error).__name__}: {error}")
+                yield (
+                    error
+                    if type(error).__module__.startswith(("robustnb", "builtins"))
+                    else RuntimeError(f"{type(error).__name__}: {error}")
+                )
                 return
 
 
@@ -176,8 +186,10 @@ def as_it_is(item): return item
 
 def loader(work: IterableDataset, workers: int, pin: bool = False) -> DataLoader:
     "What the workers make, as they make it; the global generator is left alone."
-    return DataLoader(work, batch_size=None, collate_fn=as_it_is, num_workers=workers, pin_memory=pin, generator=torch.Generator(),
-                      prefetch_factor=1 if workers else None)  # a worker makes its next piece while the model has its last
+    return DataLoader(
+        work, batch_size=None, collate_fn=as_it_is, num_workers=workers, pin_memory=pin,
+        generator=torch.Generator(), prefetch_factor=1 if workers else None,
+    )  # a worker makes its next piece while the model has its last
 
 
 def warm(
@@ -186,7 +198,8 @@ def warm(
     benchmark: str,
 ) -> None:
     "Make here what each corruption keeps, such as frost's pictures: processes that are forked from this one share it."
-    for name in dict.fromkeys(name for name, _ in rows): corrupt_unit(torch.zeros(1, *shape, dtype=torch.uint8), 0, name, dict(rows)[name], benchmark)
+    for name in dict.fromkeys(name for name, _ in rows):
+        corrupt_unit(torch.zeros(1, *shape, dtype=torch.uint8), 0, name, dict(rows)[name], benchmark)
     trim()
 
 
@@ -228,8 +241,12 @@ class Journal:
             for line in path.read_bytes().split(b"\n"):
                 try: entry = json.loads(line)
                 except (ValueError, RecursionError): continue  # empty, or torn by a kill
-                try: found.setdefault(int(entry["block"]), {}).update({key: unpacked(text) for key, text in entry["answers"].items()})
-                except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error: raise ValueError(f"{path} holds no answers ({type(error).__name__}: {error})") from None
+                try:
+                    found.setdefault(int(entry["block"]), {}).update(
+                        {key: unpacked(text) for key, text in entry["answers"].items()}
+                    )
+                except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                    raise ValueError(f"{path} holds no answers ({type(error).__name__}: {error})") from None
         return found
 
     def line(self, block: int, answers: dict[str, Tensor]) -> bytes:
@@ -241,7 +258,8 @@ class Journal:
         handle = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         line = b"\n" + self.line(block, answers) + b"\n"
         try:
-            if os.write(handle, line) < len(line): raise OSError(f"{self.file}: no room for the answers to block {block}")
+            if os.write(handle, line) < len(line):
+                raise OSError(f"{self.file}: no room for the answers to block {block}")
         finally: os.close(handle)
 
     def settle(self, more: dict[int, dict[str, Tensor]] | None = None) -> None:
@@ -270,19 +288,30 @@ class Settings:
 
     def __post_init__(self):
         i, n = self.shard
-        if not (isinstance(i, int) and isinstance(n, int) and 0 <= i < n): raise ValueError(f"shard must be (i, n) with i from 0 to n - 1, such as (0, 2) and (1, 2); got {self.shard}")
-        if self.corrupt_on not in ("cpu", "device"): raise ValueError(f"corrupt_on must be cpu or device, got {self.corrupt_on!r}")
-        if self.executor not in ("local", "ray"): raise ValueError(f"executor must be local or ray, got {self.executor!r}")
+        if not (isinstance(i, int) and isinstance(n, int) and 0 <= i < n):
+            raise ValueError(
+                f"shard must be (i, n) with i from 0 to n - 1, such as (0, 2) and (1, 2); got {self.shard}"
+            )
+        if self.corrupt_on not in ("cpu", "device"):
+            raise ValueError(f"corrupt_on must be cpu or device, got {self.corrupt_on!r}")
+        if self.executor not in ("local", "ray"):
+            raise ValueError(f"executor must be local or ray, got {self.executor!r}")
         if self.batch < 1: raise ValueError(f"batch must be at least 1, got {self.batch}")
 
     def key(self, row: tuple[str, int]) -> str:
         "The name of a condition's answers."
-        return f"{self.benchmark}-{row[0]}-{row[1]}-{self.seed}" + ("-device" if self.corrupt_on == "device" and row[0] != "clean" else "")
+        return f"{self.benchmark}-{row[0]}-{row[1]}-{self.seed}" + (
+            "-device" if self.corrupt_on == "device" and row[0] != "clean" else ""
+        )
 
     def keys(self, rows: Sequence[tuple[str, int]], places: Sequence[int], length: int) -> dict[tuple[str, int], str]:
         "Names of the answers in a block; of a part of its images they tell which part."
         first = places[0] - places[0] % BLOCK
-        part = "" if len(places) == min(BLOCK, length - first) else f"@{zlib.crc32(repr([p - first for p in places]).encode()):08x}"
+        part = (
+            ""
+            if len(places) == min(BLOCK, length - first)
+            else f"@{zlib.crc32(repr([p - first for p in places]).encode()):08x}"
+        )
         return {row: self.key(row) + part for row in rows}
 
 
@@ -294,7 +323,8 @@ def plan(
     "The blocks of a shard, and what is wanted of each."
     blocks = {}
     for p in range(length) if positions is None else sorted(set(positions)): blocks.setdefault(p // BLOCK, []).append(p)
-    if positions is not None and blocks and not 0 <= min(positions) <= max(positions) < length: raise ValueError(f"positions must lie in 0..{length - 1}, got {min(positions)}..{max(positions)}")
+    if positions is not None and blocks and not 0 <= min(positions) <= max(positions) < length:
+        raise ValueError(f"positions must lie in 0..{length - 1}, got {min(positions)}..{max(positions)}")
     return {b: tuple(places) for b, places in blocks.items() if b % shard[1] == shard[0]}
 
 # %% ../nbs/50c_streaming.ipynb #1cd13886
@@ -305,11 +335,18 @@ class Bar:
         from tqdm import tqdm
 
         hidden = not show or os.environ.get("ROBUSTNB_PROGRESS") == "0"
-        self.bar = tqdm(total=total, initial=done, unit=unit, unit_scale=True, disable=hidden, leave=False, mininterval=0.5 if os.isatty(2) else 10)
+        self.bar = tqdm(
+            total=total, initial=done, unit=unit, unit_scale=True, disable=hidden, leave=False,
+            mininterval=0.5 if os.isatty(2) else 10,
+        )
 
     def add(self, n: int) -> None:
         rate = self.bar.format_dict["rate"] if not self.bar.disable else None
-        if rate: self.bar.set_postfix_str(f"ends {datetime.now() + timedelta(seconds=(self.bar.total - self.bar.n) / rate):%a %H:%M}", refresh=False)
+        if rate:
+            self.bar.set_postfix_str(
+                f"ends {datetime.now() + timedelta(seconds=(self.bar.total - self.bar.n) / rate):%a %H:%M}",
+                refresh=False,
+            )
         self.bar.update(n)
 
     def __enter__(self): return self
@@ -340,9 +377,16 @@ def join_blocks(
     blocks: dict[int, int],  # block -> images wanted of it
 ) -> Tensor:  # [R,2,N] float16
     "Answers in the order of the source. ValueError that names the blocks without an answer."
-    found = {b: {k.partition("@")[0]: a for k, a in found.get(b, {}).items() if a.shape == (2, n)} for b, n in blocks.items()}
+    found = {
+        b: {k.partition("@")[0]: a for k, a in found.get(b, {}).items() if a.shape == (2, n)} for b, n in blocks.items()
+    }
     lacking = [b for b in blocks if any(k not in found[b] for k in keys)]
-    if lacking: raise ValueError(f"{len(lacking)} of {len(blocks)} blocks {'is' if len(lacking) == 1 else 'are'} not answered: {', '.join(map(str, lacking[:5]))}" + (" ..." if len(lacking) > 5 else ""))
+    if lacking:
+        raise ValueError(
+            f"{len(lacking)} of {len(blocks)} blocks {'is' if len(lacking) == 1 else 'are'} not answered:"
+            f" {', '.join(map(str, lacking[:5]))}"
+            + (" ..." if len(lacking) > 5 else "")
+        )
     return torch.stack([torch.cat([found[b][k] for b in sorted(blocks)], 1) for k in keys])
 
 
@@ -357,7 +401,8 @@ def answer_on_ray(
     "Answer what `kept` lacks as tasks of a Ray cluster, four shards for each of its processors."
     try: import ray
     except ImportError: raise ModuleNotFoundError("executor='ray' needs Ray: pip install 'robustnb[cluster]'") from None
-    if not ray.is_initialized(): ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
+    if not ray.is_initialized():
+        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
     first, step = settings.shard
     n = step * max(1, 4 * int(ray.cluster_resources().get("CPU", 1)))
     needs = dict(num_cpus=1, num_gpus=int(torch.device(settings.device or "cpu").type == "cuda"), max_retries=3)
@@ -366,8 +411,14 @@ def answer_on_ray(
     task, found = ray.remote(**needs)(on_worker), kept.read()
     for i in range(first, n, step):
         blocks = plan(len(source), positions, (i, n))
-        if any(k not in found.get(b, {}) for b, places in blocks.items() for k in settings.keys(rows, places, len(source)).values()):
-            waiting[task.remote(shared, replace(settings, shard=(i, n), workers=0, executor="local", show=False))] = blocks
+        if any(
+            k not in found.get(b, {})
+            for b, places in blocks.items()
+            for k in settings.keys(rows, places, len(source)).values()
+        ):
+            waiting[task.remote(shared, replace(settings, shard=(i, n), workers=0, executor="local", show=False))] = (
+                blocks
+            )
     with Bar(sum(len(p) for blocks in waiting.values() for p in blocks.values()) * len(rows), 0, settings.show) as bar:
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
@@ -393,9 +444,17 @@ def answer_blocks(
             answer_on_ray(model, source, rows, settings, positions, kept := kept or Journal(own))
             return answer_blocks(model, source, rows, replace(settings, executor="local", show=False), positions, kept)
     blocks, found = plan(len(source), positions, settings.shard), kept.read() if kept else {}
-    if not blocks: raise ValueError(f"{source.name} holds no images" + (f" for shard {settings.shard[0]} of {settings.shard[1]}" if len(source) else ""))
+    if not blocks:
+        raise ValueError(
+            f"{source.name} holds no images"
+            + (f" for shard {settings.shard[0]} of {settings.shard[1]}" if len(source) else "")
+        )
     keys = {b: settings.keys(rows, places, len(source)) for b, places in blocks.items()}
-    jobs = [Job(b, places, todo) for b, places in blocks.items() if (todo := tuple(row for row in rows if keys[b][row] not in found.get(b, {})))]
+    jobs = [
+        Job(b, places, todo)
+        for b, places in blocks.items()
+        if (todo := tuple(row for row in rows if keys[b][row] not in found.get(b, {})))
+    ]
     todo, total = sum(len(j.positions) * len(j.rows) for j in jobs), sum(map(len, blocks.values())) * len(rows)
     on_device = settings.corrupt_on == "device"
     unit = BLOCK if on_device else unit_of(source.shape)
@@ -407,12 +466,17 @@ def answer_blocks(
     with Bar(total, total - todo, settings.show) as bar, borrowed(model, "eval"), torch.inference_mode():
         for item in loader(work, workers, device.type == "cuda") if jobs else ():
             if isinstance(item, Exception): raise item
-            for piece in pieces(item.job, item.x.to(device, non_blocking=True), item.y, *work.settings) if on_device else (item,):
+            for piece in (
+                pieces(item.job, item.x.to(device, non_blocking=True), item.y, *work.settings) if on_device else (item,)
+            ):
                 job = piece.job
                 parts.setdefault(job.block, []).append(ask_piece(model, piece, device, settings))
                 bar.add(len(piece.x))
                 if piece.start + len(piece.y) < len(job.positions): continue
-                done = {keys[job.block][job.rows[k]]: answers for k, answers in zip(piece.rows, torch.cat(parts.pop(job.block), 2))}
+                done = {
+                    keys[job.block][job.rows[k]]: answers
+                    for k, answers in zip(piece.rows, torch.cat(parts.pop(job.block), 2))
+                }
                 found.setdefault(job.block, {}).update(done)
                 if kept: kept.add(job.block, done)
     mine = {b: {k: found[b][k] for k in names.values()} for b, names in keys.items()}

@@ -30,7 +30,8 @@ def transferred(
     if trains not in TRAINS: raise ValueError(nearest(trains, TRAINS, "part that trains"))
     if classes < 1: raise ValueError(f"the new head needs at least one class, got {classes}")
     made, stages = copy.deepcopy(model), [name for name in model.stages if name != "head"]
-    with seeded(seed): made.head = nn.Linear(model.head.in_features, classes, bias=model.head.bias is not None).to(model.head.weight)
+    with seeded(seed):
+        made.head = nn.Linear(model.head.in_features, classes, bias=model.head.bias is not None).to(model.head.weight)
     return freeze(made, {"all": [], "upper": stages[:-1], "head": stages}[trains])
 
 # %% ../nbs/30a_transfer.ipynb #2cfd1cc4
@@ -103,14 +104,18 @@ class Stopping(Around):
         self.inner.after_epoch(run)
         right = (predict(run.model, self.held).argmax(1) == self.held.y.cpu()).double().mean().item()
         run.history.rows[-1]["held"] = right
-        if right > self.best: self.best, self.epoch, self.kept = right, run.epoch + 1, {k: v.detach().clone() for k, v in run.model.state_dict().items()}
+        if right > self.best:
+            self.best, self.epoch, self.kept = (
+                right, run.epoch + 1, {k: v.detach().clone() for k, v in run.model.state_dict().items()},
+            )
         elif run.epoch + 1 - self.epoch >= self.patience: run.history.stopped = "converged"
 
     def after_fit(self, run: Run):
         self.inner.after_fit(run)
         if self.kept: run.model.load_state_dict(self.kept)
 
-    def state(self) -> dict: return {"inner": self.inner.state(), "best": self.best, "epoch": self.epoch, "kept": self.kept}
+    def state(self) -> dict:
+        return {"inner": self.inner.state(), "best": self.best, "epoch": self.epoch, "kept": self.kept}
 
     def load_state(self, state: dict):
         self.inner.load_state(state["inner"])

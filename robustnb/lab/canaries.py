@@ -469,7 +469,8 @@ def attest(
         if records and not any(map(stale, records)): continue  # an answer before this one joined them to today's code
         try: verdict = question(experiment, function, records, root)
         except CanaryError as error:  # a note is missing: nothing was compared
-            why = re.sub(r" under /\S+", f" under {records[0].commit[:8]}", str(error))  # the folder was a temporary one
+            # the folder was a temporary one
+            why = re.sub(r" under /\S+", f" under {records[0].commit[:8]}", str(error))
             verdict = Verdict(experiment, function, records[0].commit, [why], [], {})
         kind, note = ("attested", verdict.note) if verdict.equal else ("refused", refusal(verdict, records))
         append_note(Path(folder) / f"{kind}.jsonl", note)

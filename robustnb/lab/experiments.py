@@ -530,7 +530,10 @@ def run_cells(
     if not computing(): jobs = leave_out(jobs, plan, len(cells))
     if minutes is not None: jobs.sort(key=lambda job: cells.index(job.cell))
     tracker, failures = Tracker(plan, jobs, len(cells), progress), []
-    with contextlib.closing(tracker.bar), contextlib.closing(runner(jobs, plan, executor)) as results, time_limit(minutes):
+    with (
+        contextlib.closing(tracker.bar), contextlib.closing(runner(jobs, plan, executor)) as results,
+        time_limit(minutes),
+    ):
         for job, error in results:
             if error:
                 failures.append((job.cell, error))

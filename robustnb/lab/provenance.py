@@ -241,13 +241,19 @@ class Package:
         return None
 
     def setting(self, where: Where) -> str | None:
-        "The setting of a cell that chooses among a registry's entries: by `CHOICES`, or as its module's CHOSEN_BY says."
+        """The setting of a cell that chooses among a registry's entries: by `CHOICES`, or as its module's CHOSEN_BY
+        says."""
         return CHOICES.get(where) or self.modules[where.module].chosen_by.get(where.name)
 
     @functools.cached_property
     def settings(self) -> tuple[str, ...]:
         "All settings that choose."
-        declared = [v for name, source in self.sources.modules.items() if "\nCHOSEN_BY" in source for v in self.modules[name].chosen_by.values()]
+        declared = [
+            v
+            for name, source in self.sources.modules.items()
+            if "\nCHOSEN_BY" in source
+            for v in self.modules[name].chosen_by.values()
+        ]
         return tuple(dict.fromkeys([*CHOICES.values(), *declared]))
 
     def statements(self, where: Where, chosen: Mapping[str, frozenset]) -> list[ast.stmt]:
@@ -293,7 +299,10 @@ class Chosen(ast.NodeTransformer):
         return node
 
 # %% ../../nbs/lab/00_provenance.ipynb #6d54eee9
-def choices_of(settings: Any, names: Iterable[str] | None = None) -> dict[str, frozenset]:  # names: None: all that today's package knows
+def choices_of(
+    settings: Any,
+    names: Iterable[str] | None = None,
+) -> dict[str, frozenset]:  # names: None: all that today's package knows
     "What a cell's settings choose from registries: {'corruption': {'fog', ...}}; nothing where the setting is absent."
     found, names = {}, package_today().settings if names is None else names
     def visit(value):

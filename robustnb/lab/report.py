@@ -190,7 +190,9 @@ def banner(
             " run.</strong> There are no records yet.</div>"
         )
     seeds, days = sorted({r.cell["seed"] for r in records}), sorted({html.escape(r.time[:10]) for r in records})
-    machines = sorted({html.escape(str(r.device.get("gpu") or r.device.get("cpu") or "unknown machine")) for r in records})
+    machines = sorted(
+        {html.escape(str(r.device.get("gpu") or r.device.get("cpu") or "unknown machine")) for r in records}
+    )
     old = sum(map(stale, records))
     parts = [
         f"{len(records)} {what}{'s' * (len(records) != 1)}", f"{len(seeds)} seed{'s' * (len(seeds) != 1)}",

@@ -351,7 +351,8 @@ def finish_page(path: Path) -> None:
     path.write_text(lift_captions(draw_formulas(path.read_text(encoding="utf-8"))), encoding="utf-8")
 
 
-smalldocs.highlight.css_class = functools.lru_cache(maxsize=None)(smalldocs.highlight.css_class)  # the same few, half a million times
+# the same few, half a million times
+smalldocs.highlight.css_class = functools.lru_cache(maxsize=None)(smalldocs.highlight.css_class)
 
 
 class PlainSite(smalldocs.site.Site):
