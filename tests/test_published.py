@@ -47,7 +47,7 @@ def robustnb(monkeypatch, capsys, tmp_path):
         with pytest.raises(SystemExit) as ended: cli.main()
         signal.signal(signal.SIGTERM, before)
         said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
+        return ended.value.code, said.out + said.err, said.err  # what was assumed is said beside the answer
     return run
 
 
