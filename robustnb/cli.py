@@ -398,7 +398,7 @@ def published_rows(published, corruptions: str, severities: str, subset: str) ->
     names, levels = chosen_conditions(corruptions, severities, subset)
     rows = [(n, s) for n in names for s in levels if (n, s) in published.rows]
     if corruptions: check_choice(next((n for n in names if (n, levels[0]) not in published.rows), names[0]), tuple(dict.fromkeys(n for n, _ in published.rows)), "corruption in this set")
-    if lacking := len(names) * len(levels) - len(rows): out.print(f"note: {published.name} lacks {lacking} of {len(names) * len(levels)} conditions")
+    if lacking := len(names) * len(levels) - len(rows): err.print(f"note: {published.name} lacks {lacking} of {len(names) * len(levels)} conditions")
     if not rows: raise ChoiceError(f"{published.name} has none of these conditions; it has {', '.join(dict.fromkeys(n for n, _ in published.rows))}")
     return rows
 
@@ -495,7 +495,7 @@ def evaluate_several(models: list[tuple[str, Path | None]], settings: dict) -> N
     above, reports = settings["folder"], []
     for number, (model, weights) in enumerate(models):
         own = above and above / f"{number + 1}-{clear(model)}"
-        out.print(f"model {number + 1} of {len(models)}: {model}", markup=False)
+        err.print(f"model {number + 1} of {len(models)}: {model}", markup=False)
         reports.append(evaluate_model(**settings | dict(model=model, weights=weights, also=None, folder=own)))
     if None in reports: return out.print("when all shards are merged: robustnb compare REPORT REPORT")
     tell_comparison(reports, above and above / "compared")
