@@ -208,7 +208,7 @@ def test_every_operation_that_fails(what, full, tmp_path, fake, monkeypatch):
     prepare(whole), do(whole)
     n, disturbed = 0, True
     while disturbed:
-        n += 1
+        n += 1 if COUNTS or n < 9 else 4  # the short form leaves some out
         folder = tmp_path / str(n)
         folder.mkdir()
         prepare(folder)
