@@ -127,9 +127,9 @@ def test_a_difference_in_words_never_passes_noise_for_an_effect(tmp_path):
         cell = dict(net="lenet5", factor="gaussian" if level else "clean", level=level, seed=0, mode="add")
         store.append(Record("study", cell, dict(train=0.99), "quick"), {"counts.npz": encode("counts.npz", {k: v.astype(np.uint8) for k, v in counts.items()})})
     world = worlds_of(store)["fixed"]
-    assert "no difference that we can tell" in lab_report.told(report.change(world, "lenet", "gaussian", "test", 2.0))
+    assert "no difference that we can tell" in lab_report.format_difference(report.change(world, "lenet", "gaussian", "test", 2.0))
     found = report.change(world, "lenet", "gaussian", "c", 12.0)
-    assert found.value == pytest.approx(0.48) and lab_report.told(found).startswith("gains 0.480")
+    assert found.value == pytest.approx(0.48) and lab_report.format_difference(found).startswith("gains 0.480")
     assert report.best_level(world, "lenet", "gaussian", "c") == (12.0, [12.0]) and len(report.best_level(world, "lenet", "gaussian", "test")[1]) > 3
     back = report.change(world, "lenet", "gaussian", "c", 0.0, 12.0)
     assert back.value == -found.value and back.low == pytest.approx(-found.high)

@@ -101,8 +101,8 @@ def compare(
     unequal = {k: (a, b) for k, (a, b) in pairs.items() if b is missing or a != b}
     number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
     sizes = [abs(a - b) if number(a) and number(b) else math.inf for a, b in unequal.values()]
-    said = [f"{k}: {a!r} then, {'nothing' if b is missing else repr(b)} now" for k, (a, b) in unequal.items()]
-    return Compared(said, sorted(now.keys() - then.keys()), max(sizes, default=0.0))
+    differs = [f"{k}: {a!r} then, {'nothing' if b is missing else repr(b)} now" for k, (a, b) in unequal.items()]
+    return Compared(differs, sorted(now.keys() - then.keys()), max(sizes, default=0.0))
 
 # %% ../../nbs/lab/02_canaries.ipynb #1abeebbb
 def in_lab(name: str, top: str) -> Any:  # top: the package's folder, with "/" at the end

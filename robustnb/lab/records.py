@@ -654,8 +654,8 @@ def state(record: Record) -> State:
         file = (repository() or Path.cwd()) / record.notebook
         other = module == "__main__" and file.is_file() and notebook_hash(file) != record.notebook_hash
         return State("stale" if other or record.code != code_hash(module) else "current")
-    said = notes("attested")
-    for word, believed in (("attested", [n for n in said if not n["because"]]), ("declared", said)):
+    lines = notes("attested")
+    for word, believed in (("attested", [n for n in lines if not n["because"]]), ("declared", lines)):
         way = chain(record.address, today, believed)
         if way == []: return State("current")
         if way is None: continue

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRINTED_NUMBER', 'COLOURS', 'NOTES', 'number', 'probability', 'with_interval', 'table', 'badge', 'verdict_table',
-           'verdict_counts', 'standing', 'banner', 'provenance_line', 'beside', 'beside_table', 'said', 'told', 'small',
-           'theme', 'draw_series', 'percent', 'points', 'is_number', 'statement', 'plain', 'evidence', 'tally',
-           'growth']
+           'verdict_counts', 'standing', 'banner', 'provenance_line', 'beside', 'beside_table', 'format_estimate',
+           'format_difference', 'small', 'theme', 'draw_series', 'percent', 'points', 'is_number', 'statement', 'plain',
+           'evidence', 'tally', 'growth']
 
 # %% ../../nbs/lab/30_report.ipynb #efe81b3d
 import html
@@ -266,15 +266,15 @@ def beside_table(
     return table(pd.DataFrame(rows), caption)
 
 # %% ../../nbs/lab/30_report.ipynb #48feca89
-def said(found: Estimate) -> str:
+def format_estimate(found: Estimate) -> str:
     "An estimate for a sentence or a cell of a table."
     return with_interval(found.value, found.low, found.high)
 
 
-def told(found: Estimate) -> str:
+def format_difference(found: Estimate) -> str:
     "A difference in words."
-    if found.low <= 0 <= found.high: return f"no difference that we can tell ({said(found)})"
-    return ("gains " if found.value > 0 else "loses ") + said(
+    if found.low <= 0 <= found.high: return f"no difference that we can tell ({format_estimate(found)})"
+    return ("gains " if found.value > 0 else "loses ") + format_estimate(
         found if found.value > 0 else Estimate(-found.value, -found.high, -found.low, found.n_seeds)
     )
 

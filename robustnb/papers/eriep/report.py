@@ -23,7 +23,7 @@ from ...basics import nearest
 from ...gradcam import overlay
 from ...lab.predicates import Missing
 from ...lab.records import Record, Store, at_least
-from ...lab.report import banner, draw_series, percent, points, said, table, theme, told
+from ...lab.report import banner, draw_series, percent, points, format_estimate, table, theme, format_difference
 from ...lab.verdicts import paper_table
 from .claims import (
     EPM_READINGS, PAPER_NETS, EriepWorld, attention_records, common_means, eriep_worlds, records_of, similarity)
@@ -498,10 +498,10 @@ def drift_table(
     ).items():
         means, differences = drift_estimates(store, protocol, measure)
         for reading, mean in means.items():
-            extra = f"<br><small>{told(differences[reading])}</small>" if reading in differences else ""
+            extra = f"<br><small>{format_difference(differences[reading])}</small>" if reading in differences else ""
             other = f"<br><small>another image: {others[reading][measure]:.3f}</small>" if reading in others else ""
             rows.setdefault(reading, {"network": TITLES[reading], "seeds": mean.n_seeds})[title] = (
-                said(mean) + extra + other
+                format_estimate(mean) + extra + other
             )
     return table(pd.DataFrame(list(rows.values())), caption)
 

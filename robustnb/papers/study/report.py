@@ -25,8 +25,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from ...lab.predicates import Missing
 from ...lab.records import Record, Store, record_key
-from ...lab.report import (COLOURS, badge, draw_series, number, probability, said, small, table, theme, told,
-                                 with_interval)
+from ...lab.report import (COLOURS, badge, draw_series, number, probability, format_estimate, small,
+                                 table, theme, format_difference, with_interval)
 from ...lab.verdicts import paper_table
 from .claims import SEGMENTS, StudyFacts, resampled, study_tables
 from .protocol import GRIDS, StudyCell, study_cells
@@ -571,7 +571,10 @@ def reading_table(
             theirs = resampled(r, store, 1000, 0)
             rows.append(
                 {"reading": title, "distance": f"{r.cell['level']:g}"}
-                | {name: said(summary(theirs[set] - main[r.cell["level"]][set])) for set, name in names.items()}
+                | {
+                    name: format_estimate(summary(theirs[set] - main[r.cell["level"]][set]))
+                    for set, name in names.items()
+                }
             )
     return table(pd.DataFrame(rows), caption)
 
@@ -603,7 +606,7 @@ def model_table(records: list[Record], store: Store, caption: str = "") -> HTML:
                 "level": level, "seed": r.cell["seed"], "epochs": r.metrics["epochs_run"],
                 "training": f"{r.metrics['train']:.3f}",
             }
-            | {name: said(summary(values[set])) for set, name in names.items()}
+            | {name: format_estimate(summary(values[set])) for set, name in names.items()}
         )
     return table(pd.DataFrame(rows), caption) if rows else HTML("<p>Not run.</p>")
 
@@ -705,10 +708,10 @@ def advice_table(
                 + small(f"like it: {alike[0]:g} to {alike[-1]:g}" if len(alike) > 1 else "no other like it")
             ),
             "gain there": (
-                told(change(world, net, exp, set, level))
+                format_difference(change(world, net, exp, set, level))
                 if level != world.levels(exp)[0]
                 else "it is the clean-trained net"
             ),
-            "at the largest level": f"{last:g}: " + told(change(world, net, exp, set, last)),
+            "at the largest level": f"{last:g}: " + format_difference(change(world, net, exp, set, last)),
         })
     return table(pd.DataFrame(rows), caption)
