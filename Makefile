@@ -7,6 +7,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
     $$p -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))" 2>/dev/null && { command -v $$p; break; }; done)
 PROFILE ?= quick
+INPUTS ?= 1000
+MOMENTS ?= 30
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := .venv/bin
 # uv does not read pip's configuration: hand it pip's index when the machine names one
@@ -15,9 +17,9 @@ UV_ENV := $(if $(INDEX),UV_DEFAULT_INDEX=$(INDEX)) UV_LINK_MODE=$(or $(UV_LINK_M
 UV_VERSION := 0.13.9
 UV := $(shell command -v uv 2>/dev/null || echo .tools/uv/bin/uv)
 
-.PHONY: help setup lab reproduce site view test lock clean
+.PHONY: help setup lab reproduce site view test test-faults lock clean
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: .venv/.ready  ## make .venv from requirements.lock and install robustnb in it
 
@@ -52,6 +54,9 @@ view: setup  ## serve the built site on this machine
 
 test: setup  ## export in sync, notebooks clean, nbdev_test, pytest, layers, papermill smoke, browser
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/check.py
+
+test-faults: setup  ## damaged files, failing disks and kills at length: at most 30 minutes (INPUTS=1000 a reader, MOMENTS=30 of a kill)
+	@timeout 1800 $(BIN)/python -m robustnb.benchmarks.survival $(INPUTS) $(MOMENTS)
 
 lock: $(filter .tools/%,$(UV))  ## pin the dependencies of pyproject.toml anew, with hashes
 	$(UV_ENV) $(UV) pip compile pyproject.toml --extra lab --extra dev --universal --python-version 3.11 --generate-hashes \

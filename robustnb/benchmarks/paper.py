@@ -15,5 +15,6 @@ PAPER = Paper(
     experiments={
         "benchmark-dem-hec": "robustnb.benchmarks.dem_hec:benchmark",
         "weights": "robustnb.benchmarks.weights:weights",
+        "survival": "robustnb.benchmarks.survival:survival",
     },
 )
