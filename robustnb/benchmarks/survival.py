@@ -79,7 +79,7 @@ survival = Survival()
 MENDED = (  # where, what went wrong, what happens now
     ('corrupt', 'a tar with 0/../../x.jpg in it wrote pictures outside the new folder', 'such names are refused, and so are line breaks'),
     ('records', 'a record whose key or artefact was ../../x had `records promote` write outside results/', 'every field is checked for its kind before it is used'),
-    ('records', 'a commit of a record was handed to git as it stood, such as --output=x', 'a commit is 7 to 64 hexadecimal digits'),
+    ('records', 'a commit of a record was handed to git as it stood, such as --output=x', 'a commit is hexadecimal digits'),
     ('records', 'the time of a record reached pages unescaped', 'checked when read, escaped when shown'),
     ('records', 'lines nested without end, and text that no file can hold, raised errors of Python', 'RecordError with file and line'),
     ('records', 'a line whose fsync failed was kept, though its writer was told that it failed', 'it is cut off again'),
