@@ -689,7 +689,7 @@ def corrupt_set(
     except KeyboardInterrupt:
         out.print("\ninterrupted: finished blocks are kept; the same command goes on from there")
         raise typer.Exit(130) from None
-    out.print(f"{manifest['images']:,} images, {len(names) * len(levels)} conditions ({manifest['layout']}), {time.monotonic() - start:.0f} s; {shown_path(folder / 'manifest.json')}", markup=False)
+    out.print(f"{manifest['images']:,} images, {len(names) * len(levels)} condition{'s' * (len(names) * len(levels) != 1)} ({manifest['layout']}), {time.monotonic() - start:.0f} s; {shown_path(folder / 'manifest.json')}", markup=False)
 
 # %% ../nbs/66_cli.ipynb #308ffa44
 def pages_from_records(root: Path) -> list[Outcome]:  # those that failed
