@@ -465,7 +465,7 @@ def evaluate_published(published, rows: list[tuple[str, int]], model: str, weigh
              "constants": published.benchmark or "none of ours", **assumed, **scorecard.passing_facts(" ".join(["robustnb", *sys.argv[1:]]))}
     card = PublishedCard(f"{Path(model).name} on {published.name}", facts, answers, against)
     scorecard.write_report(card, target)
-    for row in card.summary.itertuples(): out.print(f"{row.quantity:30} {row.value:.3f}  [{row.low:.3f}, {row.high:.3f}]", markup=False)
+    for row in card.summary.itertuples(): out.print(f"{row.quantity:36} {row.value:.3f}  [{row.low:.3f}, {row.high:.3f}]", markup=False)
     out.print(f"{len(answers):,} images, {len(answers.rows)} conditions, {time.monotonic() - start:.0f} s; report: {shown_path(target / 'report.html')}", markup=False)
     return target
 
@@ -491,8 +491,14 @@ def tell_comparison(folders: list[Path], into: Path | None) -> None:
 
 def evaluate_several(models: list[tuple[str, Path | None]], settings: dict) -> None:
     "`evaluate` for each model in turn, then the comparison."
+    from robustnb.opening import FILES
+    from robustnb.weights import shipped
+
     clear = lambda text: "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(text).name)
     above, reports = settings["folder"], []
+    for model, weights in models:  # before hours are spent on the first
+        gone = next((f for f in (weights, Path(model) if Path(model).suffix in FILES else None) if f is not None and not f.exists()), None)
+        if gone is not None and (model, str(gone)) not in shipped(): raise ChoiceError(f"{model}: there is no file {gone}")
     for number, (model, weights) in enumerate(models):
         own = above and above / f"{number + 1}-{clear(model)}"
         err.print(f"model {number + 1} of {len(models)}: {model}", markup=False)
@@ -523,7 +529,7 @@ def write_card(asked, answers, target: Path) -> None:
 
     card = scorecard.Scorecard(asked.title, asked.facts, answers, asked.against())
     scorecard.write_report(card, target)
-    for row in card.summary.itertuples(): out.print(f"{row.quantity:30} {row.value:.3f}  [{row.low:.3f}, {row.high:.3f}]", markup=False)
+    for row in card.summary.itertuples(): out.print(f"{row.quantity:36} {row.value:.3f}  [{row.low:.3f}, {row.high:.3f}]", markup=False)
 
 
 @contextmanager
@@ -689,7 +695,7 @@ def corrupt_set(
     except KeyboardInterrupt:
         out.print("\ninterrupted: finished blocks are kept; the same command goes on from there")
         raise typer.Exit(130) from None
-    out.print(f"{manifest['images']:,} images, {len(names) * len(levels)} conditions ({manifest['layout']}), {time.monotonic() - start:.0f} s; {shown_path(folder / 'manifest.json')}", markup=False)
+    out.print(f"{manifest['images']:,} images, {len(names) * len(levels)} condition{'s' * (len(names) * len(levels) != 1)} ({manifest['layout']}), {time.monotonic() - start:.0f} s; {shown_path(folder / 'manifest.json')}", markup=False)
 
 # %% ../nbs/66_cli.ipynb #308ffa44
 def pages_from_records(root: Path) -> list[Outcome]:  # those that failed

@@ -165,10 +165,10 @@ def test_replay_counts_equal_cells_and_the_largest_difference(monkeypatch, tmp_p
     for r in made: store.append(r)
     def again(job, plan, write):
         assert plan.function is run_baseline_cell and isinstance(job.cell, BaselineCell)
-        return Record("baseline", job.cell, {"test": 0.5}, plan.profile, key=job.key, address="a", commit="c"), {}
+        return Record("baseline", job.cell, {"test": 0.5}, plan.profile, key=job.key, address="a" * 16, commit="c" * 40), {}
     monkeypatch.setattr(canaries, "attempt", again)
     note, = canaries.replay("baseline", 2, store.path, tmp_path / "new", cache=tmp_path)
-    assert (note["cells"], note["within"], note["of"]) == (1, 1, 2) and note["largest"] == pytest.approx(0.01) and note["address"] == "a"
+    assert (note["cells"], note["within"], note["of"]) == (1, 1, 2) and note["largest"] == pytest.approx(0.01) and note["address"] == "a" * 16
     assert records.notes("replayed", store.path) == [note] and len(Store(tmp_path / "new").records("baseline")) == 2
 
 
@@ -182,16 +182,16 @@ def test_a_replay_vouches_only_within_the_sampling_error(monkeypatch, tmp_path, 
 
     function = f"{run_baseline_cell.__module__}:{run_baseline_cell.__name__}"
     made = [Record("baseline", replace(BaselineCell(), seed=s), {"test": 0.5, "n_test": 400}, "quick", function=function,
-                   seconds=s + 1, address="then") for s in range(2)]
+                   seconds=s + 1, address="1" * 16) for s in range(2)]
     store = Store(tmp_path / "results")
     for r in made: store.append(r)
     def again(job, plan, write):
         test = second if job.cell.seed else 0.5
-        return Record("baseline", job.cell, {"test": test, "n_test": 400}, plan.profile, key=job.key, address="now", commit="c"), {}
+        return Record("baseline", job.cell, {"test": test, "n_test": 400}, plan.profile, key=job.key, address="2" * 16, commit="c" * 40), {}
     monkeypatch.setattr(canaries, "attempt", again)
     note, = canaries.replay("baseline", 2, store.path, tmp_path / "new", cache=tmp_path)
     monkeypatch.setattr(records, "notes", lambda kind: [note] if kind == "replayed" else [])
-    monkeypatch.setattr(records, "addresses_today", lambda *_: {"now"})
+    monkeypatch.setattr(records, "addresses_today", lambda *_: {"2" * 16})
     found = records.state(made[0])
     assert found == (word, text) and records.stale(made[0]) == (word != "replayed")
 
@@ -270,3 +270,9 @@ def test_records_that_an_answer_joins_to_todays_code_are_not_asked_about(monkeyp
     monkeypatch.setattr(canaries, "question", answer)
     canaries.attest("toy", tmp_path)
     assert asked == ["b"]
+
+
+@pytest.mark.parametrize("paper", ["eriep", "dem_hec"])
+def test_of_two_functions_of_a_name_the_one_of_the_same_paper_is_meant(paper):
+    old, new = f"robustnb.{paper}_checks:run_invariant_cell", f"robustnb.papers.{paper}.checks:run_invariant_cell"
+    assert canaries.today_of(old) == new

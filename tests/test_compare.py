@@ -88,6 +88,12 @@ def test_mistakes_are_told(robustnb, tmp_path):
     assert "is no table" in robustnb("evaluate", "two_nets:good", *ASKED, "--baseline", "few/table.json")[2]
 
 
+def test_a_file_that_is_missing_is_told_before_the_first_model_runs(robustnb, tmp_path):
+    for other in ("lenet5=gone.pt", "gone.onnx"):
+        status, said, error = robustnb("evaluate", "two_nets:good", *ASKED, "--also", other, "--out", "all")
+        assert status == 2 and "there is no file gone" in error and "model 1" not in said and not (tmp_path / "all").exists()
+
+
 def made(right, rows, name="m"):
     sure = torch.rand(right.shape, generator=torch.Generator().manual_seed(right.sum().item())).half()
     return Evaluated(name, Answers(rows, right, sure, "cifar10-c"), {})

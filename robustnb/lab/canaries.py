@@ -368,8 +368,11 @@ def both(
 def today_of(function: str) -> str:
     "The name that a function has today: its own, or where a function of its name is now."
     if address_of(function): return function
-    name = function.partition(":")[2]
+    module, _, name = function.partition(":")
     moved = [f"robustnb.{m}:{name}" for m, text in package_today().sources.modules.items() if f"def {name}(" in text]
+    letters = lambda text: re.sub(r"[._]", "", text)  # eriep_checks is papers.eriep.checks today
+    nearer = [m for m in moved if letters(module.rpartition(".")[2]) in letters(m.partition(":")[0])]
+    moved = nearer if len(moved) > 1 and nearer else moved
     if len(moved) != 1: raise CanaryError(f"{function} is not there any more, and {len(moved)} functions have its name")
     return moved[0]
 
