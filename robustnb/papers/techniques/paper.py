@@ -8,7 +8,7 @@ __all__ = ['PAPER']
 # %% ../../../nbs/papers/techniques/90_paper.ipynb #2399b7e9
 from ...lab.registry import Paper
 
-# %% ../../../nbs/papers/techniques/90_paper.ipynb #c7f76713
+# %% ../../../nbs/papers/techniques/90_paper.ipynb #2b04e515
 PAPER = Paper(
     name="techniques",
     title="The survey's techniques",
@@ -19,4 +19,6 @@ PAPER = Paper(
         "techniques-transfers": "robustnb.papers.techniques.transfers:whole",
     },
     place=4,
+    printed="robustnb.papers.techniques.claims:printed_names",
+    verdicts="robustnb.papers.techniques.claims:tried_claims",
 )
