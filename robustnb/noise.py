@@ -14,7 +14,6 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor
 
 # %% ../nbs/10_noise.ipynb #7c0f88c6
@@ -120,6 +119,8 @@ def poisson_table(
     device: str = "cpu",  # where the table is to lie
 ) -> tuple[Tensor, Tensor, int]:  # thresholds [256*K] int32; own + 65536 alias [256*K] int32; s
     "Tabulate Poisson(rate * level / 255) for the levels 0..255."
+    from scipy import stats  # a second of imports, for one corruption
+
     mean = np.arange(256)[:, None] / 255 * rate
     first = np.maximum(0, np.floor(mean - 8 * np.sqrt(mean) - 5)).astype(np.int64)
     width = int((mean + 8 * np.sqrt(mean) + 20 - first).max())
