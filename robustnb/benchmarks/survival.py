@@ -115,10 +115,11 @@ MENDED = (  # where, what went wrong, what happens now
 # %% ../../nbs/benchmarks/06_survival.ipynb #b8df003e
 def main() -> None:
     "python -m robustnb.benchmarks.survival INPUTS MOMENTS"
-    inputs, moments = map(int, sys.argv[1:])
-    cell = SurvivalCell(inputs, moments)
-    profile = next((name for name, cells in PROTOCOLS.items() if cell in cells), "quick")
-    table = run_cells("survival", [cell], run_survival_cell, open_store(), profile, resume=False)
+    from robustnb.benchmarks import survival as here  # not __main__, whose records have no address
+
+    cell = here.SurvivalCell(*map(int, sys.argv[1:]))
+    profile = next((name for name, cells in here.PROTOCOLS.items() if cell in cells), "quick")
+    table = run_cells("survival", [cell], here.run_survival_cell, open_store(), profile, resume=False)
     print(table[["inputs", "moments", "fuzzed", "writes", "kills", "tests", "seconds"]].to_string(index=False))
 
 
