@@ -80,3 +80,11 @@ def test_every_library_module_can_be_imported_without_any_extra():
 def test_the_command_line_says_what_is_missing():
     done = run("import robustnb.cli", {"typer"})
     assert done.returncode == 1 and "robustnb[lab]" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_importing_the_corruptions_brings_little_beside_torch():
+    "Each of these takes as long to import as a tenth to the whole of torch."
+    code = "import sys, torch; there = set(sys.modules); import robustnb.corruptions; print(*(set(sys.modules) - there))"
+    new = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert "robustnb.corruptions" in new
+    assert not new & {"torchvision", "torch._dynamo", "scipy.stats", "scipy.ndimage", "pandas", "matplotlib", "sklearn", "papermill"}
