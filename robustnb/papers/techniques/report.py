@@ -278,7 +278,7 @@ def opening(world: World, *experiments: str) -> HTML:
     for record in used: record.cell.setdefault("seed", record.cell.get("bench", {}).get("seed", 0))
     return banner(used, world.profile, note=NOTE.format(world.profile.capitalize(), ", fewer images and epochs than are usual" if world.profile != "full" else ""))
 
-# %% ../../../nbs/papers/techniques/30_report.ipynb #c27e11d2
+# %% ../../../nbs/papers/techniques/30_report.ipynb #6add784d
 def winner(world: World, names: Sequence[str], column: str) -> tuple[str, str, bool]:  # best, second, whether the two can be told apart
     "The best row in a column."
     less = column.rpartition("_")[2] in LOWER
@@ -295,8 +295,8 @@ def winner(world: World, names: Sequence[str], column: str) -> tuple[str, str, b
 def named(world: World, names: Sequence[str], column: str, scale: float = 100.0, unit: str = "%") -> str:
     "The winner with its number, and the second where it cannot be told from it."
     first, second, apart = winner(world, names, column)
-    text = f"**{title(first)}** ({scale * value(world, first, column):.{1 if scale == 100 else 3}f}{unit})"
-    return text if apart else f"{text}, not to be told from {title(second)}"
+    told = "" if apart else f"; not to be told from {title(second)}"
+    return f"**{title(first)}** ({scale * value(world, first, column):.{1 if scale == 100 else 3}f}{unit}{told})"
 
 
 def advice(world: World) -> list[str]:
