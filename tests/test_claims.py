@@ -97,7 +97,8 @@ def rows(store, **options):
 def test_without_records_nothing_is_run(tmp_path):
     table = verdicts(store=Store(tmp_path))
     assert len(table[table.reading.isin(["literal", "fixed"])]) == 264
-    assert (table[table.about == "measured"].verdict == "not run").all() and table[table.about == "print"].verdict.isin(["agrees", "disagrees", "not run"]).all()
+    measured = table[(table.about == "measured") & (table.id != "T-18")]  # which is arithmetic: dropout's expectation
+    assert (measured.verdict == "not run").all() and table[table.about == "print"].verdict.isin(["agrees", "disagrees", "not run"]).all()
     assert set(table.columns) >= {"id", "reading", "verdict", "share", "n_seeds", "profile", "provisional"}
     kinds = table[table.about == "print"].kind
     assert set(kinds) == {"exact", "consistency", "confound", "magnitude"} and "E-T3-03" not in table[table.about == "print"].id.tolist()  # tolerance 2
