@@ -259,9 +259,10 @@ def plain_training(
     data: ImageSet,
     recipe: Recipe,
     seed: int,
-    layout: torch.memory_format = torch.channels_last,
+    layout: torch.memory_format | None = None,  # None: the one that `fit` takes
 ) -> nn.Module:  # the same network
     "One epoch in plain PyTorch."
+    layout = layout or layout_of(net)
     net.to(memory_format=layout).train()
     order, generator = same_draws(len(data), recipe.batch, seed)
     optimizer, schedule = plain_optimizer(net, recipe, len(order))
