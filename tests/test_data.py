@@ -535,17 +535,25 @@ def test_a_client_that_fails_is_quoted_leaves_nothing_and_is_asked_again(client,
     name, filled = client(action)
     with pytest.raises(DataError, match=re.escape(words.format(**filled))): load(name)
     assert [p.name for p in (cache_dir() / "data").iterdir()] == [f"{name}.lock"]
-    if Path("/proc").is_dir(): assert "61.7" not in " ".join(p.read_bytes().decode(errors="replace") for p in processes())
+    if Path("/proc").is_dir(): assert_gone("61.7")
     client("print('a warning', file=sys.stderr); shutil.copy('{good}', 'it{end}')")
     assert len(load(name)) == 6 and load(name, "test").y.tolist() == [0, 1, 2, 3]
 
 
-def processes():
-    "The command lines of sleeping programs."
+def sleeping(word):
+    "Is there a sleeping program with this word in its command line?"
     for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try: yield from [folder / "cmdline"] if b"sleep" in (folder / "cmdline").read_bytes() else []
-            except OSError: pass
+        try: line = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
+        except OSError: continue
+        if b"sleep" in line and word.encode() in line: return True
+    return False
+
+
+def assert_gone(word):
+    "A process that was killed may need a moment until the system has taken it away; one that was not sleeps for a minute."
+    end = time.monotonic() + 30
+    while sleeping(word) and time.monotonic() < end: time.sleep(0.1)
+    assert not sleeping(word)
 
 
 def test_a_broken_cache_of_the_clients_own_is_gone_round(client):
