@@ -746,16 +746,21 @@ def rerun_here(
     own, results = open_store(records and records.resolve()), Store(root / "results")
     chosen = tuple(int(seed) for seed in seeds.split(","))
     lacking = prepare(sorted({c.data for c in rerun.planned()}))
-    try: reasons = rerun.rerun(own, results, root / ".robustnb/rerun", workers or usable_cores(), chosen, lacking, lambda line: out.print(line, markup=False))
+    before, lines = rerun.load_reasons(own.path), []
+    def tell(line):
+        lines.append(line)
+        out.print(line, markup=False)
+    try: reasons = rerun.rerun(own, results, root / ".robustnb/rerun", workers or usable_cores(), chosen, lacking, tell)
     except KeyboardInterrupt:
         out.print("\ninterrupted: finished cells are recorded; the same command goes on from there")
         raise typer.Exit(130) from None
     compared, outcomes, index = rerun.compare(own, results, reasons), [], None
     if pages:
         known = notebooks(root)
-        (root / ".robustnb/runs/records/papers/rerun.ipynb").unlink(missing_ok=True)  # it shows more than records: why cells have none
+        page = root / ".robustnb/runs/records/papers/rerun.ipynb"
+        if lines or reasons != before: page.unlink(missing_ok=True)  # it shows more than records: why cells have none
         outcomes = render(root=root, records=own.path, workers=workers) if known else []
-        try: index = site.build(root=root)
+        try: index = root / "_docs/index.html" if site.is_current(root) else site.build(root=root)
         except site.SiteError as error: out.print(f"error: {error}", markup=False)
     bad = [o for o in outcomes if o.status == "failed"]
     out.print(f"\nnotebooks: {len(outcomes)} made from records, {len(bad)} failed", markup=False)

@@ -236,7 +236,7 @@ def rerun(
     for i, (c, error) in enumerate(run_checked(todo, own, workers, cache), 1):
         if error: reasons[c.key] = f"failed: {error}"
         tell(f"[{i}/{len(todo)}] {c.paper}, {c.title}{f' (seed {c.cell.seed})' if len(seeds) > 1 else ''}: {error and 'failed: ' + error or 'done'}")
-    if seeds == SEEDS[:1]: write_whole(own.path / NOTE, json.dumps(reasons).encode())
+    if seeds == SEEDS[:1] and reasons != load_reasons(own.path): write_whole(own.path / NOTE, json.dumps(reasons).encode())
     return reasons
 
 # %% ../nbs/63_rerun.ipynb #5e5e0023

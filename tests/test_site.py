@@ -359,3 +359,18 @@ def test_search_and_dark_theme(browser, whole_site):
         tab.goto(f"{address}/12z_shift.html", wait_until="load")
         assert tab.evaluate(shade) < 60
         context.close()
+
+
+def test_a_site_is_current_until_anything_it_is_made_from_changes(tmp_path):
+    for name in ("nbs/a.ipynb", "results/study.jsonl", "robustnb/a.py", ".robustnb/runs/records/a.ipynb", "_quarto.yml", "_docs/index.html", f"_docs/{site.MARK}"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1000, 2000 if name.startswith("_docs") else 1000))
+    assert site.is_current(tmp_path)
+    for name in ("nbs/a.ipynb", "results/study.jsonl", "robustnb/a.py", ".robustnb/runs/records/a.ipynb", "_quarto.yml"):
+        os.utime(tmp_path / name, (3000, 3000))
+        assert not site.is_current(tmp_path), name
+        os.utime(tmp_path / name, (1000, 1000))
+    assert site.is_current(tmp_path)
+    (tmp_path / "_docs/index.html").unlink()
+    assert not site.is_current(tmp_path)

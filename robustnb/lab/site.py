@@ -9,8 +9,8 @@ __all__ = ['STAGE', 'RESULTS', 'VERDICTS', 'KINDS', 'LABEL', 'EQUATION', 'CAPTIO
            'commit_of', 'verdicts_of', 'tally', 'glance_row', 'glance', 'nbs_files', 'stage', 'number_labels',
            'number_markdown', 'number_references', 'known_tex', 'formula', 'lift_captions', 'draw_formulas',
            'on_all_cores', 'finish_page', 'PlainSite', 'render_smalldocs', 'render_quarto', 'read_page', 'css_urls',
-           'PageReader', 'page_problems', 'target', 'check', 'refuse_foreign', 'put_in_place', 'recover', 'build',
-           'QuietHandler', 'server', 'serve']
+           'PageReader', 'page_problems', 'target', 'check', 'refuse_foreign', 'put_in_place', 'recover', 'is_current',
+           'build', 'QuietHandler', 'server', 'serve']
 
 # %% ../../nbs/lab/42_site.ipynb #3a1dc1df
 import collections
@@ -554,6 +554,21 @@ def recover(out: Path) -> None:
     "Put the old site back if a move was cut short."
     old = out.with_name(f".{out.name}.old")
     if old.exists() and not out.exists(): old.rename(out)
+
+# %% ../../nbs/lab/42_site.ipynb #5243e256
+def is_current(
+    root: str | Path = ".",  # the repository
+    runs: str | Path = ".robustnb/runs",  # executed notebooks, below root unless absolute
+    out: str | Path = "_docs",  # the site, below root unless absolute
+) -> bool:
+    "Is the site younger than everything that it is made from?"
+    root = Path(root).resolve()
+    mark = root / out / MARK
+    if not mark.is_file() or not (root / out / "index.html").is_file(): return False
+    folders = [root / "robustnb", root / "results", root / ".robustnb/records", root / runs]
+    files = [p for folder in folders for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    files += nbs_files(root / "nbs") + [p for p in (root / "_quarto.yml", root / ".git/logs/HEAD") if p.is_file()]
+    return all(p.stat().st_mtime < mark.stat().st_mtime for p in files)
 
 # %% ../../nbs/lab/42_site.ipynb #dc43a604
 def build(
