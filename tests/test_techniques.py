@@ -1,4 +1,5 @@
 """The survey's bench: a new technique leaves other records as they are, verdicts follow from answers that are counted by hand, slips are computed."""
+import json
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +56,15 @@ def test_slips_by_computation():
     assert dropout_error(0.5) == 0 and dropout_error(0.2) == pytest.approx(0.75) and dropout_error(0.3) == pytest.approx(4 / 7)
     assert [row["agrees"] for row in errata.printed_fgsm()] == [False, False, True]
     assert [row["agrees"] for row in errata.one_step()] == [True, False]
+
+
+def test_the_front_page_says_what_the_records_say():
+    from robustnb.papers.techniques.claims import PROFILES, World
+    from robustnb.papers.techniques.report import front
+
+    cells = json.loads(Path("nbs/papers/techniques/90_paper.ipynb").read_text())["cells"]
+    stored, = ["".join(o["data"]["text/markdown"]) for c in cells if c["cell_type"] == "code" for o in c["outputs"] if "text/markdown" in o.get("data", {})]
+    world = next(w for w in (World(Store("results"), profile) for profile in PROFILES) if w.records)
+    assert stored == front(world).data, "records have changed: execute the notebook again"
+    assert stored.startswith(f"**{world.profile.capitalize()} run**") and [line[:3] for line in stored.splitlines()[2:]] == ["1. ", "2. ", "3. ", "4. ", "5. "]
+    assert all("class='interval'" in line for line in stored.splitlines()[2:])

@@ -7,7 +7,8 @@ __all__ = ['TITLES', 'FAMILIES', 'COLUMNS', 'ASKED', 'LOWER', 'NOTE', 'family_of
            'cell', 'rows_of', 'value', 'cost', 'seconds', 'bench_table', 'unsure_table', 'p_of', 'differences',
            'difference_table', 'tradeoff_figure', 'domain_table', 'transfer_table', 'net_table', 'masking_table',
            'few_table', 'rotation_table', 'band', 'dropout_figure', 'angle_figure', 'entropy_figure', 'shown',
-           'opening', 'winner', 'named', 'advice', 'front', 'family_page']
+           'opening', 'winner', 'key', 'figure_of', 'named', 'bench_advice', 'domain_advice', 'transfer_advice',
+           'advice', 'front', 'family_page']
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #e55eec9e
 import html
@@ -20,7 +21,8 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 
 from ...lab.predicates import Missing
-from ...lab.report import banner, number, percent, points, small, table, theme
+from ...lab.records import describe_machine
+from ...lab.report import banner, number, percent, points, small, table, theme, with_interval
 from .claims import AT, KINDS, SIZES, World, protocol_angles
 from .domains import METHODS
 from .protocol import BENCH, NETS, PS, bench_cells
@@ -109,7 +111,7 @@ def unsure_table(world: World, names: Iterable[str] | None = None) -> HTML:
     plain = lambda found: f"{found.value:.3f} <span style='white-space:nowrap;opacity:.75'>[{found.low:.3f}, {found.high:.3f}]</span>"
     heads = {f"{place}_{column}": f"{name}, {where}" for place, where in (("clean", "clean"), ("corrupted", "15 x 5")) for column, name in (("nll", "NLL"), ("ece", "ECE"), ("brier", "Brier"), ("aurc", "AURC"))}
     rows = [{"": title(name), **{head: cell(world, "bench", (name,), column, plain, 1.0) for column, head in heads.items()}} for name in names or rows_of(world)]
-    return table(pd.DataFrame(rows), "Less is better. NLL in nats, Brier score summed over classes, ECE in 15 bins over all answers together, AURC as the mean risk.")
+    return table(pd.DataFrame(rows), "Less is better. NLL in nats, Brier score summed over classes, ECE in 15 bins over all answers together, AURC as the mean risk; its intervals take each image's share to first order. Intervals: 95%, over seeds and the same test images as in the bench.")
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #3e612ef8
 def p_of(values: np.ndarray) -> float:  # values [1+R]
@@ -279,51 +281,83 @@ def opening(world: World, *experiments: str) -> HTML:
     return banner(used, world.profile, note=NOTE.format(world.profile.capitalize(), ", fewer images and epochs than are usual" if world.profile != "full" else ""))
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #6add784d
-def winner(world: World, names: Sequence[str], column: str) -> tuple[str, str, bool]:  # best, second, whether the two can be told apart
+def winner(
+    world: World,
+    rows: Sequence,  # techniques of the bench, or cells of `group`
+    column: str,
+    group: str = "bench",  # as in `World.values`
+) -> tuple:  # best, second, whether the two can be told apart
     "The best row in a column."
-    less = column.rpartition("_")[2] in LOWER
-    known = []
-    for name in names:
-        try: known.append((value(world, name, column), name))
+    less, known = column.rpartition("_")[2] in LOWER, []
+    for row in rows:
+        try: known.append((world.values(group, key(row), column)[0], row))
         except Missing: continue
-    ordered = [name for _, name in sorted(known, reverse=not less)]
+    ordered = [row for _, row in sorted(known, key=lambda pair: pair[0], reverse=not less)]
     if len(ordered) < 2: raise Missing(f"{column}: two rows are needed to name the better one")
-    gap = summary(world.values("bench", (ordered[0],), column) - world.values("bench", (ordered[1],), column))
+    gap = difference(world, group, key(ordered[0]), key(ordered[1]), column)
     return ordered[0], ordered[1], not gap.low <= 0 <= gap.high
 
 
-def named(world: World, names: Sequence[str], column: str, scale: float = 100.0, unit: str = "%") -> str:
+def key(row) -> tuple: return row if isinstance(row, tuple) else (row,)
+
+
+def figure_of(world: World, row, column: str, group: str = "bench") -> str:
+    "A number of a sentence with its interval; accuracies in per cent."
+    if column.rpartition("_")[2] in LOWER: return with_interval(*estimate(world, group, key(row), column)[:3])
+    return percent(estimate(world, group, key(row), column, 100)).replace(" <span", "% <span", 1)
+
+
+def named(world: World, rows: Sequence, column: str, group: str = "bench") -> str:
     "The winner with its number, and the second where it cannot be told from it."
-    first, second, apart = winner(world, names, column)
-    told = "" if apart else f"; not to be told from {title(second)}"
-    return f"**{title(first)}** ({scale * value(world, first, column):.{1 if scale == 100 else 3}f}{unit}{told})"
+    first, second, apart = winner(world, rows, column, group)
+    unsure = "" if apart else f"; not to be told from {title(key(second)[0])}"
+    return f"**{title(key(first)[0])}** ({figure_of(world, first, column, group)}{unsure})"
+
+
+def bench_advice(world: World) -> list[str]:
+    "Three sentences: attackers, corruptions, confidence."
+    honest = [n for n in rows_of(world) if n != "distilled"]
+    plain = [name for name in honest if cost(world, name) <= 1.05]
+    robust, unsure = [n for n in honest if n in AT], [n for n in honest if n in ("standard", *FAMILIES["uncertainty"])]
+    best, standard = winner(world, robust, "worst")[0], lambda column: figure_of(world, "standard", column)
+    lost = points(difference(world, "bench", (best,), ("standard",), "clean", 100))
+    risk, error = (figure_of(world, "temperature", f"corrupted_{column}") for column in ("aurc", "ece"))
+    return [
+        f"If attackers are to be expected: {named(world, robust, 'worst')} keeps most in the worst case, where standard "
+        f"training keeps {standard('worst')}; it costs {cost(world, best):.1f} trainings and changes clean accuracy by {lost} points.",
+        f"If images will be noisy or blurred, and only one training can be paid: {named(world, plain, 'corrupted')} is best under "
+        f"15 corruptions, standard training has {standard('corrupted')}; whatever is spent, {named(world, honest, 'corrupted')}.",
+        f"If it matters to know when the net is wrong: {named(world, unsure, 'corrupted_aurc')} has the lowest area under the "
+        f"risk-coverage curve on corrupted images and {named(world, unsure, 'corrupted_ece')} the lowest calibration error; "
+        f"one temperature, which costs nothing, has {risk} and {error}.",
+    ]
+
+
+def domain_advice(world: World) -> str:
+    "A sentence on unlabelled images of the new domain."
+    methods = [m for m in METHODS if m != "target_only"]
+    best = winner(world, methods, "target", "digits")[0]
+    others = ", ".join(f"{title(m)} {figure_of(world, m, 'target', 'digits')}" for m in methods if m not in (best, "source_only"))
+    base = figure_of(world, "source_only", "target", "digits")
+    won = "no method beats" if best == "source_only" else f"{named(world, methods, 'target', 'digits')} is best, before"
+    return f"If unlabelled images of the new domain are there: from MNIST to the UCI digits, {won} the net that never saw them ({base}; {others})."
+
+
+def transfer_advice(world: World) -> str:
+    "A sentence on few labels."
+    group = "transfer low_digits"
+    few = min(which[1] for which in world.cells[group][world.whole(group)[0]])
+    ways = [(way, few) for way in WAYS]
+    scratch = figure_of(world, ("scratch", few), "right", group)
+    return f"If there are few labels: with {few} images of new digits, {named(world, ways, 'right', group)} is best; from scratch {scratch}."
 
 
 def advice(world: World) -> list[str]:
     "Five sentences: what to pick under which constraint."
-    rows, honest = rows_of(world), [n for n in rows_of(world) if n != "distilled"]
-    n, base = len(world.whole("bench")), lambda column: f"{100 * value(world, 'standard', column):.1f}%"
-    plain = [name for name in honest if cost(world, name) <= 1.05]
-    robust = [name for name in honest if name in AT]
-    best = winner(world, robust, "worst")[0]
-    sayings = [f"If attackers are to be expected: {named(world, robust, 'worst')} keeps most in the worst case, where standard training keeps {base('worst')}; it costs {cost(world, best):.1f} trainings and {100 * (value(world, 'standard', 'clean') - value(world, best, 'clean')):.1f} points of clean accuracy.",
-               f"If images will be noisy or blurred, and only one training can be paid: {named(world, plain, 'corrupted')} is best under 15 corruptions, standard training has {base('corrupted')}; whatever is spent, {named(world, honest, 'corrupted')}.",
-               f"If it matters to know when the net is wrong: {named(world, [n for n in honest if n in FAMILIES['uncertainty'] or n == 'standard'], 'corrupted_aurc', 1.0, '')} has the lowest area under the risk-coverage curve on corrupted images and {named(world, [n for n in honest if n in FAMILIES['uncertainty'] or n == 'standard'], 'corrupted_ece', 1.0, '')} the lowest calibration error; one temperature, which costs nothing, has {value(world, 'temperature', 'corrupted_aurc'):.3f} and {value(world, 'temperature', 'corrupted_ece'):.3f}."]
-    for pair, name in (("digits", "the UCI digits"),):
-        try:
-            found = {m: float(world.values(pair, (m,), "target")[0]) for m in METHODS if m != "target_only"}
-            top = max(found, key=found.get)
-            others = ", ".join(f"{title(m)} {100 * v:.1f}%" for m, v in found.items() if m not in (top, "source_only"))
-            won = "no method beats the net that never saw them" if top == "source_only" else f"**{title(top)}** reaches {100 * found[top]:.1f}% where the net that never saw them has {100 * found['source_only']:.1f}%"
-            sayings.append(f"If unlabelled images of the new domain are there: from MNIST to {name}, {won} ({others}).")
-        except Missing as missing: sayings.append(f"If unlabelled images of the new domain are there: not run ({missing.args[0]}).")
-    try:
-        few = min(which[1] for which in world.cells["transfer low_digits"][world.whole("transfer low_digits")[0]])
-        found = {way: float(world.values("transfer low_digits", (way, few), "right")[0]) for way in WAYS}
-        top = max(found, key=found.get)
-        won = "training from scratch is best" if top == "scratch" else f"a pretrained net of which **{title(top).replace(' trains', '')}** trains is best"
-        sayings.append(f"If there are few labels: with {few} images, {won} ({100 * found[top]:.1f}%; from scratch {100 * found['scratch']:.1f}%).")
-    except Missing as missing: sayings.append(f"If there are few labels: not run ({missing.args[0]}).")
+    sayings = bench_advice(world)
+    for make, what in ((domain_advice, "If unlabelled images of the new domain are there"), (transfer_advice, "If there are few labels")):
+        try: sayings.append(make(world))
+        except Missing as missing: sayings.append(f"{what}: not run ({missing.args[0]}).")
     return sayings
 
 
@@ -331,7 +365,12 @@ def front(world: World) -> Markdown:
     "The five sentences, with what they rest on."
     try: lines = advice(world)
     except Missing as missing: return Markdown(f"**Not run.** {missing.args[0]}.")
-    return Markdown("\n".join(f"{i}. {text}" for i, text in enumerate(lines, 1)) + f"\n\n*{world.profile} profile, {len(world.whole('bench'))} seed{'s' * (len(world.whole('bench')) != 1)}; the sentences are filled from the records, and change with them.*")
+    bench, seeds = next(c for c in bench_cells(world.profile) if c.n_attacked), len(world.whole("bench"))
+    devices = ", ".join(sorted({describe_machine(r.device) for r in world.records}))
+    rests = (f"**{world.profile.capitalize()} run**: MNIST, a small net, {bench.images:,} training images, {bench.epochs} epochs, {seeds} seed{'s' * (seeds != 1)}; "
+             f"{bench.n_test:,} clean test images, {bench.n_corrupted:,} corrupted, {bench.n_worst:,} in the worst case; {len(world.records)} records made on {devices}. "
+             "In brackets 95% intervals over seeds and images; the best of several rows is named, so its number is a little too good.")
+    return Markdown(f"{rests}\n\n" + "\n".join(f"{i}. {text}" for i, text in enumerate(lines, 1)))
 
 
 def family_page(world: World, family: str) -> Markdown:
