@@ -336,3 +336,14 @@ def test_ray_spreads_blocks(monkeypatch, tmp_path):
     assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "ray")
     answer_blocks(model, data, ROWS, Settings("cifar10-c", show=False, executor="ray"), kept=Journal(tmp_path / "ray"))
     assert len(started) == 4
+
+
+def test_every_unit_has_draws_of_its_own():
+    "The same grey picture everywhere: the noise on it differs between images, units, blocks, corruptions, severities and seeds."
+    x = torch.full((64, 3, 32, 32), 128, dtype=torch.uint8)
+    made = lambda position=0, name="gaussian_noise", severity=3, seed=0: streaming.corrupt_unit(x, position, name, severity, "cifar10-c", seed)
+    first = made()
+    assert first.equal(made()) and not first[0].equal(first[1])
+    others = [made(64), made(128), made(6400), made(seed=1), made(severity=4), made(name="speckle_noise")]
+    for i, one in enumerate([first, *others]):
+        for other in others[i:]: assert (one != other).float().mean() > 0.5
