@@ -1,15 +1,17 @@
 """`fit` against plain PyTorch, against itself after a kill, and against itself on two processes."""
 import dataclasses
-import multiprocessing
 import os
 import signal
 import socket
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
+from processes import started
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from robustnb.images import ImageSet, sample
 from robustnb.layers import Classifier, Dropout, freeze, mode
@@ -224,22 +226,23 @@ def test_interrupted_and_resumed_is_uninterrupted(digits, tmp_path):
     assert fit(again, digits, Probe(0, stopped_by_exception), **settings).rows == history.rows and same(again, resumed)
 
 
-def in_process(function, *args):
-    "A child that needs no imports of its own: PyTorch takes longer to import than these tests to run."
-    process = multiprocessing.get_context("fork").Process(target=function, args=args)
-    process.start()
-    return process
-
-
 def train_until_killed(digits, file):
     kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
     fit(small(0.2), digits, Probe(12, kill), Recipe(epochs=3, batch=64), checkpoint=file, **QUIET)
 
 
+def use_autograd_threads():
+    "A backward pass within 80 others starts autograd's pool of threads; a forked copy of this process cannot train then."
+    net = nn.Identity()
+    for _ in range(80): net = partial(checkpoint, net, use_reentrant=True)
+    net(torch.ones(3, requires_grad=True)).sum().backward()
+
+
 def test_killed_process_resumes_bit_by_bit(digits, tmp_path):
+    use_autograd_threads()
     file = tmp_path / "killed.pt"
-    child = in_process(train_until_killed, digits, file)
-    child.join(60)
+    child = started(train_until_killed, digits, file)
+    child.join(300)
     assert child.exitcode == -signal.SIGKILL
     assert [p.name for p in tmp_path.iterdir()] == ["killed.pt"]
     whole, resumed = small(0.2), small(0.2)
@@ -384,8 +387,8 @@ def test_two_processes_train_what_one_trains(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    children = [in_process(train_as_one_of_two, rank, port, digits, tmp_path) for rank in range(2)]
-    for child in children: child.join(60)
+    children = [started(train_as_one_of_two, rank, port, digits, tmp_path) for rank in range(2)]
+    for child in children: child.join(300)
     for child in children: child.kill()
     assert [child.exitcode for child in children] == [0, 0]
     (first, rows), (second, _) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))

@@ -1,0 +1,23 @@
+"""Children that are no copies of the test process.
+
+A forked copy of a process that has computed gradients may refuse to compute more ("autograd's threading in combination
+with fork"); which tests ran before decides. A server that has only imported what training needs is forked instead.
+"""
+import multiprocessing
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["robustnb.models", "robustnb.training", "accelerate.state", "pytest"])
+
+
+def started(function, *args):
+    "A process that runs a function of a module on one thread and ends."
+    process = CONTEXT.Process(target=on_one_thread, args=(function, *args))
+    process.start()
+    return process
+
+
+def on_one_thread(function, *args):
+    import torch
+
+    torch.set_num_threads(1)
+    function(*args)
