@@ -26,6 +26,7 @@ from .images import ImageSet
 from .basics import progress as progress_bar
 from .dem_hec import distillation, snapshot
 from .layers import Classifier, Normalize
+from .perturbations import check_images
 from .training import History, Loss, Objective, Recipe, Run, derive_seed, fit, to_unit
 from .worst_case import robust_accuracy, standing
 
@@ -223,9 +224,13 @@ def gradient_alignment(
     generator: torch.Generator | None = None,  # source of the random point; None: torch's default
 ) -> Tensor:  # [B], in [-1,1]; 0 where a gradient vanishes
     "Cosine of the loss gradients at the image and at a random point of the ball."
-    near, grads = (x + random_offset(x, eps, "linf", generator)).clamp(0, 1), []
-    with borrowed(model), torch.enable_grad():
-        for z in (x.detach().clone(), near.detach()):
+    check_images(x)
+    if not len(x): raise ValueError("there are no images, so there is no gradient")
+    grads = []
+    with borrowed(model), torch.inference_mode(False), torch.enable_grad():
+        x, y = x.detach().clone(), y.clone()  # what was made under inference mode cannot take part in a gradient
+        near = (x + random_offset(x, eps, "linf", generator)).clamp(0, 1)
+        for z in (x, near):
             z.requires_grad_()
             grads.append(torch.autograd.grad(label_loss(model, y)(z).sum(), z)[0].flatten(1))
     return F.cosine_similarity(*grads, dim=1, eps=1e-30)
@@ -601,8 +606,11 @@ def loss_surface(
     generator: torch.Generator | None = None,  # source of the random signs; None: torch's default
 ) -> Tensor:  # [points,points], nats: rows go along the gradient's sign, columns along random signs, from -eps to eps
     "Mean cross-entropy over a plane through each image."
+    check_images(x)
+    if not len(x) or points < 2: raise ValueError(f"at least one image and 2 points are needed, got {len(x)} and {points}")
     device = generator.device if generator is not None else "cpu"
-    with borrowed(model), torch.enable_grad():
+    with borrowed(model), torch.inference_mode(False), torch.enable_grad():
+        y = y.clone()  # what was made under inference mode cannot take part in a gradient
         z = x.detach().clone().requires_grad_()
         along = torch.autograd.grad(label_loss(model, y)(z).sum(), z)[0].sign()
     across = (2 * torch.randint(2, x.shape, generator=generator, device=device) - 1).to(x)

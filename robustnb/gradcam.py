@@ -96,7 +96,9 @@ def class_map(
             )
         return logits.gather(1, asked[:, None])[:, 0]
 
-    maps = LayerGradCam(score, layer).attribute(x.detach())
+    with torch.inference_mode(False):  # what was made under it cannot take part in a gradient
+        target = None if target is None else target.clone()
+        maps = LayerGradCam(score, layer).attribute(x.detach().clone())
     return maps[:, 0].detach(), guesses[-1]
 
 # %% ../nbs/53_gradcam.ipynb #3ea34720
@@ -117,6 +119,7 @@ def as_images(x: Tensor) -> Tensor:  # float in [0,1]
     "Images as floats, checked."
     x = to_unit(x) if x.dtype == torch.uint8 else x
     check_images(x)
+    if not len(x): raise ValueError("there are no images, so there is nowhere to look")
     return x
 
 

@@ -10,7 +10,7 @@ __all__ = ['p_of_r', 'pearson', 'spearman', 'permutation_p', 'p_of_R', 'coeffici
 # %% ../nbs/54_statistics.ipynb #24ce5375
 import math
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 import numpy as np
 import torch
@@ -21,17 +21,26 @@ from torch import Tensor
 from .resampling import resample_counts, resample_weights
 
 # %% ../nbs/54_statistics.ipynb #90961087
+def _finite(
+    values: ArrayLike,  # of any shape
+    what: str,  # what to call them in the error
+) -> np.ndarray:  # float64, apart from any gradient
+    "Numbers as an array; ValueError where one is NaN or infinite."
+    if isinstance(values, Tensor): values = values.detach().cpu()
+    found = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(found).all(): raise ValueError(f"{what} holds NaN or infinite values; drop those points first")
+    return found
+
+
 def _series(
     x: ArrayLike,  # [n] or [n,k]
     y: ArrayLike,  # [n] or [n,R]
 ) -> tuple[np.ndarray, np.ndarray]:  # both as float64
     "Two arrays that pair off along their first axis; ValueError where they do not."
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    x, y = _finite(x, "x"), _finite(y, "y")
     if x.ndim not in (1, 2) or y.ndim not in (1, 2) or len(x) != len(y):
         raise ValueError(f"shapes {x.shape} and {y.shape} do not pair off; give as many x as y, y as [n] or [n,R]")
     if len(x) < 3: raise ValueError(f"{len(x)} points given; a correlation needs at least 3")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("x or y holds NaN or infinite values; drop those points first")
     return x, y
 
 # %% ../nbs/54_statistics.ipynb #7fe7d628
@@ -40,7 +49,10 @@ def p_of_r(
     n: int,  # points, at least 3
 ) -> float | np.ndarray:  # two-sided p
     "The p-value of a correlation of `n` points by the t-approximation."
-    r = np.clip(np.asarray(r, dtype=np.float64), -1, 1)
+    r = np.asarray(r, dtype=np.float64)
+    if n < 3: raise ValueError(f"{n} points; a correlation needs at least 3")
+    if (np.abs(r) > 1 + 1e-9).any(): raise ValueError(f"a correlation lies in -1..1, got {r.ravel()[np.abs(r).argmax()]}")
+    r = np.clip(r, -1, 1)
     with np.errstate(divide="ignore"): t = np.abs(r) * np.sqrt((n - 2) / ((1 - r) * (1 + r)))
     p = 2 * stats.t.sf(t, n - 2)
     return p if p.ndim else float(p)
@@ -113,6 +125,8 @@ def permutation_p(
     x, y = _series(x, y)
     if exact_to > 18:
         raise ValueError(f"exact_to={exact_to}: counts are exact in float64 up to 18 points only; beyond, draw")
+    if x.ndim > 1 or y.ndim > 1: raise ValueError(f"one series each, got shapes {x.shape} and {y.shape}")
+    if draws < 1: raise ValueError(f"draws={draws}; at least one is needed")
     a, b = _whole_ranks(x), _whole_ranks(y)
     centre, n = int(a.sum()) * int(b.sum()), len(a)  # n times the mean of the sum of products
     observed = abs(n * int(a @ b) - centre)
@@ -132,7 +146,11 @@ def p_of_R(
     k: int,  # predictors, n > k + 1
 ) -> float | np.ndarray:  # p of the F test
     "The p-value of a multiple correlation of `n` points with `k` predictors (F test of the regression)."
-    R2 = np.clip(np.asarray(R, dtype=np.float64), 0, 1) ** 2
+    R = np.asarray(R, dtype=np.float64)
+    if k < 1 or n <= k + 1:
+        raise ValueError(f"n={n}, k={k}: at least one predictor and more than k + 1 points are needed")
+    if ((R < 0) | (R > 1 + 1e-9)).any(): raise ValueError(f"a multiple correlation lies in 0..1, got {R.tolist()}")
+    R2 = np.clip(R, 0, 1) ** 2
     with np.errstate(divide="ignore"): F = (R2 / k) / ((1 - R2) / (n - k - 1))
     p = stats.f.sf(F, k, n - k - 1)
     return p if p.ndim else float(p)
@@ -191,8 +209,8 @@ def mean_variance(
     values: ArrayLike,  # [n] or [n,R]
 ) -> tuple[float | np.ndarray, float | np.ndarray]:  # mean and variance along the first axis
     "Mean and variance of a series; the variance divides by n, not n - 1."
-    values = np.asarray(values, dtype=np.float64)
-    if not len(values): raise ValueError("an empty series has no mean")
+    values = _finite(values, "the series")
+    if not values.ndim or not len(values): raise ValueError("an empty series has no mean")
     mean, variance = values.mean(0), values.var(0)
     return (mean, variance) if values.ndim > 1 else (float(mean), float(variance))
 
@@ -216,8 +234,9 @@ def hedges_g(
     b: ArrayLike,  # [m], at least 2
 ) -> float:  # positive where a is larger
     "Difference of two means in pooled standard deviations, with the small-sample correction of Hedges (1981)."
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if min(len(a), len(b)) < 2: raise ValueError(f"groups of {len(a)} and {len(b)}; each needs at least 2 values")
+    a, b = _finite(a, "the first group"), _finite(b, "the second group")
+    if a.ndim != 1 or b.ndim != 1 or min(len(a), len(b)) < 2:
+        raise ValueError(f"groups of shapes {a.shape} and {b.shape}; each must be a row of at least 2 values")
     free = len(a) + len(b) - 2
     pooled = math.sqrt((a.var() * len(a) + b.var() * len(b)) / free)
     return float((a.mean() - b.mean()) / pooled * (1 - 3 / (4 * free - 1))) if pooled else math.nan
@@ -243,7 +262,7 @@ def bootstrap_ci(
     generator: torch.Generator | None = None,  # source of the draws; None: torch's default
 ) -> tuple[float, float]:  # low, high
     "Percentile bootstrap interval, over seeds first and then over images (the same images for all seeds)."
-    values = np.asarray(values, dtype=np.float64)
+    values = _finite(values, "the table of outcomes")
     if values.ndim not in (1, 2) or not values.size:
         raise ValueError(f"values of shape {values.shape}; give [N] or [S,N], not empty")
     if not 0 < level < 1: raise ValueError(f"level={level}; give a share between 0 and 1, such as 0.95")
@@ -273,7 +292,7 @@ def holm(
     p: ArrayLike,  # [m] raw p-values, 0..1; NaN: no test
 ) -> np.ndarray:  # [m] adjusted p-values in the order given
     "Holm's step-down correction: compare with the same threshold, whatever the number of tests (Holm 1979)."
-    p = np.asarray(p, dtype=np.float64)
+    p = np.asarray(p.detach().cpu() if isinstance(p, Tensor) else p, dtype=np.float64)
     if p.ndim != 1: raise ValueError(f"p-values of shape {p.shape}; give one row")
     tested = np.flatnonzero(~np.isnan(p))
     if ((p[tested] < 0) | (p[tested] > 1)).any():
@@ -288,7 +307,9 @@ def printed_range(
     text: str,  # a number as printed, "0.730" or "5.83e-17"
 ) -> tuple[float, float]:  # lowest and highest value that rounds to it
     "The values that a printed number may stand for: half a unit of its last digit either way."
-    number = Decimal(text)
+    try: number = Decimal(text)
+    except InvalidOperation: raise ValueError(f"{text!r} is no printed number, such as 0.730 or 5.83e-17") from None
+    if not math.isfinite(float(number)): raise ValueError(f"{text!r} is no finite number, such as 0.730")
     half = Decimal((0, (5,), number.as_tuple().exponent - 1))
     return float(number - half), float(number + half)
 
@@ -310,6 +331,7 @@ def attainable(
 ) -> bool:  # False: only ties can give this value
     "Whether some order of n untied values has this printed rank correlation."
     low, high = printed_range(r)
+    if n < 3: raise ValueError(f"{n} points; a rank correlation needs at least 3")
     unit = n * (n * n - 1) / 6
     first, last = (1 - high) * unit, (1 - low) * unit  # sums of squared rank differences, always even
     return math.floor(last / 2 + 1e-9) >= math.ceil(first / 2 - 1e-9)
