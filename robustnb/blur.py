@@ -8,7 +8,7 @@ __all__ = ['Strips', 'HAIR', 'fold_index', 'kernel_matrix', 'cut', 'place', 'fro
            'same_bytes', 'gaussian_blur', 'disk_kernel', 'add_taps', 'disk_sum', 'defocus_blur', 'zoom_matrix',
            'zoom_strips', 'centre_zoom', 'zoom_blur', 'motion_taps', 'trail_by_index', 'trail_by_shift',
            'one_sided_motion', 'motion_blur', 'follow_chains', 'bit_rows', 'glass_source', 'blur_levels', 'exact_blur',
-           'glass_blur']
+           'blur_bytes', 'swap_pixels', 'glass_bytes', 'glass_blur']
 
 # %% ../nbs/11_blur.ipynb #647cf951
 import functools
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .noise import check_between, check_images, short_rows, uniform_rows
+from .noise import check_between, check_images, few_at_once, short_rows, uniform_rows
 
 # %% ../nbs/11_blur.ipynb #17959582
 def fold_index(
@@ -241,37 +241,44 @@ def defocus_blur(
 ) -> Tensor:  # [B,C,H,W] in [0,1]
     "Blur by a softened disk, borders mirrored (Hendrycks & Dietterich 2019)."
     check_images(x), check_between(radius, 1e-3, 1e3, "radius"), check_between(alias_blur, 1e-3, 1e3, "alias_blur")
-    kernel = disk_kernel(float(radius), float(alias_blur))
-    kernel = kernel * (1 + (HAIR / 50 if radius < 3 else -HAIR))
-    centre, soft = len(kernel) // 2, 1 if radius <= 8 else 2
-    reach = int(radius) + soft
+    reach = int(radius) + (1 if radius <= 8 else 2)
     if min(x.shape[-2:]) <= reach:
         raise ValueError(f"defocus_blur of radius {radius:g} mirrors {reach} pixels beyond the border and needs "
                          f"images of at least {reach + 1}x{reach + 1}, got {x.shape[-2]}x{x.shape[-1]}")
     padded = F.pad(x, (reach,) * 4, mode="reflect")
-    taps = F.pad(kernel, (reach - centre,) * 4)
+    taps = _disk_parts(float(radius), float(alias_blur))[0]
     if (taps > 1e-9).sum() <= 32:
         fine = exact_levels(padded)
         return add_taps(fine.new_zeros(x.shape), fine, taps).clamp(0, 1).to(x.dtype)
     few = max(1, 2**18 // padded[0].numel()) if x.device.type == "cpu" else len(x)  # what stays in a CPU's cache
-    return torch.cat([_wide_disk(part, radius, alias_blur, taps) for part in padded.split(few)]).clamp_(0, 1)
+    return torch.cat([_wide_disk(part, float(radius), float(alias_blur)) for part in padded.split(few)]).clamp_(0, 1)
 
-def _wide_disk(
-    padded: Tensor,  # [B,C,H+2p,W+2p], p = int(radius) + width of the softening
+@functools.lru_cache(maxsize=64)
+def _disk_parts(
     radius: float,  # pixels
     alias_blur: float,  # standard deviation of the softening
-    taps: Tensor,  # the whole kernel, [2p+1,2p+1]
-) -> Tensor:  # [B,C,H,W]
-    "Correlate with a wide softened disk: runs, softening, and what is left over."
-    h, w = (n - len(taps) + 1 for n in padded.shape[-2:])
+) -> tuple[Tensor, Tensor, float, Tensor]:  # kernel [2p+1,2p+1], softening [2s+1], scale, left over [2p+1,2p+1]
+    "Part a softened disk into runs, softening and what is left over, once for all calls with the same numbers."
+    kernel = disk_kernel(radius, alias_blur)
+    kernel = kernel * (1 + (HAIR / 50 if radius < 3 else -HAIR))
     soft = 1 if radius <= 8 else 2
+    taps = F.pad(kernel, (int(radius) + soft - len(kernel) // 2,) * 4)
     weights = gaussian_taps(alias_blur, soft / alias_blur)
     disk = torch.zeros_like(taps)
     i = torch.arange(len(taps)) - len(taps) // 2
     disk[i[:, None] ** 2 + i**2 <= radius**2] = 1
     blur = kernel_matrix(weights, len(taps), "edge")
     scale = float(taps[len(taps) // 2, len(taps) // 2])  # the middle of the kernel: one over the disk's area
-    rest = taps - scale * (blur @ disk @ blur.T)
+    return taps, weights, scale, taps - scale * (blur @ disk @ blur.T)
+
+def _wide_disk(
+    padded: Tensor,  # [B,C,H+2p,W+2p], p = int(radius) + width of the softening
+    radius: float,  # pixels
+    alias_blur: float,  # standard deviation of the softening
+) -> Tensor:  # [B,C,H,W]
+    "Correlate with a wide softened disk: runs, softening, and what is left over."
+    taps, weights, scale, rest = _disk_parts(radius, alias_blur)
+    h, w = (n - len(taps) + 1 for n in padded.shape[-2:])
     out = disk_sum(padded, radius)
     for axis, n, factor in ((-2, h, scale), (-1, w, 1.0)):
         wide, out = out, out.narrow(axis, 0, n) * (factor * float(weights[0]))
@@ -500,23 +507,69 @@ def exact_blur(
         pieces.append(keep_gradient(near, (floor / 255).to(x.dtype)) if bytes_out else torch.minimum(near, below))
     return torch.cat(pieces).clamp(0, 1)
 
+# %% ../nbs/11_blur.ipynb #ddf8af16
+def blur_bytes(
+    x: Tensor,  # images, [B,C,H,W] uint8
+    sigma: float,  # standard deviation, pixels, of at least three taps a side
+) -> Tensor:  # [B,C,H,W] uint8
+    "Blur bytes by a Gaussian in float64, edges repeated, and round down."
+    taps = gaussian_taps(sigma).tolist()
+    r, h, w = len(taps) // 2, *x.shape[-2:]
+    tall = x.index_select(-2, torch.arange(-r, h + r, device=x.device).clamp_(0, h - 1)).double()
+    wide = tall.new_empty(*x.shape[:-1], w + 2 * r)
+    middle = wide[..., r:r + w]
+    torch.mul(tall[..., r:r + h, :], taps[r], out=middle)
+    for k in range(r):
+        for first in (k, 2 * r - k): middle.add_(tall[..., first:first + h, :], alpha=taps[k])
+    wide[..., :r], wide[..., r + w:] = middle[..., :1], middle[..., -1:]
+    scale = 1 + 1e-12  # sums that are whole levels stay so
+    out = middle * (taps[r] * scale)
+    for k in range(r):
+        for first in (k, 2 * r - k): out.add_(wide[..., first:first + w], alpha=taps[k] * scale)
+    return out.to(torch.int32).to(torch.uint8)
+
+# %% ../nbs/11_blur.ipynb #d6205c9b
+def swap_pixels(
+    x: Tensor,  # images, [B,C,H,W] of any type
+    max_delta: int,  # d: moves are drawn from -d..d-1, pixels
+    iterations: int,  # rounds of copying
+    generator: torch.Generator | None = None,  # source of the moves; None: torch's default
+) -> Tensor:  # [B,C,H,W]
+    "Let each pixel copy a near one, round after round."
+    (b, c, h, w), d = x.shape, max_delta
+    n = (h - 2 * d) * (w - 2 * d)
+    choice = (bit_rows(x, iterations * n, generator) * (4 * d * d) >> 16).long().view(b, -1, n)
+    source = glass_source(choice, h, w, d)
+    return x.flatten(2).gather(2, source[:, None].expand(b, c, -1)).view_as(x)
+
+def glass_bytes(
+    x: Tensor,  # images, [B,C,H,W] uint8
+    sigma: float,  # standard deviation of the blur before and after, pixels
+    max_delta: int,  # d: moves are drawn from -d..d-1, pixels
+    iterations: int,  # rounds of copying
+    generator: torch.Generator | None = None,  # source of the moves; None: torch's default
+) -> Tensor:  # [B,C,H,W] uint8
+    "Blur, let each pixel copy a near one, blur again, with bytes between the steps."
+    if int(4 * sigma + 0.5) <= 2:  # one or two taps a side: an order of additions of its own
+        return glass_blur(x.float().div_(255), sigma, max_delta, iterations, generator).mul_(255).to(torch.uint8)
+    blur = lambda images: few_at_once(lambda part: blur_bytes(part, sigma), images)
+    return blur(swap_pixels(blur(x), max_delta, iterations, generator))
+
 # %% ../nbs/11_blur.ipynb #11b1b6e4
 def glass_blur(
-    x: Tensor,  # images, [B,C,H,W] in [0,1]
+    x: Tensor,  # images, [B,C,H,W] in [0,1], or uint8
     sigma: float,  # standard deviation of the blur before and after, pixels, >= 0
     max_delta: int,  # d: moves are drawn from -d..d-1, pixels, 1 to 32
     iterations: int,  # rounds of copying, >= 1
     generator: torch.Generator | None = None,  # source of the moves; None: torch's default
-) -> Tensor:  # [B,C,H,W] in [0,1]
+) -> Tensor:  # [B,C,H,W] in [0,1], or uint8
     "Blur, let each pixel copy a near one, blur again (Hendrycks & Dietterich 2019)."
     check_between(sigma, 0, math.inf, "sigma"), check_between(max_delta, 1, 32, "max_delta")
     check_between(iterations, 1, 1e4, "iterations")
-    (b, c, h, w), d = check_images(x).shape, int(max_delta)
+    whole = isinstance(x, Tensor) and x.dtype == torch.uint8
+    (h, w), d = check_images(x[:0].float() if whole else x).shape[-2:], int(max_delta)
     if min(h, w) <= 2 * d:
         raise ValueError(f"glass_blur with max_delta {d} needs images of at least {2 * d + 1}x{2 * d + 1}, got {h}x{w}")
+    if whole: return few_at_once(lambda part: glass_bytes(part, sigma, d, int(iterations), generator), x, 1 << 20)
     first = exact_blur(x, sigma, bytes_out=True)
-    n = (h - 2 * d) * (w - 2 * d)
-    choice = (bit_rows(x, int(iterations) * n, generator) * (4 * d * d) >> 16).long().view(b, -1, n)
-    source = glass_source(choice, h, w, d)
-    moved = first.flatten(2).gather(2, source[:, None].expand(b, c, -1)).view_as(x)
-    return exact_blur(moved, sigma)
+    return exact_blur(swap_pixels(first, d, int(iterations), generator), sigma)
