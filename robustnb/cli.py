@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['app', 'out', 'err', 'Profile', 'Records', 'Workers', 'Stale', 'DataDir', 'records_app', 'data_app', 'MENDABLE',
            'DISK', 'HEAVY', 'about', 'shown_path', 'quoted_experiments', 'executed_profile', 'list_notebooks',
-           'summary', 'data_of', 'data_needed', 'with_data', 'reproduce_notebooks', 'run_cells_of', 'records_default',
-           'list_records', 'promote_records', 'check_records', 'verify_records', 'tell', 'attest_records',
-           'replay_records', 'show_claims', 'chosen_conditions', 'baseline_of', 'published_set', 'published_rows',
-           'clean_images', 'evaluate_published', 'with_weights', 'tell_comparison', 'evaluate_several',
-           'compare_reports', 'shard_of', 'write_card', 'going_on', 'evaluate_model', 'list_weights', 'merge_shards',
-           'corrupt_set', 'pages_from_records', 'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data',
-           'check_published', 'check_data', 'mendable', 'main']
+           'outcome_line', 'data_of', 'data_needed', 'with_data', 'reproduce_notebooks', 'run_cells_of',
+           'records_default', 'list_records', 'promote_records', 'check_records', 'verify_records', 'tell',
+           'attest_records', 'replay_records', 'show_claims', 'chosen_conditions', 'baseline_of', 'published_set',
+           'published_rows', 'clean_images', 'evaluate_published', 'with_weights', 'tell_comparison',
+           'evaluate_several', 'compare_reports', 'shard_of', 'write_card', 'going_on', 'evaluate_model',
+           'list_weights', 'merge_shards', 'corrupt_set', 'pages_from_records', 'build_site', 'rerun_here', 'image_set',
+           'fetch_data', 'where_data', 'check_published', 'check_data', 'mendable', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import errno
@@ -35,7 +35,7 @@ except ModuleNotFoundError as error: raise SystemExit(f"the command line needs {
 
 from .lab.experiments import CellsFailed, environment, run_experiment, usable_cores
 from .lab.registry import ChoiceError, check_choice
-from .lab.records import (PROFILES, RecordError, Store, check, declare, open_store, promote, repository,
+from .lab.records import (PROFILES, RecordError, Store, inspect_records, declare, open_store, promote, repository,
                                   replayed, state, verify)
 from .lab.reproduce import (RENDERED, Notebook, NotebookError, Outcome, choose, fullest, notebooks, parse_setting,
                                     render, reproduce)
@@ -91,7 +91,7 @@ def list_notebooks(records: Records = None) -> None:
     out.print(f"{len(found)} notebooks. Run one with: robustnb reproduce {found[0].name if found else 'NAME'} --profile quick", markup=False)
 
 # %% ../nbs/66_cli.ipynb #57397d48
-def summary(outcomes: list[Outcome]) -> str:  # e.g. "3 notebooks: 2 done, 1 failed"
+def outcome_line(outcomes: list[Outcome]) -> str:  # e.g. "3 notebooks: 2 done, 1 failed"
     "What became of the notebooks, in a line."
     counts = [f"{n} {status}" for status in ("done", "up to date", "failed") if (n := sum(o.status == status for o in outcomes))]
     return f"{len(outcomes)} notebook{'s' * (len(outcomes) != 1)}: {', '.join(counts) or 'nothing to do'}"
@@ -160,7 +160,7 @@ def reproduce_notebooks(
     except KeyboardInterrupt:
         out.print("\ninterrupted: finished cells are recorded; the same command goes on from there")
         raise typer.Exit(130) from None
-    out.print(f"{summary(outcomes)}, in {time.monotonic() - start:.0f} s")
+    out.print(f"{outcome_line(outcomes)}, in {time.monotonic() - start:.0f} s")
     for o in outcomes:
         if o.status == "failed": out.print(f"failed: {o.name}  {shown_path(o.path)}", markup=False)
     if without or any(o.status == "failed" for o in outcomes): raise typer.Exit(1)
@@ -244,7 +244,7 @@ def check_records(
     folders: Annotated[list[Path] | None, typer.Argument(help="[default: the run's own records and results/]", exists=True, file_okay=False, show_default=False)] = None,
 ) -> None:
     "Read every line; name what is wrong by file and line."
-    found = [f for folder in folders or [open_store().path, (repository() or Path.cwd()) / "results"] for f in check(shown_path(folder))]
+    found = [f for folder in folders or [open_store().path, (repository() or Path.cwd()) / "results"] for f in inspect_records(shown_path(folder))]
     for error, text in found: out.print(f"{'error' if error else 'note '}  {text}", markup=False)
     errors = sum(f.error for f in found)
     out.print(f"{errors} errors, {len(found) - errors} notes")
@@ -639,7 +639,7 @@ def list_weights() -> None:
     "Show the weights that come with the package, with their accuracies."
     from robustnb import weights
 
-    rows, shown = weights.table(), Table(box=None, padding=(0, 2, 0, 0))
+    rows, shown = weights.weights_table(), Table(box=None, padding=(0, 2, 0, 0))
     for name in rows: shown.add_column(name)
     for row in rows.itertuples(index=False): shown.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
     out.print(shown)
@@ -754,7 +754,7 @@ def rerun_here(
     except KeyboardInterrupt:
         out.print("\ninterrupted: finished cells are recorded; the same command goes on from there")
         raise typer.Exit(130) from None
-    compared, outcomes, index = rerun.compare(own, results, reasons), [], None
+    compared, outcomes, index = rerun.compare_stores(own, results, reasons), [], None
     if pages:
         known = notebooks(root)
         page = root / ".robustnb/runs/records/papers/rerun.ipynb"
@@ -765,7 +765,7 @@ def rerun_here(
     bad = [o for o in outcomes if o.status == "failed"]
     out.print(f"\nnotebooks: {len(outcomes)} made from records, {len(bad)} failed", markup=False)
     for o in bad: out.print(f"  {o.name}: {o.error}", markup=False)
-    for line in rerun.summary(compared): out.print(line, markup=False)
+    for line in rerun.comparison_text(compared): out.print(line, markup=False)
     out.print(f"site: {shown_path(index) if index else 'not built'}, after {time.monotonic() - start:.0f} s" if pages else f"took {time.monotonic() - start:.0f} s", markup=False)
     if bad or not rerun.sound(compared) or pages and index is None: raise typer.Exit(1)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .images import ImageSet
 from .layers import Classifier, freeze, mode
-from .training import History, Loss, Objective, Recipe, Run, content_name, crop_flip, fit, to_unit
+from .training import History, Loss, Objective, Recipe, TrainingRun, content_name, crop_flip, fit, to_unit
 
 # %% ../nbs/42_contrastive.ipynb #f7ade673
 def similarities(
@@ -113,7 +113,7 @@ class SupCon(Objective):
     @property
     def name(self) -> str: return f"SupCon(tau={self.tau}, views={self.views}, dim={self.dim})"
 
-    def before_fit(self, run: Run):
+    def before_fit(self, run: TrainingRun):
         if run.recipe.augment is not None:
             raise ValueError("SupCon makes its own views; give augment to SupCon and none to the recipe")
         self.generator = run.generator
@@ -170,7 +170,7 @@ class UniCL(Objective):
     def name(self) -> str:
         return f"UniCL(text={content_name(self.text) if self.text else 'classes'}, dim={self.dim}, tau={self.tau})"
 
-    def before_fit(self, run: Run):
+    def before_fit(self, run: TrainingRun):
         head, classes = run.model.head, len(run.data.classes)
         if not isinstance(head, nn.Linear) or head.out_features != classes:
             raise ValueError(
@@ -196,10 +196,10 @@ class UniCL(Objective):
         u, v, tau = self.towers["image"](model.embed(x)), self.towers["text"](y), self.temperature()
         return Loss(unicl_loss(u, v, y, tau), {"temperature": tau.detach()})
 
-    def after_step(self, run: Run):
+    def after_step(self, run: TrainingRun):
         if (run.step + 1) % run.steps_per_epoch == 0:
             write_head(run.model.head, self.towers["image"].weight, self.towers["text"])
 
-    def after_fit(self, run: Run):
+    def after_fit(self, run: TrainingRun):
         write_head(run.model.head, self.towers["image"].weight, self.towers["text"])
         for p in self.trainable: p.requires_grad_(True)

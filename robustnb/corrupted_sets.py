@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUFFIX', 'MANIFEST', 'BEGUN', 'DONE', 'Target', 'file_names', 'own_picture', 'encoded', 'Writing', 'header_of',
-           'make_room', 'tidy', 'begin', 'finish', 'labels_of', 'write_set', 'enter']
+           'make_room', 'tidy', 'begin', 'finish_set', 'labels_of', 'write_set', 'enter']
 
 # %% ../nbs/51b_corrupted_sets.ipynb #0e28a393
 import hashlib
@@ -25,10 +25,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .basics import atomic_write, nearest, versions
 from .corruptions import parameters
-from .formats import DataError, eight_bits, flat
+from .formats import DataError, eight_bits, on_white
 from .robustness import benchmark_for, conditions
-from .sources import PictureFiles, Source, TarFiles, as_source, grey
-from .streaming import Bar, Job, default_workers, loader, pieces, plan, trim, unit_of, warm, whole_units
+from .sources import PictureFiles, Source, TarFiles, as_source, is_grey
+from .streaming import Bar, BlockJob, default_workers, loader, pieces, plan, trim, unit_of, warm, whole_units
 
 # %% ../nbs/51b_corrupted_sets.ipynb #2975357c
 SUFFIX = {"jpeg": ".JPEG", "png": ".png"}
@@ -107,7 +107,7 @@ def own_picture(file, where: str) -> Tensor:  # uint8 [1 or 3,H,W]
     "A picture as it is seen, of its own size; a grey one stays grey. DataError that names the file."
     try:
         with Image.open(file) as picture: seen = ImageOps.exif_transpose(picture)
-        array = np.array(eight_bits(seen).convert("L") if grey(seen) else flat(seen))
+        array = np.array(eight_bits(seen).convert("L") if is_grey(seen) else on_white(seen))
     except Exception as error:
         raise DataError(f"{where}: no readable picture ({type(error).__name__}: {error})") from None
     return torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)
@@ -133,7 +133,7 @@ class Writing(IterableDataset):
         t, places = self.target, self.blocks[block]
         unit = 1 if t.own_size else unit_of(t.source.shape)
         for part in [(p,) for p in places] if t.own_size else [places]:
-            job, every = Job(block, part, tuple(t.rows)), whole_units(part, unit, len(t.source))
+            job, every = BlockJob(block, part, tuple(t.rows)), whole_units(part, unit, len(t.source))
             if t.own_size:
                 file = t.source.paths[part[0]] if isinstance(t.source, PictureFiles) else t.source.member(part[0])
                 x, y = own_picture(file, str(file))[None], torch.zeros(1)
@@ -235,7 +235,7 @@ def begin(target: Target, out: Path) -> set[int]:  # blocks that are there alrea
     )
 
 
-def finish(target: Target, out: Path) -> dict:
+def finish_set(target: Target, out: Path) -> dict:
     "Labels, hashes and the manifest, which is written last."
     files = {}
     if target.names:
@@ -307,7 +307,7 @@ def write_set(
             if isinstance(item, Exception): raise item
             enter(out, *item)
             bar.add(len(left[item[0]]) * len(target.rows))
-    return finish(target, out)
+    return finish_set(target, out)
 
 
 def enter(out: Path, block: int, hashes: dict[str, str]) -> None:

@@ -41,7 +41,7 @@ from PIL import Image
 from filelock import FileLock
 
 from .basics import cache_dir, nearest, progress
-from .formats import (FOLDERS, IDX, READERS, ROOTS, SIZES, UNPACKED, DataError, cached, cifar_folder, idx_folder, keep,
+from .formats import (FOLDERS, IDX, READERS, ROOTS, PICTURE_SIZES, UNPACKED, DataError, cached, cifar_folder, idx_folder, keep_in_cache,
                               listed, picture_folder, read_idx, write_idx)
 from .images import CLASSES, SPLITS, ImageSet, sample
 
@@ -367,7 +367,7 @@ def find(name: str, split: str, folders: dict[str, Path], store: Path, options: 
             if data := cached(path, name): return data  # another process was faster
             for part in [p for s in SPLITS for p in store.glob(f".{name}-{s}.npz.*.part")]: part.unlink()
             sets = fetch(name, store / f".fetch-{name}", tried) or {}
-            for part, data in sets.items(): keep(store / f"{name}-{part}.npz", data)
+            for part, data in sets.items(): keep_in_cache(store / f"{name}-{part}.npz", data)
     if sets: return sets[split]
     error = MissingData(f"{name} ({split}) cannot be had. Tried:\n- " + "\n- ".join(tried) + f"\n{by_hand(name, store)}")
     error.tried = tuple(tried)
@@ -413,7 +413,7 @@ def load(
     if name not in READERS: raise ValueError(nearest(name, READERS, "data set"))
     if split not in SPLITS: raise ValueError(nearest(split, SPLITS, "split"))
     options = {key: value for key, value in {"size": size, "limit": limit}.items() if value is not None}
-    if options and READERS[name] is not picture_folder: raise TypeError(f"{name} takes no {', '.join(options)}; size and limit are for {', '.join(SIZES)}")
+    if options and READERS[name] is not picture_folder: raise TypeError(f"{name} takes no {', '.join(options)}; size and limit are for {', '.join(PICTURE_SIZES)}")
     if any(int(value) != value or value < 1 for value in options.values()): raise ValueError(f"size and limit are whole numbers from 1, got {options}")
     folders, store = places(name, data_dir, cache)
     with nullcontext() if progress else without_bars(): return find(name, split, folders, store, options)

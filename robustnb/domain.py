@@ -26,7 +26,7 @@ from .data import load
 from .images import SPLITS, ImageSet
 from .basics import progress as progress_bar
 from .layers import mode, reverse_gradient
-from .training import Loss, Objective, Recipe, Run, derive_seed, fit, to_unit
+from .training import Loss, Objective, Recipe, TrainingRun, derive_seed, fit, to_unit
 
 # %% ../nbs/45_domain.ipynb #f91ca8f7
 def cut_patches(
@@ -243,18 +243,18 @@ class DANN(Objective):
 
     def parts(self) -> dict[str, nn.Module]: return {"discriminator": self.discriminator} if self.discriminator else {}
 
-    def before_fit(self, run: Run):
+    def before_fit(self, run: TrainingRun):
         check_domains(run.x, self.target.x)
         self.run, self.stream = run, Shuffled(self.target.x.to(run.device))
         self.discriminator = discriminator(embedding_width(run.model, run.x), (self.hidden,))
 
-    def before_epoch(self, run: Run):
+    def before_epoch(self, run: TrainingRun):
         self.progress = run.step / (run.recipe.epochs * run.steps_per_epoch)
         self.stream.shuffle(len(run.x), run.generator)
 
-    def after_step(self, run: Run): self.progress = (run.step + 1) / (run.recipe.epochs * run.steps_per_epoch)
+    def after_step(self, run: TrainingRun): self.progress = (run.step + 1) / (run.recipe.epochs * run.steps_per_epoch)
 
-    def after_fit(self, run: Run): self.run = self.stream = None  # lets images and weights go
+    def after_fit(self, run: TrainingRun): self.run = self.stream = None  # lets images and weights go
 
     def batch(self, count: int) -> Tensor:  # [count,C,H,W] in [0,1]
         "Target images, treated as `fit` treats those of the source."
@@ -298,15 +298,15 @@ class Mapping(Objective):
 
     def parts(self) -> dict[str, nn.Module]: return {"discriminator": self.discriminator} if self.discriminator else {}
 
-    def before_fit(self, run: Run):
+    def before_fit(self, run: TrainingRun):
         self.stream = Shuffled(self.features.to(run.device))
         self.discriminator = discriminator(self.features.shape[1], self.hidden, leak=0.2)
 
-    def before_epoch(self, run: Run):
+    def before_epoch(self, run: TrainingRun):
         self.progress = run.step / (run.recipe.epochs * run.steps_per_epoch)
         self.stream.shuffle(len(run.x), run.generator)
 
-    def after_step(self, run: Run): self.progress = (run.step + 1) / (run.recipe.epochs * run.steps_per_epoch)
+    def after_step(self, run: TrainingRun): self.progress = (run.step + 1) / (run.recipe.epochs * run.steps_per_epoch)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:  # x of the target; y is not looked at
         f, d = model.embed(x), self.discriminator

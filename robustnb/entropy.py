@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OVER', 'activation_entropy', 'find_layers', 'watching', 'layer_entropy', 'separation', 'rise',
-           'entropy_under_corruption', 'verdict_counts', 'plot_layers', 'plot_rise', 'universal']
+           'entropy_under_corruption', 'rise_counts', 'plot_layers', 'plot_rise', 'universal']
 
 # %% ../nbs/52_entropy.ipynb #d446e27d
 import math
@@ -164,7 +164,7 @@ def entropy_under_corruption(
     return pd.DataFrame(rows)
 
 # %% ../nbs/52_entropy.ipynb #700eac7e
-def verdict_counts(
+def rise_counts(
     table: pd.DataFrame,  # of `entropy_under_corruption`
 ) -> pd.DataFrame:  # one row for each model and layer, in the order of the network
     "In how many conditions the entropy of a layer rises, falls or does neither."

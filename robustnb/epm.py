@@ -24,7 +24,7 @@ from .images import ImageSet
 from .basics import progress as progress_bar
 from .layers import seeded
 from .operations import MATRICES, OPERATIONS, amount, operation, pair, partners, straight_through, warp
-from .perturbations import check_images, per_image, uniforms
+from .perturbations import check_unit_images, column_of, uniforms
 from .training import derive_seed, to_unit
 
 # %% ../nbs/40_epm.ipynb #a2d27e36
@@ -67,8 +67,8 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, shares, *images):
         ctx.save_for_backward(shares, *images)
-        out = images[0] * per_image(shares[:, 0])
-        for n, image in enumerate(images[1:], 1): out.addcmul_(image, per_image(shares[:, n]))
+        out = images[0] * column_of(shares[:, 0])
+        for n, image in enumerate(images[1:], 1): out.addcmul_(image, column_of(shares[:, n]))
         return out
 
     @staticmethod
@@ -82,7 +82,7 @@ class _WeightedSum(torch.autograd.Function):
             else None
         )
         parts = [
-            gradient * per_image(shares[:, n]) if needed else None for n, needed in enumerate(ctx.needs_input_grad[1:])
+            gradient * column_of(shares[:, n]) if needed else None for n, needed in enumerate(ctx.needs_input_grad[1:])
         ]
         return torch.stack(dots, 1) if dots else None, *parts
 
@@ -189,7 +189,7 @@ class Policy(Tables):
         which: Tensor | None = None,  # sub-policy of each image, [B], int; None: drawn
     ) -> Tensor:  # [B,C,H,W] in [0,1]
         "Perturb, differentiably in the images and in all parameters; in full precision, whatever surrounds it."
-        check_images(x)
+        check_unit_images(x)
         with torch.autocast(x.device.type, enabled=False): return self.stages(x, generator, which)
 
     def stages(self, x: Tensor, generator: torch.Generator | None, which: Tensor | None) -> Tensor:
@@ -285,7 +285,7 @@ class FixedPolicy:
         which: Tensor | None = None,  # sub-policy of each image, [B], int; None: drawn
     ) -> Tensor:  # [B,C,H,W] in [0,1]
         "Perturb; nothing to learn. In full precision, whatever surrounds it."
-        check_images(x)
+        check_unit_images(x)
         with torch.autocast(x.device.type, enabled=False): return self.stages(x, generator, which)
 
     def stages(self, x: Tensor, generator: torch.Generator | None, which: Tensor | None) -> Tensor:
@@ -382,7 +382,7 @@ def gradient_penalty(
         raise ValueError(
             f"real and fake images are paired and must have one shape, got {tuple(real.shape)} and {tuple(fake.shape)}"
         )
-    share = per_image(uniforms(real, 1, generator)[0].to(real.dtype))
+    share = column_of(uniforms(real, 1, generator)[0].to(real.dtype))
     between = torch.lerp(real.detach(), fake.detach(), share).requires_grad_()
     slope, = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()

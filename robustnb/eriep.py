@@ -22,7 +22,7 @@ from .basics import atomic_write, nearest
 from .images import ImageSet
 from .epm import Critic, Policy, Search, SearchRecipe, discretise, search
 from .layers import reverse_gradient
-from .training import History, Loss, Objective, Recipe, Run, content_name, fit
+from .training import History, Loss, Objective, Recipe, TrainingRun, content_name, fit
 
 # %% ../nbs/41_eriep.ipynb #0058abe9
 REDUCTIONS = ("batch", "sample")
@@ -133,7 +133,7 @@ def check_choices(s: "ERIEP"):
 class TwoModels(Objective):
     "A training with a policy and a reference model."
 
-    def before_fit(self, run: Run):
+    def before_fit(self, run: TrainingRun):
         self.generator, self.policy = run.generator, copy.deepcopy(self.given)
         if self.epm_mode == "hard":
             pick = torch.Generator().manual_seed(run.seed)
@@ -146,7 +146,7 @@ class TwoModels(Objective):
         if self.learns or self.reading == "literal":
             self.reference = reference_of(run.model, self.reference_init, self.reference_mode, run.generator)
 
-    def after_step(self, run: Run):
+    def after_step(self, run: TrainingRun):
         if self.reference is not None and (run.step + 1) % (self.sync_every or run.steps_per_epoch) == 0:
             synchronise(self.reference, run.model)
 
@@ -218,7 +218,7 @@ class ERIEP(TwoModels):
         "Is the policy updated?"
         return self.reading in ("literal", "through_n") and self.epm_update != "frozen"
 
-    def before_epoch(self, run: Run): self.seen = 0
+    def before_epoch(self, run: TrainingRun): self.seen = 0
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         if self.reading in ("standard", "augment"):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import seeded
-from .training import Loss, Objective, Run
+from .training import Loss, Objective, TrainingRun
 
 # %% ../nbs/47a_mixing.ipynb #5f9e2b1f
 class Mixed(Objective):
@@ -29,7 +29,7 @@ class Mixed(Objective):
     @property
     def name(self) -> str: return f"{type(self).__name__}(alpha={self.alpha}, share={self.share})"
 
-    def before_epoch(self, run: Run): self.generator = run.generator
+    def before_epoch(self, run: TrainingRun): self.generator = run.generator
 
     def transform(self, classes: int) -> nn.Module:
         raise NotImplementedError(f"{type(self).__name__} must define transform(classes)")
@@ -48,7 +48,7 @@ class Mixed(Objective):
         with seeded(drawn[0]): mixed, target = self.transform(classes)(x, y)
         return mixed, target.to(x.dtype)
 
-    def before_fit(self, run: Run): self.classes = len(run.data.classes)
+    def before_fit(self, run: TrainingRun): self.classes = len(run.data.classes)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         mixed, target = self.mix(x, y, getattr(self, "classes", None) or model.head.out_features, self.generator)

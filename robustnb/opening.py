@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from .basics import nearest
-from .hubs import Hub, Prepared, Preparation, find_hub, in_words
+from .hubs import Hub, Prepared, Preparation, find_hub, describe_preparation
 from .images import ImageSet
 from .layers import STATISTICS, normalize_for
-from .models import MODELS, WrongShapes, create, load_weights, model_names, read_state, under_names
+from .models import MODELS, WrongShapes, create, load_weights, model_names, read_state_dict, under_names
 from .weights import shipped
 from .onnx_nets import OnnxNet
 from .resampling import proportion_interval
@@ -92,13 +92,13 @@ def from_factory(spec: str) -> Callable[[Tensor], Tensor]:  # module:factory
 
 def fill(
     net: nn.Module,  # changed in place
-    path: Path,  # a state dict, in any of the wrappings that `read_state` and `under_names` know
+    path: Path,  # a state dict, in any of the wrappings that `read_state_dict` and `under_names` know
 ) -> nn.Module:  # the same
     "Put weights into a network of one's own. ModelError that names what differs."
     if not isinstance(net, nn.Module):
         raise ModelError(f"weights can be put into an nn.Module only, and the model is a {type(net).__name__}")
     if not Path(path).exists(): raise FileNotFoundError(f"no file of weights at {path}")
-    try: state = read_state(path)
+    try: state = read_state_dict(path)
     except ValueError as error: raise ModelError(str(error)) from None
     own = net.state_dict()
     found = under_names(state, set(own))
@@ -352,7 +352,7 @@ def hub_model(
     order, net = class_order(hub.labels, data, any_outputs), hub.build(classes, data.x.shape[1])
     if weights is not None: net = fill(net, weights)
     pictures = how.size is None or tuple(data.x.shape[-2:]) == how.size
-    return Prepared(net, how), {"preparation": in_words(how, pictures), "class order": order, **hub.facts}
+    return Prepared(net, how), {"preparation": describe_preparation(how, pictures), "class order": order, **hub.facts}
 
 
 def opened(
@@ -405,7 +405,7 @@ def own_model(
     side = "images of {} x {} pixels go in as they are".format(*data.x.shape[-2:])
     net = getattr(model, "net", model)
     if isinstance(net, OnnxNet):
-        side = (in_words(net.preparation, False).partition(";")[0] if net.side else side) + f"; as {net.in_words()}"
+        side = (describe_preparation(net.preparation, False).partition(";")[0] if net.side else side) + f"; as {net.in_words()}"
     try: model = after(normalize, channels, model) if normalize else model
     except ValueError as error: raise ModelError(str(error)) from None
     return model, {"preparation": f"{side}; {pixels}", "class order": class_order(None, data, any_outputs)}

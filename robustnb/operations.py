@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SHEAR', 'ANGLE', 'SHIFT', 'MATRICES', 'GREY', 'BASES', 'RAMP', 'BITS', 'LEVEL', 'CUT', 'FILL', 'PAIR', 'OPERATIONS',
            'per_image', 'amount', 'shear_x_matrix', 'shear_y_matrix', 'rotate_matrix', 'warp', 'warp_one',
-           'shift_matrix', 'translate_x', 'translate_y', 'flip', 'grey', 'mean_grey', 'smooth', 'blend', 'blend_one',
-           'straight_through', 'solarize', 'grey_levels', 'posterize', 'invert', 'auto_contrast', 'level_counts',
-           'equalize', 'covered', 'cutout', 'partners', 'pair', 'sample_pairing', 'Operation', 'check_magnitude',
-           'operation']
+           'shift_matrix', 'translate_x', 'translate_y', 'flip', 'grey', 'mean_grey', 'smooth_3x3', 'blend',
+           'blend_one', 'straight_through', 'solarize', 'grey_levels', 'posterize', 'invert', 'auto_contrast',
+           'level_counts', 'equalize', 'covered', 'cutout', 'partners', 'pair', 'sample_pairing', 'Operation',
+           'check_magnitude', 'operation']
 
 # %% ../nbs/18_operations.ipynb #15924a6b
 import math
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .basics import nearest
-from .perturbations import check_images, uniforms
+from .perturbations import check_unit_images, uniforms
 
 # %% ../nbs/18_operations.ipynb #0a188119
 def per_image(
@@ -130,7 +130,7 @@ def mean_grey(x: Tensor) -> Tensor:  # [B,C,H,W] -> [B,1,1,1]
     return (x.mean((2, 3)) @ x.new_tensor(GREY))[:, None, None, None]
 
 
-def smooth(x: Tensor) -> Tensor:  # [B,C,H,W] -> the same shape
+def smooth_3x3(x: Tensor) -> Tensor:  # [B,C,H,W] -> the same shape
     "Mean of the 3x3 neighbours, the pixel itself counted five times; the border stays."
     if min(x.shape[-2:]) < 3: return x
     rows = x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]
@@ -159,7 +159,7 @@ class _Blend(torch.autograd.Function):
         return to_base, to_x, to_factor
 
 # %% ../nbs/18_operations.ipynb #ec98b0a5
-BASES = {"brightness": lambda x: torch.zeros_like(x[:, :1]), "contrast": mean_grey, "color": grey, "sharpness": smooth}
+BASES = {"brightness": lambda x: torch.zeros_like(x[:, :1]), "contrast": mean_grey, "color": grey, "sharpness": smooth_3x3}
 
 
 def blend(
@@ -355,7 +355,7 @@ def check_magnitude(
     sign: float | Tensor,  # one, or one for each image
 ) -> Tensor:  # the magnitude, on the device of x
     "Raise unless an operation can work with these."
-    check_images(x)
+    check_unit_images(x)
     if x.shape[1] not in (1, 3): raise ValueError(f"{name} takes images with 1 or 3 channels, got {x.shape[1]}")
     for value, what in ((magnitude, "magnitude"), (sign, "sign")):
         shape = tuple(getattr(value, "shape", ()))

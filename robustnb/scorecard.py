@@ -28,13 +28,13 @@ from torch import Tensor, nn
 
 from .basics import atomic_write, nearest
 from .data import load
-from .formats import READERS, decode
+from .formats import READERS, read_pictures
 from .images import ImageSet
 from .metrics import reliability
 from .models import model_names
 from .opening import check_model, expected, kind_of_file, open_model, opened, spread
 from .basics import machine, now, versions
-from .sources import (FORMATS, MARK, PARTS, ModelError, Source, ambiguous, as_source, class_folders, class_listing, class_places, first_line,
+from .sources import (FORMATS, REPORT_MARK, SPLIT_FOLDERS, ModelError, Source, ambiguous, as_source, class_folders, class_listing, class_places, first_line,
                       is_report, natural_size, pictures_of)
 from .robustness import Answers, answer, family_curves, heatmap, summarise, tabulate
 from .selective import withheld, withholding, withholding_summary
@@ -48,7 +48,7 @@ def image_folder(
 ) -> ImageSet:
     "Pictures in a subfolder for each class."
     names, chosen = class_listing(Path(folder), class_index)
-    x = decode(chosen, size or natural_size(chosen), "pictures")
+    x = read_pictures(chosen, size or natural_size(chosen), "pictures")
     return ImageSet(x, torch.tensor([label for label, _ in chosen]), names, Path(folder).resolve().name)
 
 # %% ../nbs/55_scorecard.ipynb #8e51cf78
@@ -137,7 +137,7 @@ def report_folder(
     "Where a report goes, made and marked as this evaluation's. ModelError where it cannot go there, or another's report is there."
     folder = out or Path("robustness") / f"{title}-{evaluation[:8]}"
     if taken := next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None): raise ModelError(f"the report cannot go to {folder}: {taken} is a file")
-    mark = folder / MARK
+    mark = folder / REPORT_MARK
     if folder.is_dir() and (mark.read_text() if mark.is_file() else "") != evaluation and (mark.is_file() or (folder / "table.csv").exists()):
         raise ModelError(f"{folder} holds the report of another evaluation (other weights, images, conditions or baseline); give another --out, or remove it")
     try: atomic_write(mark, evaluation.encode())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .basics import nearest
 from .images import ImageSet, sample
 from .layers import Classifier, freeze, seeded
-from .training import CrossEntropy, History, Loss, Objective, Recipe, Run, fit, predict
+from .training import CrossEntropy, History, Loss, Objective, Recipe, TrainingRun, fit, predict
 
 # %% ../nbs/30a_transfer.ipynb #86ab4987
 TRAINS = ("all", "upper", "head")
@@ -42,11 +42,11 @@ class Around(Objective):
     @property
     def name(self) -> str: return f"{type(self).__name__}({self.inner.name})"
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss: return self.inner.loss(model, x, y)
-    def before_fit(self, run: Run): self.inner.before_fit(run)
-    def before_epoch(self, run: Run): self.inner.before_epoch(run)
-    def after_step(self, run: Run): self.inner.after_step(run)
-    def after_epoch(self, run: Run): self.inner.after_epoch(run)
-    def after_fit(self, run: Run): self.inner.after_fit(run)
+    def before_fit(self, run: TrainingRun): self.inner.before_fit(run)
+    def before_epoch(self, run: TrainingRun): self.inner.before_epoch(run)
+    def after_step(self, run: TrainingRun): self.inner.after_step(run)
+    def after_epoch(self, run: TrainingRun): self.inner.after_epoch(run)
+    def after_fit(self, run: TrainingRun): self.inner.after_fit(run)
     def parts(self) -> dict[str, nn.Module]: return self.inner.parts()
     def part_options(self) -> dict[str, dict]: return self.inner.part_options()
     def state(self) -> dict: return self.inner.state()
@@ -100,7 +100,7 @@ class Stopping(Around):
     @property
     def name(self) -> str: return f"Stopping({self.inner.name}, {self.held.fingerprint}, patience={self.patience})"
 
-    def after_epoch(self, run: Run):
+    def after_epoch(self, run: TrainingRun):
         self.inner.after_epoch(run)
         right = (predict(run.model, self.held).argmax(1) == self.held.y.cpu()).double().mean().item()
         run.history.rows[-1]["held"] = right
@@ -110,7 +110,7 @@ class Stopping(Around):
             )
         elif run.epoch + 1 - self.epoch >= self.patience: run.history.stopped = "converged"
 
-    def after_fit(self, run: Run):
+    def after_fit(self, run: TrainingRun):
         self.inner.after_fit(run)
         if self.kept: run.model.load_state_dict(self.kept)
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from robustnb.lab import canaries, records
-from robustnb.lab.canaries import Canary, CanaryError, both, changed, compare, run_under, unseen
+from robustnb.lab.canaries import Canary, CanaryError, compare_packages, changed, compare_results, run_under, unseen
 from robustnb.lab.provenance import Package, closure, sources_in
 from robustnb.lab.records import Record, RecordError, Store, chain
 
@@ -74,28 +74,28 @@ def pieces_changed(old, new):
 
 
 def test_equal_code_gives_equal_bits_and_the_trace_names_what_ran(bakery):
-    differs, added, ran, digests = both(bakery("old"), bakery("new", ('"Bread."', '"Other words."')), [FLAT])
+    differs, added, ran, digests = compare_packages(bakery("old"), bakery("new", ('"Bread."', '"Other words."')), [FLAT])
     assert not differs and not added and len(digests) == 2
     assert {(m, n) for m, n, _ in ran} >= {("toy", "bake"), ("toy", "mix")} and ("toy", "rise") not in {(m, n) for m, n, _ in ran}
 
 
 def test_another_number_is_named(bakery):
-    differs, *_ = both(bakery("old"), bakery("new", ("x + 0.1", "x + 0.1 + 1e-15"), ('b"brown"', 'b"white"'), ("torch.full((2,), cell.x)", "torch.full((2,), -cell.x)")), [FLAT._replace(cell={"x": 2.0, "kept": True})])
+    differs, *_ = compare_packages(bakery("old"), bakery("new", ("x + 0.1", "x + 0.1 + 1e-15"), ('b"brown"', 'b"white"'), ("torch.full((2,), cell.x)", "torch.full((2,), -cell.x)")), [FLAT._replace(cell={"x": 2.0, "kept": True})])
     assert [text.split(":")[1].strip() for text in differs] == ["size", "crumb.png", "toy/k/model.pt.w"]
 
 
 def test_an_additional_number_is_told_and_a_missing_one_refused(bakery):
     old, more = bakery("old"), bakery("more", ("return dict(", "return dict(new=1, "))
-    assert both(old, more, [FLAT])[:2] == ([], ["canary 1: new"])
-    assert "nothing now" in both(more, old, [FLAT])[0][0]
+    assert compare_packages(old, more, [FLAT])[:2] == ([], ["canary 1: new"])
+    assert "nothing now" in compare_packages(more, old, [FLAT])[0][0]
 
 
 def test_a_changed_definition_that_did_not_run_is_refused(bakery):
     old, new = bakery("old"), bakery("new", ("x * 3", "3 * x"))
     wanted = pieces_changed(old, new)
     assert [p.name for p in wanted] == ["rise"]
-    assert [p.name for p in unseen(wanted, both(old, new, [FLAT])[2])] == ["rise"]
-    assert not unseen(wanted, both(old, new, [FLAT, RISEN])[2])
+    assert [p.name for p in unseen(wanted, compare_packages(old, new, [FLAT])[2])] == ["rise"]
+    assert not unseen(wanted, compare_packages(old, new, [FLAT, RISEN])[2])
 
 
 def test_a_moved_function_has_not_changed_and_a_method_counts_by_itself(bakery):
@@ -111,7 +111,7 @@ def test_a_lambda_in_a_constant_must_run(bakery):
     lines = "RISE = {1: lambda x: x * 3}\ndef rise(x): return RISE.get(x, abs)(x)"
     then, after = bakery("then", ("def rise(x): return x * 3", lines)), bakery("after", ("def rise(x): return x * 3", lines.replace("x * 3", "3 * x")))
     wanted = pieces_changed(then, after)
-    assert [p.name for p in wanted] == ["RISE.<lambda>"] and unseen(wanted, both(then, after, [RISEN])[2]) == wanted
+    assert [p.name for p in wanted] == ["RISE.<lambda>"] and unseen(wanted, compare_packages(then, after, [RISEN])[2]) == wanted
 
 
 def test_a_failing_canary_says_where_and_why(bakery):
@@ -138,7 +138,7 @@ def test_the_note_is_one_that_a_chain_reads(bakery, monkeypatch):
 def test_no_note_where_a_number_differs_or_a_definition_was_not_met(bakery, monkeypatch, tmp_path):
     unmet, _ = question_about(bakery, monkeypatch, ("x * 3", "3 * x"), [FLAT])
     assert not unmet.equal and unmet.unseen == ["toy.rise"] and not unmet.differs
-    monkeypatch.setattr(canaries, "groups", lambda *_: {("f", "c"): []})
+    monkeypatch.setattr(canaries, "stale_groups", lambda *_: {("f", "c"): []})
     monkeypatch.setattr(canaries, "git_state", lambda _: ("c", False))
     monkeypatch.setattr(canaries, "question", lambda *_: unmet)
     assert canaries.attest("toy", tmp_path) == [unmet] and not (tmp_path / "attested.jsonl").exists()
@@ -153,8 +153,8 @@ def test_uncommitted_code_is_not_attested(monkeypatch, tmp_path):
 
 
 def test_bits_count_and_so_do_types():
-    assert compare({"a": 0.1}, {"a": 0.1 + 2 ** -58}).differs == [] and compare({"a": 1.0}, {"a": 1.0 + 2 ** -52}).differs
-    assert compare({"a": None}, {"a": 1.0}).largest == math.inf
+    assert compare_results({"a": 0.1}, {"a": 0.1 + 2 ** -58}).differs == [] and compare_results({"a": 1.0}, {"a": 1.0 + 2 ** -52}).differs
+    assert compare_results({"a": None}, {"a": 1.0}).largest == math.inf
 
 
 def test_replay_counts_equal_cells_and_the_largest_difference(monkeypatch, tmp_path):
@@ -199,7 +199,7 @@ def test_a_replay_vouches_only_within_the_sampling_error(monkeypatch, tmp_path, 
 def test_a_refused_attestation_says_why_records_stay_stale(bakery, monkeypatch, tmp_path):
     unmet, (then, today) = question_about(bakery, monkeypatch, ("x * 3", "3 * x"), [FLAT])
     record = Record("toy", {"x": 1.0}, {"size": 1.1}, "quick", function="robustnb.toy:bake", address=then, commit="c")
-    monkeypatch.setattr(canaries, "groups", lambda *_: {("f", "c"): [record]})
+    monkeypatch.setattr(canaries, "stale_groups", lambda *_: {("f", "c"): [record]})
     monkeypatch.setattr(canaries, "git_state", lambda _: ("c", False))
     def failing(*_): raise CanaryError("canaries failed under the old code")
     differing = unmet._replace(differs=["canary 1: size: 1.1 then, 1.2 now"])
@@ -264,7 +264,7 @@ def test_records_that_an_answer_joins_to_todays_code_are_not_asked_about(monkeyp
         asked.append(records[0].address)
         stale.clear()  # a line of long ago says that a is b
         return canaries.Verdict("toy", function, "c", [], [], dict(same=[["b", "today"]]))
-    monkeypatch.setattr(canaries, "groups", lambda *_: {("f", "c1"): [old], ("f", "c2"): [young]})
+    monkeypatch.setattr(canaries, "stale_groups", lambda *_: {("f", "c1"): [old], ("f", "c2"): [young]})
     monkeypatch.setattr(canaries, "git_state", lambda _: ("c", False))
     monkeypatch.setattr(canaries, "stale", lambda record: record.address in stale)
     monkeypatch.setattr(canaries, "question", answer)

@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 import pytest
 
-from robustnb.lab.predicates import BUILTINS, Missing, PredicateError, evaluate, names_in, parsed
+from robustnb.lab.predicates import BUILTINS, Missing, PredicateError, evaluate_predicate, names_in, parsed
 from robustnb.papers.eriep.claims import printed_names as eriep_names
-from robustnb.lab.verdicts import (at_once, claim_table, in_print, one_by_one, paper_name, paper_table, printed_names,
+from robustnb.lab.verdicts import (evaluate_vectorised, claim_table, in_print, evaluate_looped, paper_name, paper_table, printed_names,
                                    verdicts)
 from robustnb.papers.study.claims import SEGMENTS, StudyFacts, printed_study
 from robustnb.lab.records import Record, Store, encode
@@ -29,19 +29,19 @@ ATTACKS = {
 
 @pytest.mark.parametrize("text", ATTACKS, ids=lambda text: text[:40] or "nothing")
 def test_what_is_not_in_the_language_is_refused_by_name(text):
-    with pytest.raises(PredicateError, match=ATTACKS[text]): evaluate(text, printed_names("Dem-HEC"))
+    with pytest.raises(PredicateError, match=ATTACKS[text]): evaluate_predicate(text, printed_names("Dem-HEC"))
 
 
 def test_missing_numbers_are_missing_and_not_wrong():
     for text in ("1 / 0 > 1", "N[9] > 0", "D['x'] > 0", "nowhere() > 0"):
-        with pytest.raises(Missing): evaluate(text, dict(N=[1], D={}, nowhere=lambda: [].index(1)))
+        with pytest.raises(Missing): evaluate_predicate(text, dict(N=[1], D={}, nowhere=lambda: [].index(1)))
 
 
 def test_the_language_means_what_python_means():
     names = dict(N=[3, 1, 2], f=lambda a, b=0: a - b, x=2)
     texts = ["all(a < b for a, b in zip(N, N[1:]))", "[(a, b) for a in N for b in (1, 2) if not a == b]", "max(N, key=lambda n: -n)", "1 <= x < 3 != 4", "N[::-1] + [f(1, b=x)]", "x in (1, 2) and x not in N[:1]",
              "dict(a=(1, 2)) == dict(a=(1, 2))", "min(f(a) for a in N) / -4 + 1e-3", "any(a > 2 for a in N) or x", "sum([len(N), round(2.6), abs(-1)])", "[x for (x, (y, z)) in [(1, (2, 3))] if y < z]"]
-    for text in texts: assert evaluate(text, names) == eval(text, dict(names)), text
+    for text in texts: assert evaluate_predicate(text, names) == eval(text, dict(names)), text
 
 
 def test_every_predicate_is_in_the_language_and_uses_known_names():
@@ -209,9 +209,9 @@ def test_one_evaluation_tells_what_one_per_resample_tells(tmp_path):
     world = StudyFacts(store.records("study"), store, "quick", "fixed", 40)
     for claim in claim_table().query("paper == 'study'").itertuples():
         names = world.names()
-        try: evaluate(claim.predicate, names, whole=True)
+        try: evaluate_predicate(claim.predicate, names, whole=True)
         except Missing: continue
-        together, slowly = at_once(claim.predicate, world, names), list(one_by_one(claim.predicate, world, names))
+        together, slowly = evaluate_vectorised(claim.predicate, world, names), list(evaluate_looped(claim.predicate, world, names))
         assert together is not None and together.tolist() == slowly, claim.id
         decided, mixed = decided + 1, mixed + (0 < sum(slowly) < 41)
     assert decided > 60 and mixed > 10 and world.at == 0
@@ -222,8 +222,8 @@ def test_what_arrays_cannot_say_is_told_resample_by_resample(tmp_path):
     world = StudyFacts(store.records("study"), store, "quick", "fixed", 30)
     names = world.names()
     for text in ('[s("lenet","gaussian","c")][0] == s("lenet","gaussian","c")', '["a", "b"][round(v("lenet","gaussian","c",2))] == "b"'):
-        assert at_once(text, world, names) is None
-        assert len(list(one_by_one(text, world, names))) == 31 and world.at == 0
+        assert evaluate_vectorised(text, world, names) is None
+        assert len(list(evaluate_looped(text, world, names))) == 31 and world.at == 0
 
 
 WRITTEN_DOWN = {

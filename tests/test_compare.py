@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from robustnb import compare
-from robustnb.compare import Evaluated, differences, read_reports
+from robustnb.compare import Evaluated, paired_differences, read_reports
 from robustnb.images import sample
 from robustnb.robustness import Answers
 from robustnb.scorecard import ANSWERS, Scorecard, kept_answers, write_report
@@ -105,7 +105,7 @@ def test_intervals_of_differences_cover():
     for trial in range(60):
         ease = torch.rand(2, 200, generator=generator)
         first, other = ease < 0.6, ease < 0.7
-        row = differences(made(first, rows), made(other, rows, "o"), resamples=200, seed=trial).iloc[0]
+        row = paired_differences(made(first, rows), made(other, rows, "o"), resamples=200, seed=trial).iloc[0]
         hit += row.low <= 0.1 <= row.high
     assert hit >= 50
 
@@ -113,7 +113,7 @@ def test_intervals_of_differences_cover():
 def test_pairing_is_narrower_than_two_intervals():
     ease = torch.rand(1, 500, generator=torch.Generator().manual_seed(0))
     rows = [("clean", 0)]
-    row = differences(made(ease < 0.6, rows), made(ease < 0.63, rows, "o")).iloc[0]
+    row = paired_differences(made(ease < 0.6, rows), made(ease < 0.63, rows, "o")).iloc[0]
     alone = 1.96 * (0.6 * 0.4 / 500 * 2) ** 0.5
     assert row.high - row.low < alone and row.better == "o"
     assert row["first"] == (ease < 0.6).double().mean().item()
@@ -137,5 +137,5 @@ def test_kept_answers_survive_and_name_their_damage(tmp_path):
 def test_without_clean_images():
     rows = [("fog", 1), ("snow", 1)]
     right = torch.rand(2, 60, generator=torch.Generator().manual_seed(0)) < 0.5
-    table = differences(made(right, rows), made(~right, rows, "o"))
+    table = paired_differences(made(right, rows), made(~right, rows, "o"))
     assert "clean" not in set(table.name) and set(compare.overview([made(right, rows)]).quantity) >= {"accuracy, corrupted", "AURC, corrupted"}

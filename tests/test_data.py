@@ -72,7 +72,7 @@ def test_idx_files_are_found_in_every_usual_place(offline, unpublished, name, pl
 
 
 def test_a_folder_comes_before_the_cache_and_the_variable_names_one(offline, unpublished, monkeypatch):
-    formats.keep(cache_dir() / "data" / "mnist-test.npz", ImageSet(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.tensor([9]), images.CLASSES["mnist"], "mnist"))
+    formats.keep_in_cache(cache_dir() / "data" / "mnist-test.npz", ImageSet(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.tensor([9]), images.CLASSES["mnist"], "mnist"))
     write_idx_files(offline / "mine")
     assert len(load("mnist", "test")) == 1 and len(load("mnist", "test", data_dir=offline / "mine")) == 4
     monkeypatch.setenv("ROBUSTNB_DATA", str(offline / "mine"))
@@ -224,7 +224,7 @@ def test_imagenet_folders_and_centre_crop(offline):
 
 def test_what_does_not_fit_in_memory_is_refused_before_reading(offline, monkeypatch):
     write_tiny(offline)
-    monkeypatch.setattr(formats, "ROOM", 3 * 64**2 * 5)
+    monkeypatch.setattr(formats, "MEMORY_LIMIT", 3 * 64**2 * 5)
     with pytest.raises(ValueError, match="6 images of 64x64 pixels .* give limit=5"): load("tiny_imagenet", data_dir=offline)
     assert len(load("tiny_imagenet", data_dir=offline, limit=5)) == 4
 
@@ -313,7 +313,7 @@ def test_what_a_killed_fetch_left_behind_is_swept_up(offline, unpublished, monke
 
 def test_a_cached_set_needs_no_write_permission(offline, unpublished):
     store = cache_dir() / "data"
-    formats.keep(store / "mnist-train.npz", some_set("mnist"))
+    formats.keep_in_cache(store / "mnist-train.npz", some_set("mnist"))
     assert stat.S_IMODE((store / "mnist-train.npz").stat().st_mode) == 0o644
     load("mnist")
     assert [p.name for p in store.iterdir()] == ["mnist-train.npz"]  # not even a lock
@@ -576,10 +576,10 @@ def test_a_cache_that_cannot_be_written_is_named(client, offline):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     big = ImageSet(torch.zeros(10, 1, 100, 100, dtype=torch.uint8), torch.arange(10), images.CLASSES[name], name)
     store = offline / "small" / "data"
-    with data.written(store): formats.keep(store / "whole.npz", big.take(slice(1)))
+    with data.written(store): formats.keep_in_cache(store / "whole.npz", big.take(slice(1)))
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # a disk with room for half of it
     try:
-        with pytest.raises(DataError, match="small/data cannot be written"), data.written(store): formats.keep(store / "big.npz", big)
+        with pytest.raises(DataError, match="small/data cannot be written"), data.written(store): formats.keep_in_cache(store / "big.npz", big)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [p.name for p in store.iterdir()] == ["whole.npz"]
     assert len(load(name)) == 6  # and with room it goes on

@@ -145,7 +145,7 @@ def in_tar(folder): (folder / "in.tar").write_bytes(tar({f"{i % 2}/{i}.{e}": c f
 def pictures(folder): write_set(TarFiles([folder / "in.tar"]), folder / "set", ["brightness"], [1], "cifar10-c", workers=0, show=False)
 
 
-STATES = [weights.packed({"w": torch.full((3,), float(i))}) for i in range(2)]
+STATES = [weights.half_precision_bytes({"w": torch.full((3,), float(i))}) for i in range(2)]
 
 
 def shipping(i):

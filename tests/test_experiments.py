@@ -165,7 +165,7 @@ def test_what_runs_again(tmp_path, made, monkeypatch):
 
 def test_another_process_may_be_faster(tmp_path, made):
     plan = experiments.Plan("demo", made.work, Store(tmp_path / "records"), "smoke", "", 1, tmp_path / "cache")
-    (job,) = experiments.missing([made.Cell(5)], plan)
+    (job,) = experiments.missing_jobs([made.Cell(5)], plan)
     plan.store.append(Record("demo", made.Cell(5), {"twice": -1}, "smoke"))  # while we were waiting for the lock
     assert list(experiments.in_process([job], plan)) == [(job, "")] and lines(tmp_path / "started") == []
 

@@ -27,13 +27,13 @@ from safetensors.torch import save
 from robustnb import formats, scorecard
 from robustnb.corrupted_sets import own_picture, write_set
 from robustnb.data import from_package, members
-from robustnb.formats import DataError, cached, cifar_folder, idx_folder, keep, open_square, read_idx, tiny_validation
+from robustnb.formats import DataError, cached, cifar_folder, idx_folder, keep_in_cache, open_square, read_idx, tiny_validation
 from robustnb.images import ImageSet
 from robustnb.lab import records
-from robustnb.lab.predicates import Missing, PredicateError, evaluate
+from robustnb.lab.predicates import Missing, PredicateError, evaluate_predicate
 from robustnb.lab.records import Record, RecordError, Store, decode, encode, from_line, to_line
 from robustnb.lab.reproduce import NotebookError, parse_setting, read_notebook
-from robustnb.models import create, load_weights, read_state
+from robustnb.models import create, load_weights, read_state_dict
 from robustnb.sources import ModelError, TarFiles, class_places, pictures_of
 from robustnb.streaming import Journal
 
@@ -150,9 +150,9 @@ def annotations(content, folder):
 from robustnb.lab.registry import ChoiceError  # noqa: E402
 
 READERS = {  # name -> valid content, reader(content, folder), documented errors
-    "weights.pt": (torch_file({"model": STATE, "epoch": 3}), in_file(read_state, ".pt"), ValueError),
-    "weights.pth, old": (torch_file(STATE, zipped=False), in_file(read_state, ".pth"), ValueError),
-    "weights.safetensors": (save(STATE), in_file(read_state, ".safetensors"), ValueError),
+    "weights.pt": (torch_file({"model": STATE, "epoch": 3}), in_file(read_state_dict, ".pt"), ValueError),
+    "weights.pth, old": (torch_file(STATE, zipped=False), in_file(read_state_dict, ".pth"), ValueError),
+    "weights.safetensors": (save(STATE), in_file(read_state_dict, ".safetensors"), ValueError),
     "idx": (idx(np.arange(12).reshape(3, 2, 2)), lambda content, folder: read_idx(content, "x"), DataError),
     "idx.gz": (gzip.compress(idx(np.arange(16).reshape(4, 2, 2))), idx_gz, DataError),
     "CIFAR batch": (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}), cifar, DataError),
@@ -234,7 +234,7 @@ class Harm:
 def test_pickles_that_run_code_are_refused(tmp_path):
     harm = Harm(tmp_path / "ran")
     for content in (torch_file(harm), torch_file({"model": STATE, "x": harm}), torch_file(harm, zipped=False), pickle.dumps(harm)):
-        with pytest.raises(ValueError, match="cannot be read as weights"): read_state(saved(tmp_path, "w.pt", content))
+        with pytest.raises(ValueError, match="cannot be read as weights"): read_state_dict(saved(tmp_path, "w.pt", content))
     arrays = npz(dict(x=np.array([harm], object), y=np.zeros(1), classes=np.array(["a"])))
     assert cache(arrays, tmp_path) is None
     with pytest.raises(RecordError, match="holds no arrays"): decode("a.npz", arrays)
@@ -276,9 +276,9 @@ def test_headers_that_promise_too_much_take_no_memory(tmp_path):
     assert cache(promise.getvalue(), tmp_path) is None
     with pytest.raises(RecordError, match="holds no arrays"): decode("a.npz", promise.getvalue())
     with pytest.raises(DataError): TarFiles([saved(tmp_path, "a.tar", huge.tobuf() + bytes(1024))])
-    with pytest.raises(ValueError, match="cannot be read as weights"): read_state(saved(tmp_path, "w.safetensors", struct.pack("<Q", 10**12) + b"{}"))
+    with pytest.raises(ValueError, match="cannot be read as weights"): read_state_dict(saved(tmp_path, "w.safetensors", struct.pack("<Q", 10**12) + b"{}"))
     head = json.dumps({"w": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}).encode()
-    with pytest.raises(ValueError, match="cannot be read as weights"): read_state(saved(tmp_path, "w.safetensors", struct.pack("<Q", len(head)) + head))
+    with pytest.raises(ValueError, match="cannot be read as weights"): read_state_dict(saved(tmp_path, "w.safetensors", struct.pack("<Q", len(head)) + head))
     png = bytearray(picture("PNG"))
     png[16:24] = struct.pack(">2I", 2**17, 2**17)
     with pytest.raises(DataError, match="no readable picture"): open_square(saved(tmp_path, "a.png", bytes(png)), 8)
@@ -338,7 +338,7 @@ def test_records_that_lead_elsewhere(change, tmp_path):
     own.mkdir(parents=True)
     saved(own, "demo.jsonl", line + b"\n")
     with pytest.raises(RecordError): records.promote(Store(own), tmp_path / "deep/er/results")
-    assert all(f.error for f in records.check(own)) and {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"demo.jsonl"}
+    assert all(f.error for f in records.inspect_records(own)) and {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"demo.jsonl"}
 
 
 def test_lines_nested_without_end():
@@ -353,14 +353,14 @@ BEYOND = ["round(1e999)", "round(1e308 * 10)", "__import__('os').system('x')", "
 
 @pytest.mark.parametrize("predicate", BEYOND, ids=lambda p: p[:20].encode("ascii", "replace").decode())
 def test_predicates_beyond_the_language(predicate):
-    with pytest.raises((PredicateError, Missing)): evaluate(predicate, {})
+    with pytest.raises((PredicateError, Missing)): evaluate_predicate(predicate, {})
 
 
 @calm
 @given(st.lists(st.sampled_from([*"[](){},:+-*/.<=> ", "1", "1e999", "'a'", "x", "for x in", "range", "max", "lambda", "round", "sum", "not", "in", "if", "**", "f(", "key=", "dict"]), max_size=14).map("".join) | st.text(max_size=20))
 def test_predicates_of_any_text(predicate):
     note("predicate")
-    try: evaluate(predicate, {"f": len, "x": [1.0, 2.0]})
+    try: evaluate_predicate(predicate, {"f": len, "x": [1.0, 2.0]})
     except (PredicateError, Missing): pass
 
 
@@ -387,11 +387,11 @@ def test_names_are_shown_as_text_in_a_report(tmp_path):
 
 
 def test_names_are_shown_as_text_on_a_page_of_results():
-    from robustnb.lab.report import banner, provenance_line, standing
+    from robustnb.lab.report import banner, provenance_line, code_state
 
     one = Record("demo", {"seed": 1}, {}, "quick", time=SCRIPT, commit=SCRIPT, address=SCRIPT, device={"cpu": SCRIPT}, function=SCRIPT, notebook=SCRIPT)
     for shown in (banner([one], "quick"), provenance_line([one])): assert "<script" not in shown.data
-    assert "<script" not in standing([one])
+    assert "<script" not in code_state([one])
 
 
 def test_folders_of_an_evaluation_that_hold_something_else(tmp_path):

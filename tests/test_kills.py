@@ -101,7 +101,7 @@ def test_a_batch_of_cells_that_is_stopped_at_a_random_moment(sent, tmp_path, mad
         again = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert again.returncode == 0, again.stderr
         assert key() == unbroken and not temporary(tmp_path) and gone(lines(tmp_path / "pids")) == []
-        assert not [f for f in records.check(tmp_path / "records") if f.error]
+        assert not [f for f in records.inspect_records(tmp_path / "records") if f.error]
 
 
 @LINUX
@@ -131,4 +131,4 @@ def test_eight_writers_and_eight_readers_on_one_store(tmp_path):
             assert found >= known  # what was seen stays
             known = found
     assert [ended(pid) for pid in [forked(do, n) for n in range(8) for do in (write, read)]] == [0] * 16
-    assert len(Store(tmp_path).records("demo")) == 8 * times and not records.check(tmp_path)
+    assert len(Store(tmp_path).records("demo")) == 8 * times and not records.inspect_records(tmp_path)

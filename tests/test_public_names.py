@@ -21,7 +21,7 @@ NAMES = {
     "dem_hec": "DemHEC distillation snapshot",
     "eriep": "ERIEP eriep final_loss reference_of synchronise hardened gradient_cosine",
     "papers.eriep.protocol": "EriepCell eriep_cells run_eriep_cell Depths depths",
-    "papers.eriep.large": "LargeCell large_cells run_large_cell build table4_figure",
+    "papers.eriep.large": "LargeCell large_cells run_large_cell table4_net table4_figure",
     "torchvision_nets": "small_stem alexnet_layers VisionTransformer",
     "augment": "resized_crop Augmentation Chain PadCrop Flip Rotate TrivialAugment AutoAugment PartNoise AugMix Prime jensen_shannon BatchAugment JSD adapt_batchnorm",
     "formats": "Pictures",
@@ -30,8 +30,8 @@ NAMES = {
     "benchmarks.dem_hec": "DemHECTiming dem_hec_timing_cells PlainDemHEC plain_training time_dem_hec",
     "papers.dem_hec.checks": "run_invariant_cell eq12",
     "papers.dem_hec.claims": "DemHecWorld dem_hec_worlds dem_hec_verdicts",
-    "papers.dem_hec.large": "LargeBase LargeCell large_cells run_large_cell build with_published missing",
-    "papers.dem_hec.report": "best shown pair_table compare_table standing table3 table4 table6 subset_table shown_large clean_table ablation_worlds ablation_table effects",
+    "papers.dem_hec.large": "LargeBase LargeCell large_cells run_large_cell large_net with_published missing",
+    "papers.dem_hec.report": "best shown pair_table compare_table method_ranking table3 table4 table6 subset_table shown_large clean_table ablation_worlds ablation_table effects",
     "papers.dem_hec.protocol": "DemHecCell dem_hec_cells setting_of run_dem_hec_cell",
     "entropy": "layer_entropy activation_entropy entropy_under_corruption universal",
     "papers.dem_hec.entropies": "entropy_data gap rises gap_change separated rise_frame rise_table gap_table share_figure layer_figure rise_maps profile_figure likeness link links",
@@ -59,7 +59,7 @@ NAMES = {
     "cli": "main",
     "basics": "nearest atomic_write progress",
     "lab.registry": "Paper papers new_paper",
-    "lab.verdicts": "judge paper_table",
+    "lab.verdicts": "evaluate_claim paper_table",
 }
 
 

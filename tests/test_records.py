@@ -57,7 +57,7 @@ def test_sigkill_while_appending(tmp_path, where, kept, torn):
     store.append(record(2))  # repairs, and no warning is left
     assert [r.cell["seed"] for r in store.records("demo")] == [*kept, 2]
     assert (tmp_path / "demo.jsonl").read_bytes().count(b"\n") == len(kept) + 1
-    assert not [f for f in records.check(tmp_path) if f.error]
+    assert not [f for f in records.inspect_records(tmp_path) if f.error]
 
 
 def test_a_tail_longer_than_a_block_is_found(tmp_path):
@@ -76,7 +76,7 @@ def test_many_processes_append_at_once(tmp_path):
     """
     crowd = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(tmp_path), str(n)]) for n in range(4)]
     assert [p.wait() for p in crowd] == [0] * 4
-    assert len(Store(tmp_path).records("demo")) == 100 and not records.check(tmp_path)
+    assert len(Store(tmp_path).records("demo")) == 100 and not records.inspect_records(tmp_path)
 
 
 def test_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
@@ -124,7 +124,7 @@ def test_records_do_not_load_torch_or_pandas(tmp_path):
 
 def test_committed_records_are_sound():
     root = records.repository()
-    assert root and [f.text for f in records.check(root / "results") if f.error] == []
+    assert root and [f.text for f in records.inspect_records(root / "results") if f.error] == []
 
 
 calm = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])

@@ -28,20 +28,20 @@ def stores(tmp_path, monkeypatch):
     results = Store(tmp_path / "results")
     for good in (False, True):
         plan(good)
-        for c in (c for seed in rerun.SEEDS for c in rerun.planned(seed)): results.append(Record(c.experiment, c.cell, work(Cell(c.cell.seed), None), "quick"))
+        for c in (c for seed in rerun.COMMITTED_SEEDS for c in rerun.planned(seed)): results.append(Record(c.experiment, c.cell, work(Cell(c.cell.seed), None), "quick"))
     monkeypatch.setattr(rerun, "stale", lambda record: False)
     own, said = Store(tmp_path / "own"), []
     def run(lacking=None):
         said.clear()
         reasons = rerun.rerun(own, results, tmp_path / "cache", lacking=lacking, tell=said.append)
-        return rerun.compare(own, results, reasons), list(said)
+        return rerun.compare_stores(own, results, reasons), list(said)
     return run, plan
 
 
 def test_without_data_nothing_runs_and_nothing_is_wrong(stores):
     compared, said = stores[0]({"set 0": "no network", "set 1": "no network"})
     assert said == [] and [x.state for x in compared] == ["not rerun"] * 2 and rerun.sound(compared)
-    assert rerun.summary(compared)[-1] == "not rerun: 2 (no data)"
+    assert rerun.comparison_text(compared)[-1] == "not rerun: 2 (no data)"
 
 
 def test_what_runs_is_compared_and_runs_once(stores):
@@ -50,7 +50,7 @@ def test_what_runs_is_compared_and_runs_once(stores):
     assert said == ["[1/1] study, cell 0: done"] and [x.state for x in compared] == ["bit", "not rerun"]
     compared, said = run()
     assert said == ["[1/1] study, cell 1: done"] and [x.state for x in compared] == ["bit", "bit"] and run()[1] == []
-    assert rerun.summary(compared)[:3] == ["cells rerun: 2 of 2", "agreeing: 2 to the bit, 0 within the spread over seeds", "differing: 0"]
+    assert rerun.comparison_text(compared)[:3] == ["cells rerun: 2 of 2", "agreeing: 2 to the bit, 0 within the spread over seeds", "differing: 0"]
 
 
 def test_a_cell_that_fails_is_told_and_is_an_error(stores):

@@ -21,7 +21,7 @@ from robustnb.images import ImageSet, sample
 from robustnb.robustness import evaluate, measure
 from robustnb.scorecard import open_images
 from robustnb.sources import Held, as_source
-from robustnb.streaming import Job, Journal, Settings, Work, answer_blocks, ask_piece, corrupt_unit, loader, pieces, stream_seed, unit_of, whole_units
+from robustnb.streaming import BlockJob, Journal, Settings, Work, answer_blocks, ask_piece, corrupt_unit, loader, pieces, stream_seed, unit_of, whole_units
 
 ROWS = [("clean", 0), ("shot_noise", 3), ("glass_blur", 1)]
 
@@ -70,7 +70,7 @@ def test_an_image_does_not_depend_on_its_company(name, side):
     unit = unit_of((3, side, side))
     def made(places, batch, rows):
         every, out = whole_units(places, unit, 20), {}
-        for piece in pieces(Job(0, places, rows), data.x[every], data.y[every], 20, unit, "imagenet-c", 0, batch):
+        for piece in pieces(BlockJob(0, places, rows), data.x[every], data.y[every], 20, unit, "imagenet-c", 0, batch):
             for k in range(len(piece.x)): out[rows[piece.rows[k // len(piece.y)]], places[piece.start + k % len(piece.y)]] = piece.x[k]
         return out
     whole = made(tuple(range(20)), 256, ((name, 2), (name, 5)))
@@ -81,7 +81,7 @@ def test_an_image_does_not_depend_on_its_company(name, side):
 def test_a_worker_draws_as_the_process_that_asks():
     "Where `corrupt` alone would make another stream of a generator in a loader's process."
     data = as_source(images(64))
-    work = Work(data, [Job(0, tuple(range(64)), (("gaussian_noise", 3),))], 64, "cifar10-c", 5, 256)
+    work = Work(data, [BlockJob(0, tuple(range(64)), (("gaussian_noise", 3),))], 64, "cifar10-c", 5, 256)
     here, there = next(iter(loader(work, 0))).x, next(iter(loader(work, 1))).x
     generator = torch.Generator().manual_seed(stream_seed("gaussian_noise", 3, 5, 0))
     assert torch.equal(here, there) and torch.equal(here, corrupt(data.data.x, "gaussian_noise", 3, "cifar10-c", generator))
@@ -132,7 +132,7 @@ def test_no_tensor_stays_behind_on_the_cpu(monkeypatch):
         def model(x):
             asked.append((x.device.type, x.dtype, x.is_contiguous(memory_format=torch.channels_last)))
             return x.flatten(1) @ head
-        for piece in pieces(Job(0, tuple(range(0, 64, 3)), tuple((name, 3) for name in PASSES)), x, y, 64, 64, "cifar10-c", 0, 100):
+        for piece in pieces(BlockJob(0, tuple(range(0, 64, 3)), tuple((name, 3) for name in PASSES)), x, y, 64, 64, "cifar10-c", 0, 100):
             assert piece.x.device.type == "cuda"
             found = ask_piece(model, piece, device, settings)
             assert found.device.type == "cpu" and found.shape == (len(piece.rows), 2, 22)

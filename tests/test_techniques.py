@@ -10,7 +10,7 @@ from robustnb.lab.provenance import Package, address_of, sources_in
 from robustnb.lab.records import Record, Store, encode
 from robustnb.lab.verdicts import verdicts
 from robustnb.papers.techniques import domains, errata, protocol
-from robustnb.papers.techniques.claims import dropout_error, place_of, planned
+from robustnb.papers.techniques.claims import dropout_error, place_of, planned_cells
 
 RUN = "robustnb.papers.techniques.protocol:run_bench_cell"
 
@@ -28,7 +28,7 @@ def test_a_new_technique_leaves_the_addresses_of_the_others():
 
 
 def test_cells_have_one_place_and_whole_seeds():
-    places = list(planned("quick").values())
+    places = list(planned_cells("quick").values())
     assert len(set(places)) == len(places) and {seed for *_, seed in places} == {0, 1, 2}
     assert place_of(protocol.BenchCell("net_skip", n_attacked=0)) == ("net", ("net_skip",)) and place_of(domains.DomainCell("dann", "mnist_m")) == ("mnist_m", ("dann",))
 
@@ -59,12 +59,12 @@ def test_slips_by_computation():
 
 
 def test_the_front_page_says_what_the_records_say():
-    from robustnb.papers.techniques.claims import PROFILES, World
+    from robustnb.papers.techniques.claims import TRIED_PROFILES, World
     from robustnb.papers.techniques.report import front
 
     cells = json.loads(Path("nbs/papers/techniques/90_paper.ipynb").read_text())["cells"]
     stored, = ["".join(o["data"]["text/markdown"]) for c in cells if c["cell_type"] == "code" for o in c["outputs"] if "text/markdown" in o.get("data", {})]
-    world = next(w for w in (World(Store("results"), profile) for profile in PROFILES) if w.records)
+    world = next(w for w in (World(Store("results"), profile) for profile in TRIED_PROFILES) if w.records)
     assert stored == front(world).data, "records have changed: execute the notebook again"
     assert stored.startswith(f"**{world.profile.capitalize()} run**") and [line[:3] for line in stored.splitlines()[2:]] == ["1. ", "2. ", "3. ", "4. ", "5. "]
     assert all("class='interval'" in line for line in stored.splitlines()[2:])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from robustnb.images import ImageSet, sample
-from robustnb.training_sets import add_both, add_perturbed, choose, four_factor, imbalance, mislabel, orthogonal_array
+from robustnb.training_sets import add_both, add_perturbed, balanced_choice, four_factor, imbalance, mislabel, orthogonal_array
 
 COUNTS = torch.tensor([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949])  # study, section 2.1
 DIGITS = tuple("0123456789")
@@ -67,7 +67,7 @@ def test_levels_of_a_factor_are_nested(labels):
 
 
 def test_all_levels_move_the_same_images_the_same_way(train):
-    index, x = choose(train, 10, seeded(3)), train.float()
+    index, x = balanced_choice(train, 10, seeded(3)), train.float()
     near, far = (add_perturbed(train, "gaussian", level, 10, images=seeded(3), noise=seeded(4)).x[2000:] - x[index] for level in (2.0, 12.0))
     for moved, level in ((near, 2.0), (far, 12.0)): assert (moved.flatten(1).norm(dim=1) - level).abs().max() < 1e-4
     assert (near * far >= 0).all() and (far.abs() >= near.abs() - 1e-6).all()
@@ -77,7 +77,7 @@ def test_all_levels_move_the_same_images_the_same_way(train):
 
 def test_both_kinds_hold_their_distances_on_different_images(train, source):
     made = add_both(train, (4.0, 8.0), per_class=20, source=source)
-    index = choose(train, 40, seeded()).view(10, 2, 20)
+    index = balanced_choice(train, 40, seeded()).view(10, 2, 20)
     assert len(index.unique()) == 400
     moved = [(made.x[2000 + 200 * k:2200 + 200 * k] - train.float()[index[:, k].flatten()]).flatten(1).norm(dim=1) for k in (0, 1)]
     assert (moved[0] - 4).abs().max() < 1e-4 and (moved[1] - 8).abs().max() < 1e-4
@@ -99,7 +99,7 @@ def test_every_pair_of_factors_meets_every_pair_of_levels_once(levels, factors):
 
 
 def test_bad_requests_say_what_would_do(train, labels, source):
-    for call, said in [(lambda: add_perturbed(train, "gausian", 1.0, 5), "did you mean 'gaussian'"), (lambda: choose(train, 500, seeded()), "only 200"),
+    for call, said in [(lambda: add_perturbed(train, "gausian", 1.0, 5), "did you mean 'gaussian'"), (lambda: balanced_choice(train, 500, seeded()), "only 200"),
                        (lambda: add_perturbed(train, "fgsm", 1.0, 5), "source=MODEL"), (lambda: imbalance(train, 1.2), r"\[0,1\)"),
                        (lambda: mislabel(labels, 0.95), "at most LD 0.90"), (lambda: orthogonal_array(4), "prime"),
                        (lambda: add_perturbed(train, "gaussian", -1.0, 5), ">= 0")]:

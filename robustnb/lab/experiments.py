@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ONE_THREAD', 'EXECUTORS', 'describe', 'check_cells', 'checkpoint_code', 'CacheDir', 'Context', 'trained_once', 'Job',
            'Plan', 'finished', 'attempt', 'outcome', 'die_with_parent', 'environment', 'work', 'Worker', 'start_worker',
-           'poll', 'stop_workers', 'in_pool', 'in_process', 'on_ray', 'Tracker', 'fingerprint', 'usable', 'missing',
-           'CellsFailed', 'check_importable', 'default_cache', 'runner', 'computing', 'leave_out', 'TimeUp',
-           'time_limit', 'run_cells', 'run_experiment']
+           'poll', 'stop_workers', 'in_pool', 'in_process', 'on_ray', 'Tracker', 'data_fingerprint', 'usable',
+           'missing_jobs', 'CellsFailed', 'check_importable', 'default_cache', 'runner', 'computing', 'leave_out',
+           'TimeUp', 'time_limit', 'run_cells', 'run_experiment']
 
 # %% ../../nbs/lab/10_experiments.ipynb #de5836ce
 import contextlib
@@ -390,10 +390,10 @@ class Tracker:
         if path: write_whole(Path(path), json.dumps(self.state).encode())
 
 # %% ../../nbs/lab/10_experiments.ipynb #55aa4c98
-def fingerprint(data: Any) -> str:
+def data_fingerprint(data: Any) -> str:
     "Fingerprint of an image set, of several joined by '+', or a text as it is; '' for None."
     if data is None or isinstance(data, str): return data or ""
-    if isinstance(data, (list, tuple)): return "+".join(map(fingerprint, data))
+    if isinstance(data, (list, tuple)): return "+".join(map(data_fingerprint, data))
     return data.fingerprint
 
 
@@ -403,7 +403,7 @@ def usable(record: Record, store: Store) -> bool:
     except RecordError: return False
 
 
-def missing(
+def missing_jobs(
     cells: list,
     plan: Plan,
     cost: Callable | None = None,  # cost(cell): expected work
@@ -525,8 +525,8 @@ def run_cells(
     check_choice(executor, EXECUTORS, "executor")
     if workers < 1: raise ValueError(f"workers={workers}; at least 1 is needed")
     store, cells = store if isinstance(store, Store) else Store(store), check_cells(cells)
-    plan = Plan(experiment, function, store, profile, fingerprint(data), workers, cache or default_cache())
-    jobs = missing(cells, plan, cost, resume, os.environ.get("ROBUSTNB_STALE") == "1" if stale is None else stale)
+    plan = Plan(experiment, function, store, profile, data_fingerprint(data), workers, cache or default_cache())
+    jobs = missing_jobs(cells, plan, cost, resume, os.environ.get("ROBUSTNB_STALE") == "1" if stale is None else stale)
     if not computing(): jobs = leave_out(jobs, plan, len(cells))
     if minutes is not None: jobs.sort(key=lambda job: cells.index(job.cell))
     tracker, failures = Tracker(plan, jobs, len(cells), progress), []

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BINARY', 'COMPARE', 'BUILTINS', 'STEPS', 'LENGTH', 'LARGEST', 'ITEMS', 'AT_ONCE', 'PredicateError', 'Missing',
-           'parsed', 'names_in', 'bounded', 'Evaluator', 'Arithmetic', 'Predicates', 'evaluate', 'cells', 'mean',
-           'near', 'absent', 'median', 'truth', 'counted', 'every', 'some', 'best', 'AtOnce', 'table_of', 'in_each']
+           'parsed', 'names_in', 'bounded', 'Evaluator', 'Arithmetic', 'Predicates', 'evaluate_predicate', 'cells',
+           'mean', 'near', 'absent', 'median', 'truth', 'counted', 'every', 'some', 'best_value', 'AtOnce', 'table_of',
+           'in_each']
 
 # %% ../../nbs/lab/20_predicates.ipynb #50c2c020
 import ast
@@ -184,7 +185,7 @@ class Predicates(Arithmetic):
     def ListComp(self, node, local): return list(self.loop(node.generators, node.elt, local))
 
 
-def evaluate(
+def evaluate_predicate(
     predicate: str,
     names: dict,  # the functions, lists and numbers that it may use
     whole: bool = False,  # ask for every number that it names, also those that cannot change the answer
@@ -251,7 +252,7 @@ def some(values):
     return counted(reduce(np.logical_or, map(truth, values), False))
 
 
-def best(better: Callable, *values, key: Callable = lambda v: v):
+def best_value(better: Callable, *values, key: Callable = lambda v: v):
     "Python's max or min: the first of the best."
     values = list(values[0]) if len(values) == 1 else values
     found, score = values[0], key(values[0])
@@ -302,8 +303,8 @@ def in_each(correlation: Callable, x, y):
 
 
 AT_ONCE = dict(
-    all=every, any=some, max=partial(best, operator.gt), min=partial(best, operator.lt),
+    all=every, any=some, max=partial(best_value, operator.gt), min=partial(best_value, operator.lt),
     median=lambda v: np.median(table_of(v), axis=0),
-    spread=lambda v: best(operator.gt, v) - best(operator.lt, v), pearson=partial(in_each, pearson_of),
+    spread=lambda v: best_value(operator.gt, v) - best_value(operator.lt, v), pearson=partial(in_each, pearson_of),
     spearman=partial(in_each, spearman_of),
 )

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'DOORS', 'digest', 'Sources', 'sources_of', 'sources_in', 'sources_at', 'local_names', 'Plain', 'Module',
-           'inside', 'Where', 'Modules', 'Package', 'Chosen', 'choices_of', 'Part', 'Numbered', 'normal', 'part_of',
-           'reached', 'text_of', 'Closure', 'closure', 'assets_of', 'rows_of', 'package_today', 'package_at',
-           'address_of']
+           'inside', 'Where', 'Modules', 'Package', 'Chosen', 'choices_of', 'Part', 'Numbered', 'normal_form',
+           'part_of', 'reached', 'text_of', 'Closure', 'closure', 'assets_of', 'table_rows', 'package_today',
+           'package_at', 'address_of']
 
 # %% ../../nbs/lab/00_provenance.ipynb #08a7f577
 import ast
@@ -378,7 +378,7 @@ class Numbered(ast.NodeTransformer):
         return node
 
 # %% ../../nbs/lab/00_provenance.ipynb #0fdfe97f
-def normal(package: Package, where: Where, nodes: list[ast.stmt]) -> Part:
+def normal_form(package: Package, where: Where, nodes: list[ast.stmt]) -> Part:
     "Statements in normal form."
     texts, numbered = [], Numbered(package, where, set(), {})
     for node in nodes:
@@ -399,7 +399,7 @@ def normal(package: Package, where: Where, nodes: list[ast.stmt]) -> Part:
 def part_of(package: Package, where: Where, chosen: Mapping[str, frozenset] = {}) -> Part:
     "The normal form of a definition; computed once."
     key = where, chosen.get(package.setting(where))
-    if key not in package.parts: package.parts[key] = normal(package, where, package.statements(where, chosen))
+    if key not in package.parts: package.parts[key] = normal_form(package, where, package.statements(where, chosen))
     return package.parts[key]
 
 
@@ -448,7 +448,7 @@ def closure(
         seen.add(module)
         for i, node in enumerate(package.modules[module].effects):
             at, key = Where(module, f"import {i}"), (module, i)
-            if key not in package.parts: package.parts[key] = normal(package, at, [node])
+            if key not in package.parts: package.parts[key] = normal_form(package, at, [node])
             text, more = text_of(package, package.parts[key], chosen)
             effects.append(text)
             found |= {at: package.parts[key], **more}
@@ -478,11 +478,11 @@ def assets_of(package: Package, found: dict[Where, Part], chosen: Mapping[str, f
                     )
                 )
             ):
-                files[path] = digest(rows_of(content, chosen) if path.endswith(".csv") else content)
+                files[path] = digest(table_rows(content, chosen) if path.endswith(".csv") else content)
     return files
 
 
-def rows_of(content: bytes, chosen: Mapping[str, frozenset]) -> str:
+def table_rows(content: bytes, chosen: Mapping[str, frozenset]) -> str:
     "The rows of a table that a cell can meet, without remarks."
     rows = list(csv.DictReader(io.StringIO(content.decode())))
     keep = [

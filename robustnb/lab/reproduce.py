@@ -38,7 +38,7 @@ from ..basics import usable_cores
 from .registry import check_choice
 from ..basics import machine
 from .provenance import digest
-from .records import (PROFILES, SOURCES, Store, canonical, describe_machine, git_state, imports_in,
+from .records import (PROFILES, SOURCES, Store, canonical_json, describe_machine, git_state, imports_in,
                                   modules_used, notebook_hash)
 from .records import open_store, repository, stale, write_whole
 
@@ -229,7 +229,7 @@ def store_state(
 def inputs(notebook: Notebook, parameters: dict) -> dict:
     "What an executed copy depends on, besides records."
     settings = {k: v for k, v in parameters.items() if k != "workers"}
-    return dict(source=notebook_hash(notebook.path), code=notebook.code, parameters=json.loads(canonical(settings)))
+    return dict(source=notebook_hash(notebook.path), code=notebook.code, parameters=json.loads(canonical_json(settings)))
 
 
 def up_to_date(

@@ -6,7 +6,7 @@
 __all__ = ['STAGE', 'RESULTS', 'VERDICTS', 'KINDS', 'LABEL', 'EQUATION', 'CAPTIONED', 'REFERENCE', 'SPAN', 'CAPTION',
            'BOXED_CAPTION', 'EXPECTED', 'RENDERERS', 'LOADED', 'UNLOADED', 'CSS_URL', 'SCRIPT_URL', 'OPAQUE', 'UNDONE',
            'MARK', 'SiteError', 'page_notebook', 'describe_pictures', 'first_page', 'fill_papers', 'site_description',
-           'commit_of', 'verdicts_of', 'tally', 'glance_row', 'glance', 'nbs_files', 'stage', 'number_labels',
+           'commit_of', 'verdicts_of', 'verdict_tally', 'glance_row', 'glance', 'nbs_files', 'stage', 'number_labels',
            'number_markdown', 'number_references', 'known_tex', 'formula', 'lift_captions', 'draw_formulas',
            'on_all_cores', 'finish_page', 'PlainSite', 'render_smalldocs', 'render_quarto', 'read_page', 'css_urls',
            'PageReader', 'page_problems', 'target', 'check', 'refuse_foreign', 'put_in_place', 'recover', 'is_current',
@@ -151,7 +151,7 @@ def verdicts_of(root: Path) -> pd.DataFrame:
     return verdicts(store=Store(root / ".robustnb/records", root / "results"))
 
 
-def tally(
+def verdict_tally(
     frame: pd.DataFrame,  # verdicts
     # by paper: of its experiments, with "provisional"; of its printed numbers
 ) -> dict[str, tuple[collections.Counter, collections.Counter]]:
@@ -195,7 +195,7 @@ def glance_row(
 
 def glance(frame: pd.DataFrame, pages: list[str]) -> str:
     "The front page's table of verdicts, as HTML for a markdown cell."
-    rows = "\n".join(glance_row(paper, *counts, pages) for paper, counts in tally(frame).items())
+    rows = "\n".join(glance_row(paper, *counts, pages) for paper, counts in verdict_tally(frame).items())
     head = (
         "<tr><th scope='col'>Paper</th><th scope='col'>Claims about its experiments</th><th scope='col'>Claims about"
         " its printed numbers</th></tr>"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['C7', 'NOISE', 'ENV', 'DIG', 'SEV', 'BB', 'LISTS', 'UNPRINTED', 'FACTS', 'READ', 'PAPER_DATA', 'PAPER_NETS', 'WHEN',
-           'PAIR', 'OURS', 'TABLE3', 'INVARIANTS', 'CALLED', 'printed_names', 'records_of', 'large_records',
+           'BEFORE_AFTER', 'OURS', 'TABLE3', 'INVARIANTS', 'CALLED', 'printed_names', 'records_of', 'large_records',
            'answers_of', 'entropies_of', 'resampled', 'all_resampled', 'DemHecData', 'Ran', 'DemHecWorld',
-           'computed_facts', 'dem_hec_worlds', 'is_computed', 'gaps', 'try_claim', 'dem_hec_verdicts']
+           'computed_facts', 'dem_hec_worlds', 'is_computed', 'left_out', 'try_claim', 'dem_hec_verdicts']
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #eef1b125
 import re
@@ -22,8 +22,8 @@ from torch import Tensor
 from ...corruptions import CORRUPTIONS
 from ...lab.predicates import Missing, PredicateError, absent, cells, mean, names_in, near
 from ...lab.records import PROFILES, Record, RecordError, Store, at_least, record_key
-from ...lab.verdicts import RESAMPLES, Damaged, Resampled, judge, paper_table, without_lost
-from .baseline import unpacked
+from ...lab.verdicts import RESAMPLES, Damaged, Resampled, evaluate_claim, paper_table, without_lost
+from .baseline import unpack_answers
 from .checks import PRINTED_NETS
 from .large import large_cells
 from .pretraining import NETS
@@ -118,7 +118,7 @@ def answers_of(
     arrays: dict[str, np.ndarray],
 ) -> tuple[list, Tensor]:  # (corruption, severity) of K conditions; [N,K] in per cent
     "What was right."
-    answers = unpacked(arrays)
+    answers = unpack_answers(arrays)
     return answers.rows, answers.correct.T.float() * 100
 
 
@@ -170,7 +170,7 @@ def all_resampled(
 PAPER_DATA = {"CIFAR10-C": "cifar10", "CIFAR100-C": "cifar100", "Tiny-ImageNet-C": "tiny_imagenet"}
 PAPER_NETS = PRINTED_NETS | {"ResNet18": "resnet18", "ResNet50": "resnet50", "ViT": "vit_l_16", "AlexNet": "alexnet"}
 WHEN = {"before": "none", "after": "dem_hec"}
-PAIR = tuple(WHEN.values())
+BEFORE_AFTER = tuple(WHEN.values())
 
 
 class DemHecData(Resampled):
@@ -197,12 +197,12 @@ class DemHecData(Resampled):
         if self.protocol != "full" and METHODS[method] is None: seed = 0
         return self.records.get((data, net, method, seed))
 
-    def seeds_of(self, data: str, net: str, methods: tuple = PAIR) -> list[int]:
+    def seeds_of(self, data: str, net: str, methods: tuple = BEFORE_AFTER) -> list[int]:
         "Seeds with all of these networks."
         return [s for s in self.seeds if all(self.record(data, net, method, s) for method in methods)]
 
     def array(
-        self, data: str, net: str, method: str, rows: tuple, together: tuple = PAIR, artefact: str = "answers.npz"
+        self, data: str, net: str, method: str, rows: tuple, together: tuple = BEFORE_AFTER, artefact: str = "answers.npz"
     ) -> np.ndarray:  # [1+R]
         "Mean over some rows of an artefact and over the seeds that all of `together` have, and its resamples."
         key = data, net, method, rows, together, artefact
@@ -362,7 +362,7 @@ def is_computed(claim: pd.Series) -> bool:
     return claim.kind == "invariant" or "params" in names_in(claim.predicate)
 
 
-def gaps(claim: pd.Series, world: DemHecWorld) -> list[str]:
+def left_out(claim: pd.Series, world: DemHecWorld) -> list[str]:
     "What of all that a claim speaks of was not run, or has something else in its place."
     names, found = names_in(claim.predicate), []
     sets = [x for x in BB if f'"{x}"' in claim.predicate] or [x for x in BB if x.startswith("CIFAR") or "BB" in names]
@@ -378,18 +378,18 @@ def try_claim(
     world: DemHecWorld,
     facts: dict | None,
     resamples: int,
-) -> dict:  # of `judge`, with profile and provisional
+) -> dict:  # of `evaluate_claim`, with profile and provisional
     "One claim in one world."
     called, fixed = "|".join(name for name in CALLED if name not in (facts or {})), is_computed(claim)
     predicate = re.sub(rf"\b({called})\b", r"\1()", claim.predicate) if called else claim.predicate
-    found = judge(predicate, world, facts, resamples)
+    found = evaluate_claim(predicate, world, facts, resamples)
     if found["verdict"] == "not run": return found | dict(profile="", provisional=False)
     if fixed:
         return found | dict(
             profile=world.checked or world.profile, provisional=False, why="computed", n_seeds=1, share=float("nan")
         )
     if not world.used: found["n_seeds"] = 1  # about the network before alone
-    missing = gaps(claim, world)
+    missing = left_out(claim, world)
     off = bool(missing) or found["n_seeds"] < 3 or world.profile != "full"
     return found | dict(
         profile=world.profile, provisional=off,

@@ -8,9 +8,9 @@ __all__ = ['ENTROPIES', 'CLEAN', 'UNIVERSAL', 'RAISED', 'FIGURE', 'PALETTE', 'la
            'gap_change', 'word', 'above_share', 'separated', 'image_rows', 'violins', 'name_of', 'legend',
            'share_figure', 'layer_figure', 'rise_frame', 'nats', 'rise_table', 'count_table', 'rise_maps', 'share_of',
            'gap_table', 'control_table', 'closing', 'profiles', 'profile_figure', 'contrast_table', 'Likeness',
-           'likeness', 'shuffled_p', 'Link', 'link', 'links', 'link_table', 'link_figure', 'listed', 'rise_sentence',
-           'closing_sentence', 'closing_all', 'caption_sentence', 'contrast_sentence', 'likeness_sentence',
-           'link_sentence']
+           'likeness', 'shuffled_p', 'Link', 'link', 'links', 'link_table', 'link_figure', 'comma_list',
+           'rise_sentence', 'closing_sentence', 'closing_all', 'caption_sentence', 'contrast_sentence',
+           'likeness_sentence', 'link_sentence']
 
 # %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #f7a729a2
 from itertools import permutations
@@ -28,8 +28,8 @@ from torch import Tensor
 
 from ...lab.verdicts import RESAMPLES
 from ...resampling import image_draws
-from .claims import PAIR, DemHecData
-from .report import TITLES, best
+from .claims import BEFORE_AFTER, DemHecData
+from .report import METHOD_TITLES, best
 from .protocol import WATCHED
 from ...lab.records import Record, Store
 from ...lab.report import probability, table, theme
@@ -234,7 +234,7 @@ def share_figure(
     world: EntropyData,
     place: tuple[str, str],  # data, net
     row: tuple[str, int] = FIGURE,  # a condition
-    methods: tuple = PAIR,
+    methods: tuple = BEFORE_AFTER,
 ) -> plt.Figure:
     "Entropy by layer as a share of the most there can be, clean and changed images (Dem-HEC, Figs. 3 and 4)."
     theme()
@@ -243,7 +243,7 @@ def share_figure(
     )
     for ax, method in zip(axes[0], methods):
         violins(ax, image_rows(world, place, method, row), "share")
-        ax.set_title(TITLES[method])
+        ax.set_title(METHOD_TITLES[method])
         ax.tick_params(axis="x", rotation=35)
     axes[0][0].set_ylabel("entropy, share of log(neurons)")
     legend(fig, row)
@@ -254,7 +254,7 @@ def layer_figure(
     world: EntropyData,
     place: tuple[str, str],  # data, net
     row: tuple[str, int] = FIGURE,  # a condition
-    methods: tuple = PAIR,
+    methods: tuple = BEFORE_AFTER,
 ) -> plt.Figure:
     "Entropy of each layer on its own scale, before and after, with the separation of the two groups below."
     theme()
@@ -273,7 +273,7 @@ def layer_figure(
             )
             ax.yaxis.set_major_locator(plt.MaxNLocator(4))
             ax.tick_params(labelsize=8, pad=1)
-        line[0].set_ylabel(f"{TITLES[method]}\nentropy, nats")
+        line[0].set_ylabel(f"{METHOD_TITLES[method]}\nentropy, nats")
     legend(fig, row)
     return fig
 
@@ -317,7 +317,7 @@ def rise_table(frame: pd.DataFrame, caption: str = "") -> HTML:  # frame: of `ri
 def count_table(
     world: EntropyData,
     place: tuple[str, str],  # data, net
-    methods: list[str] | tuple = PAIR,
+    methods: list[str] | tuple = BEFORE_AFTER,
     caption: str = "",
 ) -> HTML:
     "By layer: in how many conditions entropy rises and falls, and the mean rise over all of them."
@@ -327,10 +327,10 @@ def count_table(
         row = {"layer": layer, "neurons": f"{n:,}", "log(neurons)": f"{np.log(n):.2f}"}
         for m, frame in frames.items():
             words = frame[frame.layer == layer].word.value_counts()
-            row[f"{TITLES[m]}: rises / falls / unclear"] = " / ".join(
+            row[f"{METHOD_TITLES[m]}: rises / falls / unclear"] = " / ".join(
                 str(words.get(w, 0)) for w in ("rises", "falls", "unclear")
             )
-            row[f"{TITLES[m]}: mean rise"] = nats(rises(world, place, m, every, layer))
+            row[f"{METHOD_TITLES[m]}: mean rise"] = nats(rises(world, place, m, every, layer))
         rows.append(row)
     return table(pd.DataFrame(rows), caption)
 
@@ -338,7 +338,7 @@ def count_table(
 def rise_maps(
     world: EntropyData,
     place: tuple[str, str],  # data, net
-    methods: list[str] | tuple = PAIR,
+    methods: list[str] | tuple = BEFORE_AFTER,
 ) -> plt.Figure:
     "Rise by condition and layer, one panel a method."
     theme()
@@ -358,7 +358,7 @@ def rise_maps(
         for i, j in np.argwhere(words == "unclear"): ax.plot(j + 0.5, i + 0.5, ".", color="0.2", markersize=4)
         for i in range(1, len(rows)):
             if rows[i][0] != rows[i - 1][0]: ax.axhline(i, color="0.3", lw=0.8)
-        ax.set_title(TITLES[method], fontsize=10)
+        ax.set_title(METHOD_TITLES[method], fontsize=10)
         ax.tick_params(axis="x", rotation=60)
     fig.colorbar(
         axes[0][0].collections[0], ax=axes[0], label="rise of entropy, % of log(neurons)", extend="both", aspect=35
@@ -386,12 +386,12 @@ def gap_table(
         line = {"layer": layer}
         for m in methods:
             found = rises(world, place, m, (row,), layer)
-            line[f"{TITLES[m]}: gap"] = nats(
+            line[f"{METHOD_TITLES[m]}: gap"] = nats(
                 found
             ) + f"<br><small>{100 * found.value / np.log(n):+.2f}% of log(neurons)</small>".replace("-", "−")
-            line[f"{TITLES[m]}: separation"] = share_of(separated(world, place, m, row, layer))
+            line[f"{METHOD_TITLES[m]}: separation"] = share_of(separated(world, place, m, row, layer))
         for over in [m for m in methods if m != "dem_hec"]:
-            line[f"size of the gap, Dem-HEC against {TITLES[over]}"] = nats(
+            line[f"size of the gap, Dem-HEC against {METHOD_TITLES[over]}"] = nats(
                 gap_change(world, place, (row,), layer, over=over)
             )
         rows.append(line)
@@ -402,9 +402,9 @@ def control_table(world: EntropyData, place: tuple[str, str], caption: str = "")
     "Size of the mean gap over all corruptions, by method, and what Dem-HEC changes against each of the others."
     every, methods, rows = tuple(corruptions_at(world, place)), methods_of(world, place), []
     for layer in layers_at(world, place):
-        line = {"layer": layer} | {TITLES[m]: nats(rises(world, place, m, every, layer)) for m in methods}
+        line = {"layer": layer} | {METHOD_TITLES[m]: nats(rises(world, place, m, every, layer)) for m in methods}
         line |= {
-            f"size, Dem-HEC against {TITLES[m]}": nats(gap_change(world, place, every, layer, over=m))
+            f"size, Dem-HEC against {METHOD_TITLES[m]}": nats(gap_change(world, place, every, layer, over=m))
             for m in methods
             if m != "dem_hec"
         }
@@ -439,7 +439,7 @@ def profiles(
 def profile_figure(
     world: EntropyData,
     place: tuple[str, str],  # data, net
-    methods: tuple = PAIR,
+    methods: tuple = BEFORE_AFTER,
 ) -> plt.Figure:
     "Rise by layer: each corruption at its highest severity, a universal perturbation, high-entropy images."
     theme()
@@ -463,7 +463,7 @@ def profile_figure(
                 fmt=style, color="0.1", lw=1.8, markersize=4.5, capsize=2, label=title,
             )
         ax.axhline(0, color="0.4", lw=1)
-        ax.set_title(TITLES[method])
+        ax.set_title(METHOD_TITLES[method])
         ax.tick_params(axis="x", rotation=35)
     axes[0][0].set_ylabel("rise of entropy,\n% of log(neurons)")
     axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -572,7 +572,7 @@ def link(
 
 # %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #b2a36cbf
 def links(
-    world: EntropyData, place: tuple[str, str], methods: tuple = PAIR, depths: tuple = ("deep", "output")
+    world: EntropyData, place: tuple[str, str], methods: tuple = BEFORE_AFTER, depths: tuple = ("deep", "output")
 ) -> dict[tuple[str, str], Link]:
     "`link` by method and depth."
     return {(m, depth): link(world, place, m, depth) for m in methods for depth in depths}
@@ -586,7 +586,7 @@ def link_table(
     adjusted = holm([l.shuffled for l in found.values()])
     rows = [
         {
-            "network": TITLES[m],
+            "network": METHOD_TITLES[m],
             "entropy of": {"deep": "deep layers", "shallow": "shallow layers"}.get(depth, depth),
             "rank correlation": share_of(l.r).replace("-", "−"), "conditions": len(l.rises),
             "p, conditions independent": probability(l.p), "p, corruptions shuffled": probability(l.shuffled),
@@ -619,7 +619,7 @@ def link_figure(
         for row, x, y in zip(rows, one.rises, one.losses):
             ax.plot(x, y, "osD^v"[severities.index(row[1])], color=colours[row[0]], markersize=6, mec="white", mew=0.5)
         ax.axvline(0, color="0.4", lw=1)
-        ax.set_title(f"{TITLES[method]}: r = " + f"{one.r.value:.2f}".replace("-", "−"), fontsize=10)
+        ax.set_title(f"{METHOD_TITLES[method]}: r = " + f"{one.r.value:.2f}".replace("-", "−"), fontsize=10)
         ax.set_xlabel(
             f"rise of entropy, nats\n{'output' if depth == 'output' else depth + ' layers'}"
             if method == methods[-1]
@@ -636,7 +636,7 @@ def link_figure(
     return fig
 
 # %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #faa489ab
-def listed(parts: list[str]) -> str:
+def comma_list(parts: list[str]) -> str:
     "a, b and c"
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1]))) if parts else "none"
 
@@ -651,7 +651,7 @@ def rise_sentence(world: EntropyData, place: tuple[str, str], method: str = "non
             f" {nats(rises(world, place, method, tuple(rows), depth))} nats)"
         )
     return (
-        f"**Corruption.** Network {TITLES[method]}, {len(rows)} conditions: entropy rises "
+        f"**Corruption.** Network {METHOD_TITLES[method]}, {len(rows)} conditions: entropy rises "
         + ", ".join(part(*d) for d in (("deep", "deep layers"), ("output", "output"), ("shallow", "shallow layers")))
         + "."
     )
@@ -692,7 +692,7 @@ def closing_all(
             lambda verb: ", ".join(f"{layer} (by {nats(f)} nats)" for layer, f in found.items() if word(f) == verb)
             or "none"
         )
-        return f"against {TITLES[over]} smaller in {told('falls')}, larger in {told('rises')}"
+        return f"against {METHOD_TITLES[over]} smaller in {told('falls')}, larger in {told('rises')}"
     rivals = [m for m in ("none", "standard") if m in methods_of(world, place)]
     return (
         [f"**Dem-HEC, all {len(every)} conditions.** The size of the mean gap is " + "; ".join(map(part, rivals)) + "."]
@@ -710,8 +710,8 @@ def caption_sentence(world: EntropyData, place: tuple[str, str], row: tuple[str,
     furthest = max(found, key=lambda layer: abs(found[layer].value - 0.5))
     return (
         f"**Figure 4.** After Dem-HEC the separation of {row[0].replace('_', ' ')} from clean differs from 0.5 in"
-        f" {listed(apart)}"
-        + (f" and not in {listed(same)}" if same else "")
+        f" {comma_list(apart)}"
+        + (f" and not in {comma_list(same)}" if same else "")
         + f"; it is furthest from it in {furthest}, {share_of(found[furthest])}. The text's \"same range\" would be"
         " 0.5, the caption's \"clearly separated\" close to 1 or 0."
     )
@@ -726,10 +726,10 @@ def contrast_sentence(world: EntropyData, place: tuple[str, str], method: str = 
         )
         for layer in layers_at(world, place)
     }
-    chosen = lambda kept: listed([layer for layer, words in found.items() if kept(*words)])
+    chosen = lambda kept: comma_list([layer for layer, words in found.items() if kept(*words)])
     fooled = np.mean([world.record(*place, method, s).metrics["fooled"] for s in world.seeds_of(*place, (method,))])
     return (
-        f"**Universal perturbation.** Network {TITLES[method]}; it changes the answer to {fooled:.0%} of the images. It"
+        f"**Universal perturbation.** Network {METHOD_TITLES[method]}; it changes the answer to {fooled:.0%} of the images. It"
         f" lowers the entropy of {chosen(lambda u, c: u == 'falls')}, and raises that of"
         f" {chosen(lambda u, c: u == 'rises')}. The contrast of section 3.2, that corruptions raise what it lowers, is"
         f" seen in {chosen(lambda u, c: (u, c) == ('falls', 'rises'))}."
@@ -750,11 +750,11 @@ def likeness_sentence(world: EntropyData, place: tuple[str, str], method: str = 
         )
     )
     return (
-        f"**High-entropy images.** Network {TITLES[method]}: over all layers they are {near}. The nearest,"
+        f"**High-entropy images.** Network {METHOD_TITLES[method]}: over all layers they are {near}. The nearest,"
         f" {name_of(f.nearest)}, differs by {share_of(f.distance)}% of log(neurons); {lonelier} of {len(f.others)}"
         f" corruptions are as far from the nearest of another kind (median {np.median(f.others):.2f}%). "
         + (
-            f"They lie beyond all corruptions in {listed(f.outside)}."
+            f"They lie beyond all corruptions in {comma_list(f.outside)}."
             if f.outside
             else "In no layer do they lie beyond all corruptions."
         )
@@ -780,6 +780,6 @@ def link_sentence(
             f" independent, {probability(one.shuffled)} with corruptions shuffled as wholes: {told})"
         )
     return (
-        f"**Accuracy.** Network {TITLES[method]}: the rank correlation of its loss with the rise of entropy over the"
+        f"**Accuracy.** Network {METHOD_TITLES[method]}: the rank correlation of its loss with the rise of entropy over the"
         f" conditions is {part('deep', 'deep layers')}, and {part('output', 'output')}."
     )

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'HEC', 'STANDARD', 'METHODS', 'WATCHED', 'TUNING', 'PROTOCOLS', 'SEEDS', 'PARTS', 'BENCHMARK', 'BATCH',
-           'FITTED', 'PASSES', 'whole', 'ablation', 'cifar100', 'DemHecCell', 'objective_of', 'recipe_of', 'plain',
-           'ablations', 'setting_of', 'dem_hec_cells', 'tuned', 'pictures', 'questioned', 'views', 'entropies',
-           'scores', 'run_dem_hec_cell', 'passes', 'cost', 'DemHecRuns', 'canaries']
+           'FITTED', 'PASSES', 'whole', 'ablation', 'cifar100', 'DemHecCell', 'objective_of', 'recipe_of', 'canonical',
+           'ablations', 'setting_of', 'dem_hec_cells', 'finetuned_model', 'condition_images', 'questioned',
+           'entropy_inputs', 'entropies', 'record_scores', 'run_dem_hec_cell', 'passes', 'cost', 'DemHecRuns',
+           'canaries']
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #1ffb31d1
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from ...attacks import raise_entropy
 from ...augment import (JSD, AugMix, AutoAugment, BatchAugment, Chain, Flip, PadCrop, PartNoise, Prime,
                               TrivialAugment, adapt_batchnorm)
-from .baseline import packed
+from .baseline import pack_answers
 from ...corruptions import CORRUPTIONS
 from ...basics import nearest
 from ...data import subset
@@ -106,7 +107,7 @@ def recipe_of(cell: DemHecCell) -> Recipe:
 TUNING = ("train_images", "epochs", "batch", "lr", "warmup", "weight_decay")
 
 
-def plain(cell: DemHecCell) -> DemHecCell:
+def canonical(cell: DemHecCell) -> DemHecCell:
     "The cell with unused settings at one fixed value."
     if cell.method not in METHODS: raise ValueError(nearest(cell.method, METHODS, "method"))
     unused = {} if cell.method == "dem_hec" else {name: DEFAULTS[name] for name in HEC}
@@ -171,7 +172,7 @@ def dem_hec_cells(
         (base,) = pretrain_cells(
             protocol, (net,), (seed if protocol == "full" else 0,), **({"data": data} if data else {})
         )
-        return plain(DemHecCell(base, method, seed, **{**PROTOCOLS[protocol], **options, **changed}))
+        return canonical(DemHecCell(base, method, seed, **{**PROTOCOLS[protocol], **options, **changed}))
     if part == "ablation":
         found = [
             cell(nets[0], seed, "dem_hec", **change, **({"entropies": 0} if change else {}))
@@ -188,7 +189,7 @@ def dem_hec_cells(
     return list(dict.fromkeys(found))
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #2915977a
-def tuned(
+def finetuned_model(
     cell: DemHecCell,
     context,  # of the experiment: where models are kept
 ) -> tuple[nn.Module, dict]:  # the network in evaluation mode; pretraining, history: rows of the epochs
@@ -213,7 +214,7 @@ BENCHMARK, BATCH = "cifar10-c", 250  # whose constants; images at a time, in cor
 
 
 @lru_cache(maxsize=160)
-def pictures(
+def condition_images(
     data: str,  # as in `PretrainCell`
     count: int,  # test images, equally many of each class
     name: str,  # of a corruption, or clean
@@ -234,7 +235,7 @@ def questioned(
         [],
     )
     for row in rows:
-        pieces = zip(pictures(cell.base.data, cell.images, *row).split(BATCH), test.y.split(BATCH))
+        pieces = zip(condition_images(cell.base.data, cell.images, *row).split(BATCH), test.y.split(BATCH))
         if cell.method != "bn_adapt": found.append(answer(model, pieces, device, dtype))
         else:
             found.append(torch.cat([answer(adapt_batchnorm(model, x), [(x, y)], device, dtype) for x, y in pieces], 1))
@@ -245,7 +246,7 @@ def questioned(
 FITTED = 500  # training images behind the universal perturbation
 
 
-def views(
+def entropy_inputs(
     model: nn.Module,
     cell: DemHecCell,
 ) -> dict[tuple[str, int], Tensor]:  # condition -> images, uint8 or in [0,1]
@@ -253,7 +254,7 @@ def views(
     draws = lambda what: torch.Generator().manual_seed(derive_seed("Dem-HEC", "entropies", what))
     asked = set(conditions(cell.corruptions, cell.severities, BENCHMARK))
     rows = [row for row in conditions(SEVEN, (1, 3, 5), BENCHMARK) if row in asked]
-    found = {row: pictures(cell.base.data, cell.images, *row)[:cell.entropies] for row in rows}
+    found = {row: condition_images(cell.base.data, cell.images, *row)[:cell.entropies] for row in rows}
     x, device = to_unit(found["clean", 0]), next(model.parameters()).device
     delta = universal(
         model, subset(cell.base.data, "train", cell.base.train_images).take(slice(0, FITTED)),
@@ -271,7 +272,7 @@ def entropies(
     cell: DemHecCell,
 ) -> tuple[dict[str, np.ndarray], dict]:  # arrays for an artefact; linf, low, high, fooled: of the two perturbations
     "Entropy of each layer and image in every condition."
-    seen = views(model, cell)
+    seen = entropy_inputs(model, cell)
     layers = [name for name in model.stages if name != "head"]  # what the head says is the output
     values = [layer_entropy(model, x, layers) for x in seen.values()]
     clean, other, raised = (to_unit(seen[row]) for row in (("clean", 0), ("universal", 0), ("high_entropy", 0)))
@@ -288,7 +289,7 @@ def entropies(
     )
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #2be1222c
-def scores(answers: Answers, published: str | None = None) -> dict:  # published: baseline of the corruption errors
+def record_scores(answers: Answers, published: str | None = None) -> dict:  # published: baseline of the corruption errors
     "Means and table of a record."
     whole = set(conditions()) == set(answers.rows)
     summary = summarise(answers, baseline=published if whole else None)
@@ -305,18 +306,18 @@ def scores(answers: Answers, published: str | None = None) -> dict:  # published
 def run_dem_hec_cell(
     cell: DemHecCell,
     context,  # of the experiment
-) -> dict:  # `scores`; parameters; pretraining, history; the facts of `entropies`
+) -> dict:  # `record_scores`; parameters; pretraining, history; the facts of `entropies`
     "Fine-tune a network and put it through the corruptions."
     if cell.method not in METHODS: raise ValueError(nearest(cell.method, METHODS, "method"))
-    model, story = tuned(cell, context)
+    model, story = finetuned_model(cell, context)
     answers = questioned(model, cell)
-    context.artefact("answers.npz", packed(answers))
+    context.artefact("answers.npz", pack_answers(answers))
     facts = {}
     if cell.entropies:
         arrays, facts = entropies(model, cell)
         context.artefact("entropies.npz", arrays)
     published = "wrn-28-10" if cell.base.data == "cifar10" else None
-    return scores(answers, published) | dict(parameters=sum(p.numel() for p in model.parameters()), **story, **facts)
+    return record_scores(answers, published) | dict(parameters=sum(p.numel() for p in model.parameters()), **story, **facts)
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #5fac50e6
 PASSES = {
@@ -364,6 +365,6 @@ def canaries() -> list[DemHecCell]:
     "Tiny cells that use each method and corruption of the records."
     base = PretrainCell(data="sample", train_images=20, epochs=1, batch=10)
     tiny = DemHecCell(base, train_images=20, epochs=1, batch=10, warmup=0.5, images=10, severities=(3,), entropies=4)
-    return [plain(replace(tiny, method=method)) for method in METHODS] + [
+    return [canonical(replace(tiny, method=method)) for method in METHODS] + [
         replace(tiny, precision="bf16", corruptions=("fog",))
     ]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNPRINTED', 'FACTS', 'LISTS', 'PAPER_NETS', 'EPM_READINGS', 'INVARIANTS', 'printed_names', 'records_of', 'resampled',
-           'all_resampled', 'EriepData', 'EriepWorld', 'attention_records', 'similarity', 'common_means', 'attention',
-           'invariants', 'large_records', 'large_values', 'eriep_worlds', 'partial_nets', 'scope', 'best_of_nets',
-           'try_claim', 'eriep_verdicts']
+           'all_resampled', 'EriepData', 'EriepWorld', 'attention_records', 'similarity', 'common_means',
+           'attention_values', 'computed_invariants', 'large_records', 'large_values', 'eriep_worlds', 'partial_nets',
+           'claim_scope', 'best_of_nets', 'try_claim', 'eriep_verdicts']
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #533f0886
 import ast
@@ -22,10 +22,10 @@ import torch
 from ...basics import nearest
 from ...lab.predicates import Missing, absent, cells, mean, names_in, near, parsed
 from ...lab.records import PROFILES, Record, RecordError, Store, at_least, record_key
-from ...lab.verdicts import RESAMPLES, Damaged, Resampled, judge, paper_table, without_lost
+from ...lab.verdicts import RESAMPLES, Damaged, Resampled, evaluate_claim, paper_table, without_lost
 from .checks import attention_cells
 from .large import large_cells, printed_place
-from .protocol import NETS, eriep_cells, unpacked
+from .protocol import NETS, eriep_cells, unpack_correct
 from ...resampling import image_draws, seed_draws
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #1b187198
@@ -67,7 +67,7 @@ def resampled(
     seed: int,  # of the draws of images
 ) -> dict[str, np.ndarray]:  # condition -> accuracies in per cent, [1+R]; first the measurement itself
     "The accuracies of one network on resampled test images; ValueError where its answers are lost."
-    try: correct = unpacked(store.artefact(record, "answers.npz"))
+    try: correct = unpack_correct(store.artefact(record, "answers.npz"))
     except (KeyError, TypeError, EOFError, OSError, BadZipFile, RecordError) as error:
         raise ValueError(f"answers.npz is lost or damaged: {error}") from None
     right = torch.from_numpy(np.stack(list(correct.values()), 1)).float()
@@ -232,7 +232,7 @@ def common_means(
     return {name: np.einsum("sr,rs->r", found, weights) for name, found in means.items()}
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #b97adcd6
-def attention(
+def attention_values(
     store: Store,
     protocol: str,
     reading: str,
@@ -252,7 +252,7 @@ def attention(
     except Missing: return {}
 
 
-def invariants(store: Store) -> dict[str, bool]:  # name -> whether it was found true; empty: not computed
+def computed_invariants(store: Store) -> dict[str, bool]:  # name -> whether it was found true; empty: not computed
     "What was computed about Algorithm 1."
     records = [r for profile in reversed(PROFILES) for r in store.records("eriep-invariants", profile)]
     return {name: bool(records[0].metrics[name]) for name in INVARIANTS} if records else {}
@@ -286,7 +286,7 @@ def large_values(
         if not common: continue
         try:
             right = [
-                torch.from_numpy(unpacked(store.artefact(by_seed[s], "answers.npz"))["top1"]).float() for s in common
+                torch.from_numpy(unpack_correct(store.artefact(by_seed[s], "answers.npz"))["top1"]).float() for s in common
             ]
         except (KeyError, TypeError, EOFError, OSError, BadZipFile, RecordError) as error:
             found[place] = Damaged(f"Table 4, {', '.join(place)}: answers.npz is lost or damaged: {error}")
@@ -311,7 +311,7 @@ def eriep_worlds(
         for reading, found in worlds.items():
             world = EriepWorld(records, store, protocol, reading, resamples, values=values)
             world.large = large_values(store, reading, resamples) if protocol == "full" else {}
-            world.similar, world.invariants = attention(store, protocol, reading, resamples), invariants(store)
+            world.similar, world.invariants = attention_values(store, protocol, reading, resamples), computed_invariants(store)
             if world.large or world.similar or world.invariants or any(world.seeds_of(net) for net in NETS):
                 found.append(world)
     return worlds
@@ -322,7 +322,7 @@ def partial_nets(claim: pd.Series, world: EriepWorld) -> bool:
     return "EM" in names_in(claim.predicate) and len(world.nets) < len(PAPER_NETS)
 
 
-def scope(claim: pd.Series, world: EriepWorld) -> str:  # "": on all that it names, at the paper's scale
+def claim_scope(claim: pd.Series, world: EriepWorld) -> str:  # "": on all that it names, at the paper's scale
     "On what a claim was tried."
     if claim.kind == "invariant": return "computed"
     parts = [f"{world.protocol} protocol"] if world.protocol != "full" else []
@@ -351,21 +351,21 @@ def try_claim(
     world: EriepWorld,
     facts: dict | None,
     resamples: int,
-) -> dict:  # of `judge`, and whether the reading's own networks were asked
+) -> dict:  # of `evaluate_claim`, and whether the reading's own networks were asked
     "One claim in one world."
     if partial_nets(claim, world) and best_of_nets(claim.predicate):
         return dict(
             verdict="not run", share=float("nan"), n_seeds=0, why="the best of all four nets", damaged=False,
             profile="", own=False,
         )
-    found = judge(claim.predicate, world, facts, resamples) | dict(profile=world.profile)
+    found = evaluate_claim(claim.predicate, world, facts, resamples) | dict(profile=world.profile)
     own = any(
         world.reading == what or "ERIEP" in (what, *(where if isinstance(where, tuple) else ()))
         for where, what, _ in world.used
     )
     if claim.kind == "invariant" and found["verdict"] != "not run":
         found |= dict(profile="", share=float("nan"), n_seeds=1)  # computed once, the same in all
-    return found | dict(own=own) | ({} if found["verdict"] == "not run" else dict(why=scope(claim, world)))
+    return found | dict(own=own) | ({} if found["verdict"] == "not run" else dict(why=claim_scope(claim, world)))
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #76aef90a
 def eriep_verdicts(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NETS', 'TS', 'DL', 'SEGMENTS', 'PRINTED', 'STUDY_FUNCTIONS', 'STUDY_FACTS', 'STUDY_WORDS', 'COUNTED', 'TOGETHER',
-           'READINGS', 'SETS', 'MIXED', 'study_tables', 'printed_study', 'counts_of', 'products', 'resampled', 'place',
-           'all_resampled', 'Reading', 'protocol', 'belongs', 'grid_levels', 'Measured', 'Series', 'StudyWorld',
-           'StudyFacts', 'study_worlds', 'study_verdicts', 'tried_claims']
+           'STUDY_READINGS', 'SETS', 'MIXED', 'study_tables', 'printed_study', 'counts_of', 'products', 'resampled',
+           'setting_of_record', 'all_resampled', 'Reading', 'protocol', 'belongs', 'grid_levels', 'Measured', 'Series',
+           'StudyWorld', 'StudyFacts', 'study_worlds', 'study_verdicts', 'tried_claims']
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #9f15abcc
 import warnings
@@ -22,7 +22,7 @@ import torch
 from ...basics import nearest
 from ...lab.predicates import Missing, absent, cells, mean, median
 from ...lab.records import Record, RecordError, Store
-from ...lab.verdicts import RESAMPLES, Damaged, Resampled, judge, paper_table
+from ...lab.verdicts import RESAMPLES, Damaged, Resampled, evaluate_claim, paper_table
 from .protocol import FOUR_LEVELS, GRIDS, PROTOCOLS, QUESTIONS, four_factor_levels, study_cells
 from ...resampling import image_draws
 from ...statistics import (coefficients, multiple_correlation, p_of_r, pearson as pearson_of,
@@ -129,7 +129,7 @@ def resampled(
     }
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #efa265da
-def place(record: Record) -> tuple:
+def setting_of_record(record: Record) -> tuple:
     "Net, factor, level and seed of a record."
     level = record.cell["level"]
     return (
@@ -151,7 +151,7 @@ def all_resampled(
             sound[record.key] = counts_of(record, store), record.metrics["train"]
         except (RecordError, ValueError, KeyError) as error:
             said = f"metric {error} is missing" if isinstance(error, KeyError) else str(error)
-            name = " ".join(str(part) for part in place(record)[:3])
+            name = " ".join(str(part) for part in setting_of_record(record)[:3])
             warnings.warn(
                 f"record {record.key} ({name}, seed {record.cell['seed']}, {record.profile}) is left out: {said}",
                 stacklevel=2,
@@ -176,12 +176,12 @@ class Reading:
         )
 
 
-READINGS = {
+STUDY_READINGS = {
     "fixed": Reading(), "white_box": Reading(a="a_white"), "relu_max": Reading(lenet="lenet5_relu_max"),
     "replace": Reading(mode="replace"),
 }
 # metric of each set
-SETS = {name: dict(train="train", test="test", c="c", a=reading.a) for name, reading in READINGS.items()}
+SETS = {name: dict(train="train", test="test", c="c", a=reading.a) for name, reading in STUDY_READINGS.items()}
 MIXED = ("gaussian", "fgsm", "dual")  # factors that add images or replace them
 
 
@@ -196,7 +196,7 @@ def protocol(profile: str) -> dict[tuple, dict]:
 
 def belongs(record: Record, reading: Reading) -> bool:
     "Is a record one of a reading's?"
-    net, factor, level, seed = place(record)
+    net, factor, level, seed = setting_of_record(record)
     expected = protocol(record.profile).get((factor, level))
     if expected is None or net not in (reading.lenet, "alexnet8"): return False
     expected = expected | dict(net=net, seed=seed, mode=reading.mode if factor in MIXED else "add")
@@ -220,16 +220,16 @@ class Measured(Resampled):
         records: list[Record],  # of any profile and reading
         store: Store,
         profile: str,
-        reading: str = "fixed",  # one of `READINGS`
+        reading: str = "fixed",  # one of `STUDY_READINGS`
         resamples: int = RESAMPLES,
         seed: int = 0,  # of the draws
         values: dict | None = None,  # of `all_resampled`, where it was computed before
     ):
-        if reading not in READINGS: raise ValueError(nearest(reading, READINGS, "reading"))
+        if reading not in STUDY_READINGS: raise ValueError(nearest(reading, STUDY_READINGS, "reading"))
         super().__init__(resamples, seed)
-        self.reading, self.profile = READINGS[reading], profile
+        self.reading, self.profile = STUDY_READINGS[reading], profile
         self.sets, self.nets = SETS[reading], dict(lenet=self.reading.lenet, alexnet="alexnet8")
-        self.records = {place(r): r for r in records if r.profile == profile and belongs(r, self.reading)}
+        self.records = {setting_of_record(r): r for r in records if r.profile == profile and belongs(r, self.reading)}
         if values is None: values = all_resampled(list(self.records.values()), store, resamples, seed)
         self.cells = {where: values[r.key] for where, r in self.records.items() if r.key in values}
         self.damaged = {where: r.key for where, r in self.records.items() if r.key not in values}
@@ -433,13 +433,13 @@ def study_worlds(
     resamples: int,
 ) -> dict[str, list[StudyFacts]]:  # reading -> a world for each profile that has records of its own
     "The study's records in every reading, resampled once for all of them."
-    records, worlds = store.records("study"), {name: [] for name in READINGS}
+    records, worlds = store.records("study"), {name: [] for name in STUDY_READINGS}
     for profile in profiles:
         mine = [
-            r for r in records if r.profile == profile and any(belongs(r, reading) for reading in READINGS.values())
+            r for r in records if r.profile == profile and any(belongs(r, reading) for reading in STUDY_READINGS.values())
         ]
         values = all_resampled(mine, store, resamples, 0)
-        for name, reading in READINGS.items():
+        for name, reading in STUDY_READINGS.items():
             world = StudyFacts(mine, store, profile, name, resamples, values=values)
             has_own = any(reading.own(net, factor) for net, factor, *_ in world.records)
             if world.records and (has_own or name in ("fixed", "white_box")): worlds[name].append(world)
@@ -460,8 +460,8 @@ def study_verdicts(
             found, own = dict(verdict="not run", share=float("nan"), n_seeds=0, why="no records"), False
             for world in worlds:
                 if claim.kind == "finding setup" and world.profile != "full": continue
-                found = judge(claim.predicate, world, facts, resamples) | dict(profile=world.profile)
-                own = any(READINGS[reading].own(net, exp) for net, exp, _ in world.used)
+                found = evaluate_claim(claim.predicate, world, facts, resamples) | dict(profile=world.profile)
+                own = any(STUDY_READINGS[reading].own(net, exp) for net, exp, _ in world.used)
                 if found["verdict"] != "not run" or found["damaged"]: break
             decided = found["verdict"] != "not run"
             if reading in ("fixed", "white_box") or own and decided:

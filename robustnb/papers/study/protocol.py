@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'GRIDS', 'FOUR_LEVELS', 'QUESTIONS', 'PURPOSES', 'TEST_SEED', 'rq1', 'rq2', 'rq3', 'rq4', 'rq5', 'rq6',
            'whole', 'StudyCell', 'clean_cell', 'four_factor_levels', 'study_cells', 'draw_for', 'training_set',
-           'recipe_of', 'fresh', 'trained', 'measure', 'run_study_cell', 'Question', 'canaries']
+           'recipe_of', 'build_model', 'trained', 'measure_levels', 'run_study_cell', 'Question', 'canaries']
 
 # %% ../../../nbs/papers/study/10_protocol.ipynb #3a6cea7d
 from collections.abc import Callable
@@ -156,7 +156,7 @@ def recipe_of(cell: StudyCell) -> Recipe:
     )
 
 
-def fresh(cell: StudyCell) -> nn.Module:
+def build_model(cell: StudyCell) -> nn.Module:
     "The net of a cell before training. ValueError with the nearest known name if there is none."
     if cell.net not in SMALL_NETS: raise ValueError(nearest(cell.net, SMALL_NETS, "net of the study"))
     with seeded(1000 * cell.seed + PURPOSES.index("weights")): return SMALL_NETS[cell.net]()
@@ -168,7 +168,7 @@ def trained(
     device: str = "cpu",
 ) -> tuple[nn.Module, int]:  # the model in evaluation mode; the epochs that it was trained for
     "The trained model of a cell: from the cache, or trained now."
-    model = fresh(cell).to(device)
+    model = build_model(cell).to(device)
 
     def make(folder):
         train, source = (
@@ -185,7 +185,7 @@ def trained(
     return model.eval(), found["epochs"]
 
 # %% ../../../nbs/papers/study/10_protocol.ipynb #6c113e19
-def measure(
+def measure_levels(
     model: nn.Module,
     source: nn.Module,  # the clean-trained net of fixed MNIST-A
     test: ImageSet,
@@ -223,7 +223,7 @@ def run_study_cell(
     source, _ = trained(clean_cell(cell), context, context.device)
     train = subset(cell.data, "train", embedded="mnist")
     made = training_set(cell, train, lambda: source)
-    metrics, counts = measure(model, source, subset(cell.data, "test", embedded="mnist"), cell.eval_levels)
+    metrics, counts = measure_levels(model, source, subset(cell.data, "test", embedded="mnist"), cell.eval_levels)
     context.artefact("counts.npz", counts)
     test_per_class = subset(cell.data, "test", embedded="mnist").y.bincount().tolist()
     return dict(

@@ -20,5 +20,5 @@ PAPER = Paper(
     },
     place=4,
     printed="robustnb.papers.techniques.claims:printed_names",
-    verdicts="robustnb.papers.techniques.claims:tried_claims",
+    verdicts="robustnb.papers.techniques.claims:techniques_verdicts",
 )
