@@ -118,7 +118,7 @@ def test_a_failing_artefact_write_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_records_do_not_load_torch_or_pandas(tmp_path):
-    code = "import sys; from robustnb.lab.records import Store, check; Store(sys.argv[1]).records(); check(sys.argv[1]); print({'torch', 'pandas'} & set(sys.modules))"
+    code = "import sys; from robustnb.lab.records import Store, inspect_records; Store(sys.argv[1]).records(); inspect_records(sys.argv[1]); print({'torch', 'pandas'} & set(sys.modules))"
     assert python(code, tmp_path).stdout == "set()\n"
 
 

@@ -176,7 +176,7 @@ def program() -> str:
     )
     parts = [inspect.getsource(f) for f in (rebuild, cell_class, leaves, in_lab, cell_function, answer_request)]
     return "\n\n".join(
-        [imports, *parts, "asked = json.load(sys.stdin)\nPath(asked['answer']).write_text(json.dumps(serve(asked)))"]
+        [imports, *parts, "asked = json.load(sys.stdin)\nPath(asked['answer']).write_text(json.dumps(answer_request(asked)))"]
     )
 
 # %% ../../nbs/lab/02_canaries.ipynb #68744b85
