@@ -26,8 +26,8 @@ from .images import ImageSet
 from .basics import progress as progress_bar
 from .dem_hec import distillation, snapshot
 from .layers import Classifier, Normalize
-from .perturbations import check_images
-from .training import History, Loss, Objective, Recipe, Run, derive_seed, fit, to_unit
+from .perturbations import check_unit_images
+from .training import History, Loss, Objective, Recipe, TrainingRun, derive_seed, fit, to_unit
 from .worst_case import robust_accuracy, standing
 
 # %% ../nbs/44_adversarial.ipynb #7dafd4b9
@@ -79,10 +79,10 @@ class Adversarial(Objective):
     def examples(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:  # [B,C,H,W] in [0,1], within the radius of x
         raise NotImplementedError(f"{type(self).__name__} must define examples(model, x, y)")
 
-    def set_radius(self, run: Run, step: int):
+    def set_radius(self, run: TrainingRun, step: int):
         self.radius = ramped(self.eps, step, run.recipe.epochs * run.steps_per_epoch, self.ramp)
 
-    def before_fit(self, run: Run):
+    def before_fit(self, run: TrainingRun):
         self.generator = run.generator
         if self.watch:
             chosen = torch.randperm(
@@ -90,10 +90,10 @@ class Adversarial(Objective):
             )[: self.watch].to(run.device)
             self.watched = to_unit(run.x[chosen]), run.y[chosen]
 
-    def before_epoch(self, run: Run): self.set_radius(run, run.step)
-    def after_step(self, run: Run): self.set_radius(run, run.step + 1)
+    def before_epoch(self, run: TrainingRun): self.set_radius(run, run.step)
+    def after_step(self, run: TrainingRun): self.set_radius(run, run.step + 1)
 
-    def after_epoch(self, run: Run):
+    def after_epoch(self, run: TrainingRun):
         if not self.watch: return
         (x, y), row, radius = (
             self.watched, run.history.rows[-1],
@@ -114,7 +114,7 @@ class Adversarial(Objective):
                 Collapse, stacklevel=2,
             )
 
-    def after_fit(self, run: Run): self.radius = self.eps
+    def after_fit(self, run: TrainingRun): self.radius = self.eps
 
 # %% ../nbs/44_adversarial.ipynb #8de7bd16
 MODELESS = (
@@ -224,7 +224,7 @@ def gradient_alignment(
     generator: torch.Generator | None = None,  # source of the random point; None: torch's default
 ) -> Tensor:  # [B], in [-1,1]; 0 where a gradient vanishes
     "Cosine of the loss gradients at the image and at a random point of the ball."
-    check_images(x)
+    check_unit_images(x)
     if not len(x): raise ValueError("there are no images, so there is no gradient")
     grads = []
     with borrowed(model), torch.inference_mode(False), torch.enable_grad():
@@ -263,7 +263,7 @@ class FreeAdversarialTraining(Adversarial):
         self.replays, self.delta, self.run, self.now = replays, None, None, None
         super().__init__(eps, ramp, watch, replays=replays)
 
-    def before_fit(self, run: Run):
+    def before_fit(self, run: TrainingRun):
         super().before_fit(run)
         if run.recipe.precision == "fp16" or run.accelerator.num_processes > 1 or run.recipe.accumulate > 1:
             raise ValueError(
@@ -293,12 +293,12 @@ class FreeAdversarialTraining(Adversarial):
         self.now = z, x
         return Loss(loss, logits=logits)
 
-    def after_step(self, run: Run):
+    def after_step(self, run: TrainingRun):
         (z, x), self.now = self.now, None
         self.moved(z, z.grad, x)
         super().after_step(run)
 
-    def after_fit(self, run: Run):
+    def after_fit(self, run: TrainingRun):
         super().after_fit(run)
         self.run = self.delta = None
 
@@ -381,7 +381,7 @@ class EnsembleAdversarial(Adversarial):
             batch_norm=batch_norm,
         )
 
-    def before_fit(self, run: Run):
+    def before_fit(self, run: TrainingRun):
         super().before_fit(run)
         for model in self.models: model.to(run.device)
 
@@ -445,7 +445,7 @@ class Distillation(Objective):
     @property
     def name(self) -> str: return f"Distillation(temperature={self.temperature})"
 
-    def before_fit(self, run: Run): self.teacher.to(run.device)
+    def before_fit(self, run: TrainingRun): self.teacher.to(run.device)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         with torch.no_grad(): target = self.teacher(x)
@@ -606,7 +606,7 @@ def loss_surface(
     generator: torch.Generator | None = None,  # source of the random signs; None: torch's default
 ) -> Tensor:  # [points,points], nats: rows go along the gradient's sign, columns along random signs, from -eps to eps
     "Mean cross-entropy over a plane through each image."
-    check_images(x)
+    check_unit_images(x)
     if not len(x) or points < 2: raise ValueError(f"at least one image and 2 points are needed, got {len(x)} and {points}")
     device = generator.device if generator is not None else "cpu"
     with borrowed(model), torch.inference_mode(False), torch.enable_grad():

@@ -22,7 +22,7 @@ from torch import Tensor
 from .blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
 from .basics import nearest
 from .data import own_stream
-from .formats import eight_bits, flat
+from .formats import eight_bits, on_white
 from .digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
 from .noise import check_images, gaussian_noise, impulse_noise, shot_noise, speckle_noise
 from .weather import brightness, fog, frost, snow, spatter
@@ -212,7 +212,7 @@ def transform_class() -> type:
             "Corrupt one input of the sample."
             if isinstance(inpt, Image.Image):
                 grey = (inpt.mode in ("L", "1", "F") or inpt.mode.startswith("I")) and not inpt.has_transparency_data
-                x = pil_to_tensor(eight_bits(inpt).convert("L") if grey else flat(inpt))
+                x = pil_to_tensor(eight_bits(inpt).convert("L") if grey else on_white(inpt))
                 return to_pil_image(self.transform(x, params), mode="L" if grey else "RGB")
             if inpt.ndim < 3:
                 raise ValueError(f"images must be [...,C,H,W], got shape {tuple(inpt.shape)}")

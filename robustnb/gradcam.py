@@ -21,7 +21,7 @@ from .attacks import borrowed
 from .blur import gaussian_blur
 from .basics import nearest, progress
 from .layers import Classifier
-from .perturbations import check_images
+from .perturbations import check_unit_images
 from .training import to_unit
 
 # %% ../nbs/53_gradcam.ipynb #2f40e03e
@@ -118,7 +118,7 @@ def finish(
 def as_images(x: Tensor) -> Tensor:  # float in [0,1]
     "Images as floats, checked."
     x = to_unit(x) if x.dtype == torch.uint8 else x
-    check_images(x)
+    check_unit_images(x)
     if not len(x): raise ValueError("there are no images, so there is nowhere to look")
     return x
 
@@ -201,7 +201,7 @@ def fig4_blur(
     radius: float = 9.0,  # standard deviation in pixels of an image of 224, >= 0
 ) -> Tensor:  # [B,C,H,W] in [0,1]
     "Gaussian blur, as strong for images of any size (ERIEP, section 5.3)."
-    check_images(x)
+    check_unit_images(x)
     return gaussian_blur(x, radius * min(x.shape[-2:]) / 224)
 
 # %% ../nbs/53_gradcam.ipynb #c66db8af
