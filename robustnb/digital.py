@@ -44,7 +44,11 @@ def contrast(
     if x.dtype != torch.uint8:
         mean = check_images(x).mean((2, 3), keepdim=True)
         return ((x - mean) * factor + mean).clamp(0, 1)
-    mean = (check_images(x.double()).mean((2, 3)) / 255)[..., None]
+    check_images(x[:0].float())
+    if x.device.type == "cpu":  # whole numbers add up exactly, in whatever type
+        total = torch.from_numpy(x.flatten(2).numpy().sum(-1, dtype=np.int64))
+        mean = (total.double() / (x.shape[2] * x.shape[3]) / 255)[..., None]
+    else: mean = (x.double().mean((2, 3)) / 255)[..., None]
     levels = torch.arange(256, dtype=torch.float64, device=x.device) / 255
     return look_up(x, ((levels - mean) * factor + mean).clamp_(0, 1).mul_(255).to(torch.uint8))
 
@@ -271,7 +275,7 @@ def read_at(
 ) -> Tensor:  # [B,C,H,W]
     "Interpolate linearly at given places."
     size = x.new_tensor([x.shape[-1], x.shape[-2]])
-    grid = at * (2 / (size - 1)) - 1 if corners else (at * 2 + 1) / size - 1
+    grid = (at * (2 / (size - 1)) if corners else (at * 2).add_(1).div_(size)).sub_(1)
     with torch.autocast(x.device.type, enabled=False):
         return F.grid_sample(x, grid.to(x.dtype), "bilinear", "reflection", align_corners=corners)
 

@@ -277,7 +277,7 @@ def frost(
         + torch.arange(width, device=x.device)
     )
     texture = F.embedding(place, pixels).permute(0, 3, 1, 2).to(x.dtype)
-    return (x * 255).mul(image_weight).add(texture, alpha=texture_weight).div(255).clamp(0, 1)
+    return (x * 255).mul_(image_weight).add_(texture, alpha=texture_weight).div_(255).clamp_(0, 1)
 
 # %% ../nbs/12_weather.ipynb #53f5049b
 def snow_layer(
@@ -318,7 +318,7 @@ def snow(
     layer = snow_layer(check_images(x), mean, std, zoom, threshold, radius, sigma, generator)
     bleached = torch.maximum(x, 1.5 * luma(x) + 0.5)
     flakes = layer + layer.flip(-2, -1)
-    return (x * blend).add(bleached, alpha=1 - blend).add(flakes).clamp(0, 1).to(x.dtype)
+    return (x * blend).add_(bleached, alpha=1 - blend).add_(flakes).clamp_(0, 1).to(x.dtype)
 
 # %% ../nbs/12_weather.ipynb #eb87b854
 def drops(
