@@ -188,7 +188,8 @@ def gaussian_blur(
     check_between(sigma, 0, math.inf, "sigma")
     if 0 < int(4 * sigma + 0.5) <= 2:
         return same_bytes(smooth_in_order(check_images(x), sigma).clamp(0, 1), x.dtype)
-    return smooth(check_images(x), sigma, scale=1 + HAIR).clamp(0, 1)
+    out = smooth(check_images(x), sigma, scale=1 + HAIR)
+    return out.clamp(0, 1) if out is x else out.clamp_(0, 1)
 
 # %% ../nbs/11_blur.ipynb #3dcd2f55
 @functools.lru_cache(maxsize=64)
