@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .cifar_resnet import resnet18_small, resnet20, resnet56
 from .basics import nearest
 from .layers import Classifier, normalize_for, seeded
-from .plain_nets import cnn4, cnn8, cnn12, cnn16, vgg16_small
+from .small_nets import cnn4, cnn8, cnn12, cnn16, vgg16_small
 from .repvgg import repvgg_a0, repvgg_a2
 from .small_nets import SMALL_NETS
 from .weights import weights_file

@@ -34,7 +34,7 @@ from ..images import ImageSet, sample
 from ..lab.timing import speedup, median_seconds, turns
 from ..layers import seeded
 from ..operations import ANGLE, MATRICES, OPERATIONS, PAIR, SHEAR, SHIFT, amount, pair, warp
-from ..plain_nets import cnn4, cnn8
+from ..small_nets import cnn4, cnn8
 from ..training import Recipe, fit
 
 # %% ../../nbs/benchmarks/03_policy.ipynb #e87509b5

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'HEC', 'STANDARD', 'METHODS', 'WATCHED', 'TUNING', 'PROTOCOLS', 'SEEDS', 'PARTS', 'BENCHMARK', 'BATCH',
-           'FITTED', 'PASSES', 'whole', 'ablation', 'cifar100', 'DemHecCell', 'objective_of', 'recipe_of', 'canonical',
-           'ablations', 'setting_of', 'dem_hec_cells', 'finetuned_model', 'condition_images', 'questioned',
-           'entropy_inputs', 'entropies', 'record_scores', 'run_dem_hec_cell', 'passes', 'cost', 'DemHecRuns',
-           'canaries']
+           'FITTED', 'PASSES', 'whole', 'cifar100', 'ablation', 'LOWER_RATE', 'slower', 'FURTHER', 'further', 'seeds',
+           'DemHecCell', 'objective_of', 'recipe_of', 'canonical', 'ablations', 'setting_of', 'dem_hec_cells',
+           'finetuned_model', 'condition_images', 'questioned', 'entropy_inputs', 'entropies', 'record_scores',
+           'run_dem_hec_cell', 'run_setting', 'passes', 'cost', 'DemHecRuns', 'Slower', 'further_cells', 'setting_name',
+           'Further', 'AblationSeeds', 'canaries']
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #1ffb31d1
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from ...lab.experiments import trained_once
 from ...layers import Classifier
 from .pretraining import COSTS, NETS, PLANS, PretrainCell, pretrain_cells, pretrained
 from ...robustness import SEVEN, Answers, answer, conditions, corrupted, summarise, tabulate
-from ...training import CrossEntropy, Objective, Recipe, derive_seed, fit, predict, to_unit
+from ...training import CrossEntropy, Diverged, Objective, Recipe, derive_seed, fit, predict, to_unit
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #519c10b4
 @dataclass(frozen=True)
@@ -319,6 +320,18 @@ def run_dem_hec_cell(
     published = "wrn-28-10" if cell.base.data == "cifar10" else None
     return record_scores(answers, published) | dict(parameters=sum(p.numel() for p in model.parameters()), **story, **facts)
 
+# %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #7dbfe2a2
+def run_setting(
+    cell: DemHecCell,
+    context,  # of the experiment
+) -> dict:  # of `run_dem_hec_cell`, or diverged: what stopped the training
+    "Fine-tune a network and question it, or tell that its training diverged."
+    try: return run_dem_hec_cell(cell, context)
+    except Diverged as error: return dict(diverged=str(error))
+    except ValueError as error:
+        if "not a number" not in str(error): raise
+        return dict(diverged=str(error))
+
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #5fac50e6
 PASSES = {
     "none": 0.0, "bn_adapt": 0.0, "standard": 1.0, "trivial_augment": 1.1, "auto_augment": 1.1,
@@ -358,7 +371,69 @@ class DemHecRuns:
         return dem_hec_cells(profile, self.part, data=self.images_from)
 
 
-whole, ablation, cifar100 = DemHecRuns(), DemHecRuns("ablation"), DemHecRuns(images_from="cifar100")
+whole, cifar100 = DemHecRuns(), DemHecRuns(images_from="cifar100")
+ablation = DemHecRuns("ablation", function=run_setting)
+
+# %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #4f309056
+LOWER_RATE = 0.01  # learning rate, a fifth of the paper's
+
+
+@dataclass(frozen=True)
+class Slower(DemHecRuns):
+    "The same fine-tunings at the lower learning rate."
+
+    def cells(self, profile: str) -> list[DemHecCell]:
+        return dem_hec_cells(profile, self.part, data=self.images_from, lr=LOWER_RATE)
+
+
+slower = Slower()
+
+# %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #86741394
+FURTHER = {  # name -> changed fields
+    "no cross-entropy of clean images": dict(alpha=1.0),
+    "no random start": dict(random_start=False), "steps of eps/2": dict(step=4 / 255),
+    "steps of eps/8": dict(step=1 / 255), "contrast of the last stage": dict(embedding="stage3"),
+    "tau 0.07": dict(tau=0.07), "tau 0.5": dict(tau=0.5),
+    "distillation at temperature 4": dict(temperature=4.0), "distillation of weight 1": dict(lambda_kd=1.0),
+}
+
+
+def further_cells(
+    protocol: str = "full",  # quick | reduced | full
+    seeds: tuple = (0,),
+) -> list[DemHecCell]:  # seed by seed
+    "The proposed setting with one thing changed that `ablations` leaves alone."
+    proposed = [
+        cell for cell in dem_hec_cells(protocol, "ablation", seeds=tuple(seeds)) if setting_of(cell) == "as proposed"
+    ]
+    return [replace(cell, entropies=0, **change) for cell in proposed for change in FURTHER.values()]
+
+
+def setting_name(cell: DemHecCell) -> str:
+    "Which setting a cell is, of the ablation or of these; empty if it is none."
+    changed = {name: getattr(cell, name) for name in (*HEC, "lr") if getattr(cell, name) != DEFAULTS[name]}
+    return setting_of(cell) or next(
+        (name for name, change in FURTHER.items() if cell.method == "dem_hec" and change == changed), ""
+    )
+
+# %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #2a2a0c8f
+@dataclass(frozen=True)
+class Further(DemHecRuns):
+    "The further settings as an experiment."
+
+    def cells(self, profile: str) -> list[DemHecCell]:
+        return further_cells(profile)
+
+
+@dataclass(frozen=True)
+class AblationSeeds(DemHecRuns):
+    "Two more seeds of each setting of the ablation."
+
+    def cells(self, profile: str) -> list[DemHecCell]:
+        return dem_hec_cells(profile, "ablation", seeds=(1, 2))
+
+
+further, seeds = Further(function=run_setting), AblationSeeds(function=run_setting)
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #ca59c001
 def canaries() -> list[DemHecCell]:

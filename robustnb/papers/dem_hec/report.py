@@ -24,7 +24,7 @@ from ...lab.predicates import Missing
 from ...lab.verdicts import paper_table
 from .claims import C7, SEV
 from ...corruptions import CORRUPTIONS, FAMILIES
-from .ablation import FURTHER, LOWER_RATE, further_cells, setting_name
+from .protocol import FURTHER, LOWER_RATE, further_cells, setting_name
 from .claims import (
     OURS, BEFORE_AFTER, PAPER_DATA, PAPER_NETS, TABLE3, DemHecData, large_records, records_of)
 from .large import large_cells

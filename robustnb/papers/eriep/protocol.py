@@ -26,7 +26,7 @@ from ...eriep import ERIEP, READINGS
 from ...lab.experiments import trained_once
 from ...layers import normalize_for, seeded
 from ...perturbations import perturb
-from ...plain_nets import PlainNet, cnn4, cnn8, cnn12, cnn16, vgg16_small
+from ...small_nets import PlainNet, cnn4, cnn8, cnn12, cnn16, vgg16_small
 from ...training import Recipe, derive_seed, fit, predict
 
 # %% ../../../nbs/papers/eriep/10_protocol.ipynb #689926d3
