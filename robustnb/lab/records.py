@@ -10,8 +10,8 @@ __all__ = ['PROFILES', 'FORMAT', 'NOTES', 'FRAME_COLUMNS', 'NAME', 'LINE_BYTES',
            'imports_in', 'modules_used', 'code_hash', 'notebook_hash', 'provenance', 'encode', 'decode', 'newest',
            'note_use', 'Store', 'artefact_bytes', 'flat', 'describe_machine', 'frame', 'open_store', 'best_profile',
            'at_least', 'notes', 'read_notes', 'chain', 'addresses_today', 'State', 'state', 'replayed', 'why_stale',
-           'stale', 'address_then', 'migrate', 'verify', 'refusals', 'folder_bytes', 'promote', 'Finding', 'check_file',
-           'inspect_records', 'declare']
+           'stale', 'warm', 'address_then', 'migrate', 'verify', 'refusals', 'folder_bytes', 'promote', 'Finding',
+           'check_file', 'inspect_records', 'declare']
 
 # %% ../../nbs/lab/01_records.ipynb #800dba4c
 import dataclasses
@@ -45,6 +45,7 @@ def to_json(
     finite: bool = False,  # True: refuse NaN and infinity instead of storing None
 ) -> Any:  # the same in JSON's types
     "What JSON can hold of a value; a TypeError names the part that it cannot."
+    if value is None or type(value) in (str, bool, int): return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         every = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         value = {
@@ -176,6 +177,7 @@ def check_fields(fields: dict, where: str) -> None:
             raise RecordError(f"{where}: no artefact can have the name {name[:40]!r} and the hash {str(value)[:40]!r}")
 
 
+@functools.lru_cache(maxsize=4096)  # a page asks for the same lines dozens of times
 def from_line(
     line: bytes | str,  # one line of a record file
     where: str = "line",  # its file and number, for the error
@@ -685,6 +687,11 @@ def why_stale(record: Record) -> str:  # "": nobody asked
 def stale(record: Record) -> bool:
     "Was the record made by code that may give another number than today's?"
     return state(record).word in ("stale", DIFFERS)
+
+
+def warm(store: Store) -> None:
+    "Read all records and find out how they stand: processes that are forked from this one need not do it again."
+    for record in store.records(): state(record)
 
 # %% ../../nbs/lab/01_records.ipynb #240aea2f
 def address_then(record: Record, root: Path) -> str:  # LookupError where git does not have the commit

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['PRINTED_NUMBER', 'COLOURS', 'STATE_NOTES', 'number', 'probability', 'with_interval', 'table', 'badge',
            'verdict_table', 'verdict_counts', 'code_state', 'banner', 'provenance_line', 'beside', 'beside_table',
-           'format_estimate', 'format_difference', 'second_line', 'theme', 'draw_series', 'percent', 'format_points',
-           'is_number', 'statement', 'cell_text', 'evidence', 'tally', 'growth']
+           'format_estimate', 'format_difference', 'second_line', 'theme', 'alone', 'draw_series', 'percent',
+           'format_points', 'is_number', 'statement', 'cell_text', 'evidence', 'tally', 'growth']
 
 # %% ../../nbs/lab/30_report.ipynb #efe81b3d
 import html
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -289,6 +291,16 @@ def theme() -> None:
     sns.set_theme(
         style="whitegrid", palette="colorblind", rc={"axes.titlesize": 11, "figure.dpi": 110, "savefig.bbox": "tight"}
     )
+
+
+@contextmanager
+def alone(ax) -> Iterator[None]:
+    "Hide a figure's other panels: seaborn draws all of it with each map, to see whether the map's labels overlap."
+    others = [other for other in ax.figure.axes if other is not ax and other.get_visible()]
+    for other in others: other.set_visible(False)
+    try: yield
+    finally:
+        for other in others: other.set_visible(True)
 
 
 def draw_series(ax, levels: list, values: np.ndarray, **style) -> None:  # values [levels, 1+R]

@@ -259,7 +259,7 @@ def failed_copy(out: Path) -> Path:
 SERVER = """
 import importlib, json, os, select, signal, sys
 from robustnb.lab.experiments import die_with_parent
-runner, modules = json.loads(sys.argv.pop(1))
+runner, modules, folders = json.loads(sys.argv.pop(1))
 die_with_parent(runner)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 pipe, out = sys.stdin.fileno(), os.fdopen(os.dup(1), "w", buffering=1)
@@ -267,6 +267,10 @@ os.dup2(2, 1)
 for name in modules:
     try: importlib.import_module(name)
     except Exception: pass  # the notebook that asks for it will tell
+if folders:
+    from robustnb.lab import records
+    try: records.warm(records.Store(*folders))
+    except Exception: pass  # a damaged record: likewise
 
 def kernel(request):
     os.setsid()
@@ -305,8 +309,9 @@ class KernelServer:
         self,
         root: Path,  # its working folder
         modules: list[str],  # imported once, before the first kernel
+        folders: tuple[Path, ...] = (),  # of records that are read once, likewise
     ):
-        given = json.dumps([os.getpid(), [*PRELOAD, *modules]])
+        given = json.dumps([os.getpid(), [*PRELOAD, *modules], list(map(str, folders))])
         # as ipykernel sets it, which here comes after the import
         env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
         self.process = subprocess.Popen(
@@ -762,7 +767,7 @@ def run_all(chosen: list[Notebook], run: Run, display: Display) -> list[Outcome]
 def kernels(chosen: list[Notebook], run: Run):
     "The run with its server of kernels, which is started by this thread: it ends when the thread that started it does."
     if all(is_fresh(notebook, run) for notebook in chosen): return (yield run)
-    server = KernelServer(run.root, modules_of(chosen))
+    server = KernelServer(run.root, modules_of(chosen), run.shown.paths)
     try: yield replace(run, server=server)
     finally: server.close()
 

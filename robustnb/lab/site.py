@@ -6,11 +6,11 @@
 __all__ = ['STAGE', 'RESULTS', 'VERDICTS', 'KINDS', 'LABEL', 'EQUATION', 'CAPTIONED', 'REFERENCE', 'SPAN', 'CAPTION',
            'BOXED_CAPTION', 'EXPECTED', 'RENDERERS', 'LOADED', 'UNLOADED', 'CSS_URL', 'SCRIPT_URL', 'OPAQUE', 'UNDONE',
            'MARK', 'SiteError', 'page_notebook', 'describe_pictures', 'first_page', 'fill_papers', 'site_description',
-           'commit_of', 'verdicts_of', 'verdict_tally', 'glance_row', 'glance', 'nbs_files', 'stage', 'number_labels',
-           'number_markdown', 'number_references', 'known_tex', 'formula', 'lift_captions', 'draw_formulas',
-           'on_all_cores', 'finish_page', 'PlainSite', 'render_smalldocs', 'render_quarto', 'read_page', 'css_urls',
-           'PageReader', 'page_problems', 'target', 'check', 'refuse_foreign', 'put_in_place', 'recover', 'is_current',
-           'build', 'QuietHandler', 'server', 'serve']
+           'commit_of', 'verdicts_of', 'verdict_tally', 'glance_row', 'glance', 'run_job', 'on_all_cores', 'nbs_files',
+           'stage', 'number_labels', 'number_markdown', 'number_references', 'known_tex', 'formula', 'lift_captions',
+           'draw_formulas', 'finish_page', 'link_from', 'PlainSite', 'render_smalldocs', 'render_quarto', 'read_page',
+           'css_urls', 'PageReader', 'page_problems', 'target', 'check', 'refuse_foreign', 'put_in_place', 'recover',
+           'is_current', 'build', 'QuietHandler', 'server', 'serve']
 
 # %% ../../nbs/lab/42_site.ipynb #3a1dc1df
 import collections
@@ -36,6 +36,7 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 import smalldocs.config
 import smalldocs.highlight
+import smalldocs.layout
 import smalldocs.site
 import yaml
 from filelock import FileLock
@@ -205,6 +206,25 @@ def glance(frame: pd.DataFrame, pages: list[str]) -> str:
         f" glance'><thead>{head}</thead><tbody>\n{rows}\n</tbody></table></div>"
     )
 
+# %% ../../nbs/lab/42_site.ipynb #122f5216
+def run_job(item):
+    "In a worker: the function that `on_all_cores` was called with."
+    return on_all_cores.function(item)
+
+
+def on_all_cores(
+    function: Callable,
+    items: list,
+    what: str,  # is done, for the progress bar
+    chunk: int = 4,  # items that are handed over at once
+) -> list:  # what it returns for each
+    "Apply a function to items in copies of this process; here, one by one, where the system makes none."
+    if "fork" not in multiprocessing.get_all_start_methods(): return list(progress(map(function, items), what, len(items)))
+    on_all_cores.function = function
+    with ProcessPoolExecutor(usable_cores(), multiprocessing.get_context("fork")) as pool:
+        return list(progress(pool.map(run_job, items, chunksize=chunk), what, len(items)))
+
+
 # %% ../../nbs/lab/42_site.ipynb #cee09916
 def nbs_files(nbs: Path) -> list[Path]:
     "The files below nbs that belong to the site, without hidden ones and those that start with an underscore."
@@ -227,17 +247,20 @@ def stage(
     symbols = exported_names(
         {page: n for page, n in notebooks.items() if module_name(n) or not page.startswith(RESULTS)}
     )
-    titles, counted = {}, glance(verdicts_of(root) if frame is None else frame, list(notebooks))
-    for page, path in progress(files.items(), "staging pages", len(files)):
+    asks = lambda cell: "verdicts" in cell["metadata"].get("tags", [])
+    count = lambda: markdown(glance(verdicts_of(root) if frame is None else frame, list(notebooks)))
+
+    def put(page):
         (out / page).parent.mkdir(parents=True, exist_ok=True)
-        if page not in notebooks: shutil.copy(path, out / page)
-        else:
-            staged, titles[page] = page_notebook(page, notebooks[page], root / runs, symbols)
-            staged["cells"] = describe_pictures([
-                markdown(counted) if "verdicts" in cell["metadata"].get("tags", []) else cell
-                for cell in staged["cells"]
-            ])
-            (out / page).write_text(json.dumps(staged, ensure_ascii=False, indent=1), encoding="utf-8")
+        if page not in notebooks: return shutil.copy(files[page], out / page)
+        staged, title = page_notebook(page, notebooks[page], root / runs, symbols)
+        staged["cells"] = describe_pictures([count() if asks(cell) else cell for cell in staged["cells"]])
+        (out / page).write_text(json.dumps(staged, ensure_ascii=False, indent=1), encoding="utf-8")
+        return title
+
+    # first the page that takes longest: the one with the verdicts
+    pages = sorted(files, key=lambda page: not any(map(asks, notebooks.get(page, {"cells": []})["cells"])))
+    titles = {p: title for p, title in zip(pages, on_all_cores(put, pages, "staging pages", 1)) if p in notebooks}
     config = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
     config = site_description(config, titles, commit_of(root))
     (out / "_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -335,17 +358,6 @@ def draw_formulas(page: str) -> str:
     return CAPTION.sub(lambda m: m[1] + inner(m[3]) + m[4], page)
 
 # %% ../../nbs/lab/42_site.ipynb #0e176815
-def on_all_cores(
-    function: Callable,  # in this module
-    paths: list[Path],
-    what: str,  # is done, for the progress bar
-) -> list:  # what it returns for each
-    "Apply a function to files in several processes, which start as copies of this one where the system can do that."
-    kind = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    with ProcessPoolExecutor(usable_cores(), multiprocessing.get_context(kind)) as pool:
-        return list(progress(pool.map(function, paths, chunksize=4), what, len(paths)))
-
-
 def finish_page(path: Path) -> None:
     "Draw the formulas of a rendered page and lift its captions."
     path.write_text(lift_captions(draw_formulas(path.read_text(encoding="utf-8"))), encoding="utf-8")
@@ -355,17 +367,35 @@ def finish_page(path: Path) -> None:
 smalldocs.highlight.css_class = functools.lru_cache(maxsize=None)(smalldocs.highlight.css_class)
 
 
+def link_from(layout, item: str, slow=smalldocs.layout.Layout.href) -> str:
+    "A link of the navigation; from all pages of a folder it is the same."
+    known, place = vars(layout.site).setdefault("links", {}), (item, posixpath.dirname(str(layout.page.out)))
+    if place not in known: known[place] = slow(layout, item)
+    return known[place]
+
+
+smalldocs.layout.Layout.href = link_from
+
+
 class PlainSite(smalldocs.site.Site):
-    "smalldocs' site, with a progress bar and without the script that draws formulas."
+    "smalldocs' site, its pages rendered on all cores, without the script that draws formulas."
 
     def render_page(self, page):
-        "Render one page."
-        if not hasattr(self, "bar"):
-            self.bar = iter(progress(range(len(self.pages)), "rendering pages", len(self.pages)))
-        next(self.bar, None)
+        "Render one page; the first that is asked for brings all others."
+        if not hasattr(self, "rendered"):
+            sources = list(self.pages)
+            self.rendered = dict(zip(sources, on_all_cores(self.in_worker, sources, "rendering pages")))
+        page.html, env, warnings, broken = self.rendered[page.src]
+        page.env = {**env, "symbols": self.symbols, "link": lambda href, kind: self.resolve(href, page), "math": False}
+        self.warnings += warnings
+        self.broken += broken
+
+    def in_worker(self, source) -> tuple[str, dict, list, list]:
+        "HTML, settings, warnings and broken links of a page, as another process can hand them over."
+        page, known = self.pages[source], (len(self.warnings), len(self.broken))
         super().render_page(page)
-        page.env["math"] = False
-        if len([p for p in self.pages.values() if p.env]) == len(self.pages): next(self.bar, None)
+        env = {name: value for name, value in page.env.items() if name not in ("symbols", "link")}
+        return page.html, env, self.warnings[known[0]:], self.broken[known[1]:]
 
 
 EXPECTED = ("execute.enabled", "html-math-method", "dark.scss", "broken link")  # Quarto's, or found again by `check`

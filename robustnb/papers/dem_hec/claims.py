@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['C7', 'NOISE', 'ENV', 'DIG', 'SEV', 'BB', 'LISTS', 'UNPRINTED', 'FACTS', 'READ', 'PAPER_DATA', 'PAPER_NETS', 'WHEN',
-           'BEFORE_AFTER', 'OURS', 'TABLE3', 'INVARIANTS', 'CALLED', 'printed_names', 'records_of', 'large_records',
-           'answers_of', 'entropies_of', 'resampled', 'all_resampled', 'DemHecData', 'Ran', 'DemHecWorld',
-           'computed_facts', 'dem_hec_worlds', 'is_computed', 'left_out', 'try_claim', 'dem_hec_verdicts']
+           'BEFORE_AFTER', 'OURS', 'TABLE3', 'INVARIANTS', 'CALLED', 'printed_names', 'main_keys', 'records_of',
+           'large_records', 'answers_of', 'entropies_of', 'resampled', 'all_resampled', 'DemHecData', 'Ran',
+           'DemHecWorld', 'computed_facts', 'dem_hec_worlds', 'is_computed', 'left_out', 'try_claim',
+           'dem_hec_verdicts']
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #eef1b125
 import re
@@ -77,6 +78,17 @@ def printed_names() -> dict:
     return names | {n: partial(absent, n) for n in UNPRINTED} | {n: Missing(n) for n in FACTS}
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #89540c98
+@cache  # a page asks a dozen times
+def main_keys(protocol: str, seeds: tuple, options: tuple) -> frozenset:
+    "The keys of a protocol's cells for some seeds."
+    return frozenset(
+        record_key("dem-hec", cell)
+        for data in (None, "cifar100")
+        for net in NETS
+        for cell in dem_hec_cells(protocol, "main", (net,), seeds, data, **dict(options))
+    )
+
+
 def records_of(
     store: Store,
     protocol: str,  # smoke | quick | reduced | full
@@ -85,16 +97,7 @@ def records_of(
     "The records of a protocol's cells: any net by any method, on CIFAR-10 and CIFAR-100."
     known = store.records("dem-hec", protocol)
     seeds = tuple(sorted({r.cell["seed"] for r in known}))
-    wanted = (
-        {
-            record_key("dem-hec", cell)
-            for data in (None, "cifar100")
-            for net in NETS
-            for cell in dem_hec_cells(protocol, "main", (net,), seeds, data, **options)
-        }
-        if known
-        else ()
-    )
+    wanted = main_keys(protocol, seeds, tuple(options.items())) if known else ()
     return [r for r in known if r.key in wanted]
 
 

@@ -32,7 +32,7 @@ from .claims import BEFORE_AFTER, DemHecData
 from .report import METHOD_TITLES, best
 from .protocol import WATCHED
 from ...lab.records import Record, Store
-from ...lab.report import probability, table, theme
+from ...lab.report import alone, probability, table, theme
 from ...resampling import Estimate, summary
 from ...statistics import holm, spearman
 
@@ -351,10 +351,11 @@ def rise_maps(
     )
     for ax, (method, frame) in zip(axes[0], frames.items()):
         values, words = (frame[column].to_numpy().reshape(len(rows), len(layers)) for column in ("share", "word"))
-        sns.heatmap(
-            values, cmap="vlag", norm=Normalize(-limit, limit), cbar=False, ax=ax, linewidths=0.4, xticklabels=layers,
-            yticklabels=[f"{n.replace('_', ' ')} {s}" for n, s in rows],
-        )
+        with alone(ax):
+            sns.heatmap(
+                values, cmap="vlag", norm=Normalize(-limit, limit), cbar=False, ax=ax, linewidths=0.4,
+                xticklabels=layers, yticklabels=[f"{n.replace('_', ' ')} {s}" for n, s in rows],
+            )
         for i, j in np.argwhere(words == "unclear"): ax.plot(j + 0.5, i + 0.5, ".", color="0.2", markersize=4)
         for i in range(1, len(rows)):
             if rows[i][0] != rows[i - 1][0]: ax.axhline(i, color="0.3", lw=0.8)

@@ -25,7 +25,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from ...lab.predicates import Missing
 from ...lab.records import Record, Store, record_key
-from ...lab.report import (COLOURS, badge, draw_series, number, probability, format_estimate, second_line,
+from ...lab.report import (COLOURS, alone, badge, draw_series, number, probability, format_estimate, second_line,
                                  table, theme, format_difference, with_interval)
 from ...lab.verdicts import paper_table
 from .claims import SEGMENTS, StudyFacts, resampled, study_tables
@@ -389,10 +389,11 @@ def grid_figure(
         square = square.set_axis([f"{v:g}" for v in square.index], axis=0).set_axis(
             [f"{v:g}" for v in square.columns], axis=1
         )
-        sns.heatmap(
-            square, ax=ax, vmin=0, vmax=1, cmap="cividis", cbar=False, square=True, annot=square.map("{:.3f}".format),
-            fmt="", annot_kws=dict(fontsize=6.5),
-        )
+        with alone(ax):
+            sns.heatmap(
+                square, ax=ax, vmin=0, vmax=1, cmap="cividis", cbar=False, square=True,
+                annot=square.map("{:.3f}".format), fmt="", annot_kws=dict(fontsize=6.5),
+            )
         ax.set(title=title, xlabel="FGSM distance", ylabel="Gaussian distance")
         ax.tick_params(labelsize=8)
     return fig
