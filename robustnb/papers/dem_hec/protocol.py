@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['DEFAULTS', 'HEC', 'STANDARD', 'METHODS', 'WATCHED', 'TUNING', 'PROTOCOLS', 'SEEDS', 'PARTS', 'BENCHMARK', 'BATCH',
            'FITTED', 'PASSES', 'whole', 'cifar100', 'ablation', 'LOWER_RATE', 'slower', 'FURTHER', 'further', 'seeds',
-           'DemHecCell', 'objective_of', 'recipe_of', 'canonical', 'ablations', 'setting_of', 'dem_hec_cells',
-           'finetuned_model', 'condition_images', 'questioned', 'entropy_inputs', 'entropies', 'record_scores',
-           'run_dem_hec_cell', 'run_setting', 'passes', 'cost', 'DemHecRuns', 'Slower', 'further_cells', 'setting_name',
-           'Further', 'AblationSeeds', 'canaries']
+           'DemHecCell', 'objective_of', 'recipe_of', 'canonical', 'weighted_stages', 'ablations', 'setting_of',
+           'dem_hec_cells', 'finetuned_model', 'condition_images', 'questioned', 'entropy_inputs', 'entropies',
+           'record_scores', 'run_dem_hec_cell', 'run_setting', 'passes', 'cost', 'DemHecRuns', 'Slower',
+           'further_cells', 'setting_name', 'Further', 'AblationSeeds', 'canaries']
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #1ffb31d1
 from collections.abc import Callable
@@ -116,11 +116,16 @@ def canonical(cell: DemHecCell) -> DemHecCell:
     return replace(cell, **unused, entropies=cell.entropies if cell.method in WATCHED else 0)
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #b1f897a7
+@lru_cache(maxsize=None)
+def weighted_stages(net: str) -> tuple[str, ...]:
+    "The stages of a net that have weights, without its head."
+    stages = NETS[net]().stages
+    return tuple(name for name, stage in stages.items() if name != "head" and any(True for _ in stage.parameters()))
+
+
 def ablations(net: str) -> dict[str, dict]:  # name -> changed fields
     "The settings of the ablation."
-    weighted = tuple(
-        name for name, stage in NETS[net]().stages.items() if name != "head" and any(True for _ in stage.parameters())
-    )
+    weighted = weighted_stages(net)
     return {
         "as proposed": {}, "alpha 0.9": dict(alpha=0.9), "eps 2/255": dict(eps=2 / 255),
         "eps 4/255": dict(eps=4 / 255), "1 step": dict(steps=1), "10 steps": dict(steps=10),
