@@ -40,6 +40,8 @@ def work(cell, context):
     if cell.does == "ignore": os.kill(os.getpid(), signal.SIGINT)
     if cell.does == "die": os.kill(os.getpid(), signal.SIGKILL)
     if cell.does == "exit": os._exit(3)
+    if cell.does == "linger": time.sleep(0.5)
+    if cell.does == "die once" and Path(__file__).with_name("started").read_text().split().count(str(cell.seed)) == 1: os._exit(3)
     if cell.does == "raise": raise ValueError("no good")
     if cell.does == "keep": context.artefact("kept.npz", [cell.seed])
     return {"twice": 2 * cell.seed, "threads": os.environ.get("OMP_NUM_THREADS")}
