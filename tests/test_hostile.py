@@ -9,9 +9,13 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import struct
 import sys
 import tarfile
+import tempfile
+import traceback
+import warnings
 import zipfile
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -25,7 +29,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from robustnb import formats, scorecard
-from robustnb.corrupted_sets import own_picture, write_set
+from robustnb.corrupted_sets import BEGUN, Target, begin, own_picture, write_set
 from robustnb.data import from_package, members
 from robustnb.formats import DataError, cached, cifar_folder, idx_folder, keep_in_cache, open_square, read_idx, tiny_validation
 from robustnb.images import ImageSet
@@ -33,8 +37,16 @@ from robustnb.lab import records
 from robustnb.lab.predicates import Missing, PredicateError, evaluate_predicate
 from robustnb.lab.records import Record, RecordError, Store, decode, encode, from_line, to_line
 from robustnb.lab.reproduce import NotebookError, parse_setting, read_notebook
+from robustnb.epm import FixedPolicy
+from robustnb.lab.reproduce import last_duration
+from robustnb.lab.reproduce import read_state as read_progress
+from robustnb.opening import kind_of_file
+from robustnb.published import open_arrays, wnid_places
+from robustnb.rerun import NOTE, load_reasons
+from robustnb.robustness import Folder, tabulate
+from robustnb.training import read_checkpoint
 from robustnb.models import create, load_weights, read_state_dict
-from robustnb.sources import ModelError, TarFiles, class_places, pictures_of
+from robustnb.sources import ModelError, TarFiles, as_source, class_places, pictures_of
 from robustnb.streaming import Journal
 
 INPUTS = int(os.environ.get("ROBUSTNB_FUZZ", 25))
@@ -147,6 +159,68 @@ def annotations(content, folder):
     return tiny_validation(folder)
 
 
+def npy(array):
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
+
+
+IMAGES, LABELS = npy(np.arange(2 * 5 * 4 * 4 * 3, dtype=np.uint8).reshape(10, 4, 4, 3)), npy(np.array([0, 1, 1, 0, 1] * 2))
+MANIFEST = json.dumps(dict(benchmark="cifar10-c", data="odd", classes=["a", "b"], constants={"fog": {"1": [0.2, 3.0], "2": [0.4, 2.0]}})).encode()
+
+
+def published_set(part):
+    "A reader of one file of a published set in arrays, the others whole."
+    def reader(content, folder):
+        for name, whole in {"fog.npy": IMAGES, "labels.npy": LABELS, "manifest.json": MANIFEST, part: content}.items(): (folder / name).write_bytes(whole)
+        found = open_arrays(folder)
+        for row in found.parts: found.parts[row]().block(0)
+        return found
+    return reader
+
+
+def report_answers(content, folder):
+    (folder / scorecard.ANSWERS).write_bytes(content)
+    answers, about = scorecard.kept_answers(folder)
+    return len(answers), answers.benchmark, answers.table() if hasattr(answers, "table") else tabulate(answers, resamples=2)
+
+
+def kept_report():
+    from robustnb.robustness import Answers
+
+    with tempfile.TemporaryDirectory() as folder:
+        scorecard.keep_answers(Answers([("clean", 0), ("fog", 1)], torch.tensor([[True, False, True]] * 2), torch.full((2, 3), 0.5), "cifar10-c"), Path(folder) / scorecard.ANSWERS, dict(title="t", benchmark="cifar10-c", images=3, facts={"model": "a", "images": "b"}))
+        return (Path(folder) / scorecard.ANSWERS).read_bytes()
+
+
+def checkpoint(content, folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return in_file(lambda path: read_checkpoint(path, torch.device("cpu")), ".pt")(content, folder)
+
+
+def begun(content, folder):
+    (folder / BEGUN).write_bytes(content)
+    return begin(Target(as_source(ImageSet(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2).long(), ("a",), "odd")), [("fog", 1)], "cifar10-c"), folder)
+
+
+def begun_mark():
+    with tempfile.TemporaryDirectory() as folder:
+        begin(Target(as_source(ImageSet(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2).long(), ("a",), "odd")), [("fog", 1)], "cifar10-c"), Path(folder))
+        return (Path(folder) / BEGUN).read_bytes()
+
+
+def kept_tensor(content, folder):
+    (folder / "x.npy").write_bytes(content)
+    return Folder(folder)["x"]
+
+
+def page_state(content, folder):
+    for name in ("page.ipynb", NOTE): (folder / name).write_bytes(content)
+    return read_progress(folder / "page.ipynb"), last_duration(folder / "page.ipynb"), load_reasons(folder)
+
+
+POLICY = b'{"subpolicies": [[{"operation": "flip", "probability": 0.5, "magnitude": 1.0}], [{"operation": "rotate", "probability": 0.1, "magnitude": 0.2}]]}'
 from robustnb.lab.registry import ChoiceError  # noqa: E402
 
 READERS = {  # name -> valid content, reader(content, folder), documented errors
@@ -170,6 +244,17 @@ READERS = {  # name -> valid content, reader(content, folder), documented errors
     "annotations of Tiny-ImageNet": (b"val_0.JPEG\tn01\t0\t0\t63\t63\n", annotations, DataError),
     "notebook": (json.dumps({"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["profile = 'smoke'\n", "records = ''\nworkers = 1"]}]}).encode(),
                  in_file(lambda path: read_notebook(path, "x.ipynb"), ".ipynb"), ()),
+    "policy": (POLICY, in_file(FixedPolicy.load, ".json"), ValueError),
+    "arrays of a published set": (IMAGES, published_set("fog.npy"), (DataError, ModelError)),
+    "labels of a published set": (LABELS, published_set("labels.npy"), (DataError, ModelError)),
+    "manifest of a published set": (MANIFEST, published_set("manifest.json"), (DataError, ModelError)),
+    "list of classes": (b"n01440764 tench\nn01443537 goldfish\n", in_file(wnid_places, ".txt"), (DataError, ModelError)),
+    "answers of a report": (kept_report(), report_answers, ModelError),
+    "checkpoint": (torch_file({"model": STATE, "of": {"seed": 1}, "rows": [{"epoch": 1}], "stopped": ""}), checkpoint, OSError),  # which is one too many: known, waits until the records that reach `read_checkpoint` are attested
+    "mark of a corrupted set": (begun_mark(), begun, ValueError),
+    "kept tensor": (npy(np.arange(4.0)), kept_tensor, KeyError),
+    "state of a page": (b'{"eta": 3, "metadata": {"robustnb": {"seconds": 3}}}', page_state, ()),
+    "kind of a model file": (torch_file({"model": STATE}), in_file(kind_of_file, ".pt"), ModelError),
 }
 EXTREMES = [b"\0", b"\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\x80\0\0\0", b"\xff" * 8, b"-1", b"1e999", b"999999999999", b"NaN", b"null", b"[[[[", b"../../", b'"', b"\n", b"<script>", "ü".encode(), b"\xed\xa0\x80"]
 
@@ -215,6 +300,42 @@ def test_damaged_inputs_raise_documented_errors_only(reader, tmp_path):
     each()
     assert torch.equal(before, torch.get_rng_state())
     assert snapshot(tmp_path) - {p.relative_to(tmp_path) for p in inner.rglob("*")} == {Path(*"abcd"[:i]) for i in range(1, 5)} | {Path("a/b/c/d/inner")}
+
+
+CORPUS = Path(__file__).parent / "corpus"  # one small input for each way in which a reader answered, found by `python tests/test_hostile.py`
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_corpus(reader, tmp_path):
+    _, read, errors = READERS[reader]
+    for file in sorted((CORPUS / reader.replace(" ", "_").replace(",", "")).iterdir()):
+        note(reader)
+        try: read(file.read_bytes(), tmp_path)
+        except errors as error: assert str(error)
+
+
+def way(read, content, folder, errors):
+    "How a reader answers: the kind of error, and the line of this package that it passed last."
+    try: read(content, folder)
+    except errors as error: return (type(error).__name__, *[f.lineno for f in traceback.extract_tb(error.__traceback__) if "/robustnb/" in f.filename][-2:])
+    return "read"
+
+
+def collect(tries=400, most=900):
+    "Find the corpus anew: the smallest input of each way, at most 8 for a reader."
+    shutil.rmtree(CORPUS, ignore_errors=True)
+    for reader, (whole, read, errors) in READERS.items():
+        found = {}
+        with tempfile.TemporaryDirectory() as folder:
+            @settings(calm, max_examples=tries)
+            @given(damaged(whole))
+            def each(content):
+                how = way(read, content, Path(folder), errors)
+                if len(content) <= most and (how not in found or len(content) < len(found[how])): found[how] = content
+            each()
+        place = CORPUS / reader.replace(" ", "_").replace(",", "")
+        place.mkdir(parents=True)
+        for i, content in enumerate(sorted(found.values(), key=len)[:8]): (place / str(i)).write_bytes(content)
 
 
 # --- made to do harm
@@ -400,3 +521,6 @@ def test_folders_of_an_evaluation_that_hold_something_else(tmp_path):
         saved(tmp_path / "answers/x", "evaluation-1.json", content)
         with pytest.raises(ModelError, match="describes no evaluation"): scorecard.merged([tmp_path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+if __name__ == "__main__": collect()
