@@ -37,7 +37,7 @@ def kind_of_file(path: Path) -> str:  # torchscript | export | onnx | weights
     "What a model file holds, by the names of its parts."
     if Path(path).suffix == ".onnx": return "onnx"
     try: names = {name.partition("/")[2] or name for name in zipfile.ZipFile(path).namelist()}
-    except zipfile.BadZipFile: return "weights"  # an old format, which torch.load tells about
+    except (zipfile.BadZipFile, ValueError, NotImplementedError): return "weights"  # another format, which torch tells
     if any(name.startswith("code/") for name in names): return "torchscript"
     if any("exported_program" in name or name.startswith("models/") for name in names): return "export"
     return "weights"

@@ -118,7 +118,7 @@ class Folder(MutableMapping):
 
     def __getitem__(self, name: str) -> Tensor:
         try: return torch.from_numpy(np.load(self.file(name)))
-        except (OSError, EOFError, ValueError) as error: raise KeyError(name) from error
+        except Exception as error: raise KeyError(name) from error  # numpy has a dozen ways to say that a file is broken
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
