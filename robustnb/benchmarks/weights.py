@@ -9,15 +9,15 @@ __all__ = ['LENETS', 'RESNET', 'PROTOCOLS', 'weights', 'WeightsCell', 'weights_c
 # %% ../../nbs/benchmarks/05_weights.ipynb #c11e8880
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ..basics import atomic_write, nearest
-from ..data import load
-from ..images import ImageSet, sample
-from ..lab.experiments import default_cache
+from ..data import subset
+from ..images import ImageSet
+from ..lab.experiments import default_cache, trained_once
 from ..lab.records import Record, Store
 from ..layers import Classifier, seeded
 from ..models import MODELS, load_weights
@@ -58,7 +58,7 @@ def weights_cells(profile: str) -> list[WeightsCell]:
 # %% ../../nbs/benchmarks/05_weights.ipynb #8399398c
 def images_for(cell: WeightsCell, split: str) -> ImageSet:
     "Training or test images of a cell."
-    return sample("mnist", split) if cell.data == "sample" else load(cell.data, split)
+    return subset(cell.data, split, embedded="mnist")
 
 
 def build_model(net: str, seed: int = 0) -> Classifier:
@@ -74,8 +74,13 @@ def trained_for(
     if cell.base: return pretrained(cell.base, context.of("pretraining", "robustnb.papers.dem_hec.pretraining"))[0]
     model = build_model(cell.net, cell.seed)
     recipe = Recipe(epochs=cell.epochs, batch=cell.batch, lr=cell.lr, schedule="cosine")
-    checkpoint = context.checkpoint_dir / "training.pt"
-    fit(model, images_for(cell, "train"), recipe=recipe, seed=cell.seed, checkpoint=checkpoint, progress=context.workers == 1)
+    options = dict(seed=cell.seed, device=context.device, progress=context.workers == 1)
+
+    def make(folder):
+        fit(model, images_for(cell, "train"), recipe=recipe, checkpoint=folder / "training.pt", **options)
+        return model.state_dict()
+
+    model.load_state_dict(trained_once(replace(cell, images=0), context, make, "cpu"))
     return model.eval()
 
 # %% ../../nbs/benchmarks/05_weights.ipynb #d01311db

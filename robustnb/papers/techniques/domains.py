@@ -10,15 +10,15 @@ __all__ = ['METHODS', 'PAIRS', 'PROTOCOLS', 'SEEDS', 'whole', 'DomainCell', 'col
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from ...augment import adapt_batchnorm
-from ...basics import atomic_write, nearest
+from ...basics import nearest
 from ...domain import DANN, adda, features, mnist_m, proxy_a_distance, tent, uci_digits
 from ...images import ImageSet, sample
+from ...lab.experiments import trained_once
 from .columns import answered, drawn, enlarged, bench_images, probabilities, small_net
 from ...training import Recipe, fit
 
@@ -72,13 +72,11 @@ def build_model(cell: DomainCell) -> nn.Module: return small_net(1000 * cell.see
 def source_only_net(cell: DomainCell, context, sets: dict) -> nn.Module:
     "The net that learned from the source alone; kept in its cell's folder."
     own, net = replace(cell, method="source_only"), build_model(cell)
-    with context.parent(own) as folder:
-        file = Path(folder) / "net.pt"
-        if not file.is_file():
-            fit(net, sets["source"], None, recipe_of(cell), cell.seed, device="cpu", progress=False)
-            net.to(memory_format=torch.contiguous_format)
-            atomic_write(file, lambda part: torch.save(net.state_dict(), part))
-        net.load_state_dict(torch.load(file, weights_only=True))
+    def make(folder):
+        fit(net, sets["source"], None, recipe_of(cell), cell.seed, device="cpu", progress=False)
+        return net.to(memory_format=torch.contiguous_format).state_dict()
+
+    net.load_state_dict(trained_once(own, context, make, "cpu", "net.pt"))
     return net.eval()
 
 

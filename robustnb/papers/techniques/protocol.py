@@ -16,7 +16,6 @@ __all__ = ['TEMPERATURE', 'CHOSEN_BY', 'TECHNIQUES', 'BENCH', 'SHORT', 'NETS', '
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +25,10 @@ from ...adversarial import (AdversarialTraining, Distillation, Divided, Ensemble
                                   fine_tuning, masking_checks, survivors)
 from ...attacks import label_loss
 from ...augment import Augmentation, PadCrop, PartNoise, Turn
-from ...basics import atomic_write, nearest
+from ...basics import nearest
 from ...images import ImageSet
 from ...cifar_resnet import resnet20
+from ...lab.experiments import trained_once
 from ...layers import mode, seeded
 from ...mixing import CutMix, Mixup
 from .columns import answered, attacked, correlation, drawn, bench_images, small_net
@@ -99,19 +99,17 @@ def train(
     begun: float = 0.0,  # passes of the net it starts from
 ) -> Made:
     "Train a net on a cell's images, or take it from the cell's folder."
-    with context.parent(cell) as folder:
-        file, passed = Path(folder) / "net.pt", [0]
-        if file.is_file():
-            kept = torch.load(file, weights_only=True)
-            net.load_state_dict(kept["net"])
-            return Made(net.eval(), net, kept["passes"])
+    def make(folder):
+        passed = [0]
         hook = net.features.register_forward_hook(lambda module, inputs, out: passed.__setitem__(0, passed[0] + len(out)))
         try: fit(net, sets_of(cell)[0], objective, recipe or recipe_of(cell), cell.seed, device="cpu", progress=False)
         finally: hook.remove()
         net.to(memory_format=torch.contiguous_format)  # as it comes back from its file
-        passes = begun + passed[0]
-        atomic_write(file, lambda part: torch.save({"net": net.state_dict(), "passes": passes}, part))
-    return Made(net, net, passes)
+        return {"net": net.state_dict(), "passes": begun + passed[0]}
+
+    kept = trained_once(cell, context, make, "cpu", "net.pt")
+    net.load_state_dict(kept["net"])
+    return Made(net.eval(), net, kept["passes"])
 
 
 def like(

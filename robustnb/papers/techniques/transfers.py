@@ -9,15 +9,14 @@ __all__ = ['WAYS', 'TARGET_SIZES', 'PROTOCOLS', 'whole', 'TransferCell', 'of_cla
 # %% ../../../nbs/papers/techniques/13_transfers.ipynb #2568e807
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from ...basics import atomic_write, nearest
+from ...basics import nearest
 from ...data import load
 from ...images import ImageSet
+from ...lab.experiments import trained_once
 from .columns import bench_images, probabilities, small_net
 from ...training import History, Recipe, fit
 from ...transfer import TRAINS, transferred
@@ -63,13 +62,12 @@ def transfer_sets(cell: TransferCell) -> dict[str, ImageSet]:  # source, target,
 def source_net(cell: TransferCell, context) -> nn.Module:
     "The net that learned the source; kept in the folder of the cell that says nothing of a target."
     own, net = replace(cell, way="all", n=0, steps=0), small_net(1000 * cell.seed, classes=len(transfer_sets(cell)["source"].classes), batch_norm=True)
-    with context.parent(own) as folder:
-        file = Path(folder) / "net.pt"
-        if not file.is_file():
-            fit(net, transfer_sets(cell)["source"], None, Recipe(epochs=cell.epochs, batch=64, lr=2e-3, schedule="cosine"), cell.seed, device="cpu", progress=False)
-            net.to(memory_format=torch.contiguous_format)
-            atomic_write(file, lambda part: torch.save(net.state_dict(), part))
-        net.load_state_dict(torch.load(file, weights_only=True))
+    def make(folder):
+        recipe = Recipe(epochs=cell.epochs, batch=64, lr=2e-3, schedule="cosine")
+        fit(net, transfer_sets(cell)["source"], None, recipe, cell.seed, device="cpu", progress=False)
+        return net.to(memory_format=torch.contiguous_format).state_dict()
+
+    net.load_state_dict(trained_once(own, context, make, "cpu", "net.pt"))
     return net.eval()
 
 
