@@ -9,9 +9,9 @@ __all__ = ['PROFILES', 'FORMAT', 'NOTES', 'FRAME_COLUMNS', 'NAME', 'LINE_BYTES',
            'append_line', 'sync_folder', 'write_whole', 'Line', 'read_lines', 'repository', 'git_state', 'read_sources',
            'imports_in', 'modules_used', 'code_hash', 'notebook_hash', 'provenance', 'encode', 'decode', 'newest',
            'note_use', 'Store', 'artefact_bytes', 'flat', 'describe_machine', 'frame', 'open_store', 'best_profile',
-           'at_least', 'notes', 'read_notes', 'chain', 'addresses_today', 'State', 'state', 'replayed', 'why_stale',
-           'stale', 'warm', 'address_then', 'migrate', 'verify', 'refusals', 'folder_bytes', 'promote', 'Finding',
-           'check_file', 'inspect_records', 'declare']
+           'at_least', 'notes', 'read_notes', 'chain', 'addresses_today', 'State', 'state', 'replayed', 'is_timing',
+           'why_stale', 'stale', 'warm', 'address_then', 'migrate', 'verify', 'refusals', 'folder_bytes', 'promote',
+           'Finding', 'check_file', 'inspect_records', 'declare']
 
 # %% ../../nbs/lab/01_records.ipynb #800dba4c
 import dataclasses
@@ -677,9 +677,14 @@ def replayed(
     return State("replayed" if note["within"] == note["of"] else DIFFERS, detail)
 
 
+def is_timing(record: Record) -> bool:
+    "Does a record say how long something took, rather than what came out?"
+    return record.experiment.startswith("benchmark-")
+
+
 def why_stale(record: Record) -> str:  # "": nobody asked
     "Why the last attestation of a record's code was refused."
-    if record.experiment.startswith("benchmark-"): return "timings are never attested"
+    if is_timing(record): return f"timings of {record.time[:10]}'s code: measured again, never carried over"
     refused = [n["why"] for n in notes("refused") if record.address in n["addresses"]]
     return refused[-1] if refused else ""
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRINTED_NUMBER', 'COLOURS', 'STATE_NOTES', 'number', 'probability', 'with_interval', 'table', 'badge',
-           'verdict_table', 'verdict_counts', 'code_state', 'banner', 'provenance_line', 'beside', 'beside_table',
-           'format_estimate', 'format_difference', 'second_line', 'theme', 'alone', 'draw_series', 'percent',
-           'format_points', 'is_number', 'statement', 'cell_text', 'evidence', 'tally', 'growth']
+           'verdict_table', 'verdict_counts', 'code_state', 'made_before', 'banner', 'provenance_line', 'beside',
+           'beside_table', 'format_estimate', 'format_difference', 'second_line', 'theme', 'alone', 'draw_series',
+           'percent', 'format_points', 'is_number', 'statement', 'cell_text', 'evidence', 'tally', 'growth']
 
 # %% ../../nbs/lab/30_report.ipynb #efe81b3d
 import html
@@ -22,7 +22,7 @@ import seaborn as sns
 from IPython.display import HTML
 
 from ..basics import nearest
-from .records import Record, stale, state
+from .records import Record, is_timing, stale, state
 from .registry import main_readings, papers
 from ..resampling import Estimate
 
@@ -179,6 +179,18 @@ def code_state(records: list[Record]) -> str:
     )
 
 
+def made_before(
+    old: list[Record],  # stale ones
+) -> str:  # HTML; "" where there is none
+    "What a reader of older records must know; a timing belongs to the code that ran, whatever came out."
+    if not old: return ""
+    again = "; <code>robustnb reproduce --stale</code> makes them anew."
+    if not all(map(is_timing, old)):
+        return f" <strong>{len(old)} of the records were made by other code than today's</strong>{again}"
+    days = " and ".join(sorted({r.time[:10] for r in old}))
+    return f" <strong>{len(old)} timings are those of the code of {days}</strong>, and may be another's today{again}"
+
+
 def banner(
     records: list[Record],  # those that the page shows
     profile: str,  # smoke | quick | reduced | full
@@ -195,20 +207,14 @@ def banner(
     machines = sorted(
         {html.escape(str(r.device.get("gpu") or r.device.get("cpu") or "unknown machine")) for r in records}
     )
-    old = sum(map(stale, records))
+    old = [r for r in records if stale(r)]
     parts = [
         f"{len(records)} {what}{'s' * (len(records) != 1)}", f"{len(seeds)} seed{'s' * (len(seeds) != 1)}",
         " and ".join(machines), days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
         f"{sum(r.seconds for r in records) / 60:.0f} minutes of computing", code_state(records),
     ]
     title, _, text = (note if note and profile != "smoke" else STATE_NOTES[profile]).partition(".")
-    aged = (
-        f" <strong>{old} of the records were made by other code than today's</strong>; <code>robustnb reproduce"
-        " --stale</code> makes them anew."
-        if old
-        else ""
-    )
-    colour = "#0173b2" if profile == "full" else "#b35900"
+    aged, colour = made_before(old), "#0173b2" if profile == "full" else "#b35900"
     return HTML(
         f"<div class='callout' style='border-left:.3em solid {colour};padding:.6em 1em;margin:1em"
         f" 0'><strong>{title}.</strong>{text}<br><small>{', '.join(parts)}.{aged}</small></div>"
