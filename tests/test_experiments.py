@@ -228,3 +228,55 @@ def test_ray_runs_the_same_cells(tmp_path, made, monkeypatch):
 def test_ray_that_is_missing_is_named(tmp_path, made, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ModuleNotFoundError, match=r"robustnb\[cluster\]"): run(made, [made.Cell(0)], executor="ray")
+
+
+class FakeRay:
+    "What of Ray is asked for; tasks run when their result is fetched, the last first."
+    class exceptions:
+        class RaySystemError(Exception): pass
+
+    def __init__(self, fails=None): self.options, self.cancelled, self.work, self.fails = [], [], {}, fails
+    def is_initialized(self): return True
+    def nodes(self): return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
+    def wait(self, refs, num_returns): return [refs[-1]], refs[:-1]
+    def cancel(self, ref, force): self.cancelled.append(ref)
+
+    def get(self, ref):
+        if self.fails: raise self.fails
+        return self.work[ref]()
+
+    def remote(self, **shared):
+        def wrap(function):
+            def options(**needs):
+                self.options.append({**shared, **needs})
+                def remote(*arguments, **words):
+                    self.work[len(self.work)] = lambda: function(*arguments, **words)
+                    return len(self.work) - 1
+                return type("Task", (), {"remote": staticmethod(remote)})
+            return type("Remote", (), {"options": staticmethod(options)})
+        return wrap
+
+
+def test_a_cluster_gets_what_cells_need_and_records_come_home_once(tmp_path, made, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", ray := FakeRay())
+    cells = [made.Cell(0), made.Cell(1, "raise"), made.Cell(2)]
+    fetch = ray.get
+    def get(ref):
+        if ref == 2 and not (tmp_path / "records").exists(): run(made, [made.Cell(2)])  # another run was faster
+        return fetch(ref)
+    ray.get = get
+    with pytest.raises(CellsFailed, match="(?s)1 of 3 cells.*ValueError: no good"):
+        run(made, cells, executor="ray", needs=lambda cell: {"cpus": 2} if cell.seed else {})
+    assert [o["num_cpus"] for o in ray.options] == [1, 2, 2] and {o["max_retries"] for o in ray.options} == {3}
+    assert [r.cell["seed"] for r in Store(tmp_path / "records").records("demo", "smoke")] == [2, 0]
+    with pytest.raises(ValueError, match="1 gpus .* no node of the cluster has that; they have 2 cpus, 0 gpus"):
+        run(made, cells, executor="ray", needs=lambda cell: {"gpus": 1})
+
+
+def test_a_cluster_that_is_gone_keeps_what_is_recorded(tmp_path, made, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", ray := FakeRay(FakeRay.exceptions.RaySystemError("head")))
+    with pytest.raises(RuntimeError, match=r"the cluster is gone \(head\); finished cells are recorded"):
+        run(made, [made.Cell(0), made.Cell(1)], executor="ray")
+    assert ray.cancelled == [0]
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    assert list(run(made, [made.Cell(0), made.Cell(1)], executor="ray").twice) == [0, 2]

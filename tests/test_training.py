@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from robustnb.images import ImageSet, sample
 from robustnb.layers import Classifier, Dropout, freeze, mode
 from robustnb.models import create
+from robustnb.sources import as_source
 from robustnb.training import (CrossEntropy, Diverged, Loss, Objective, Recipe, accuracy, crop_flip, derive_seed, fit,
                                learning_rate, make_optimizer, predict, read_checkpoint)
 
@@ -441,3 +442,40 @@ def test_another_teacher_is_another_training(tmp_path):
     tune(1)
     tune(1)
     with pytest.raises(ValueError, match="another training"): tune(2)
+
+
+# --- more images than memory holds --------------------------------------------------------------------------------------
+
+class Drawn(torch.utils.data.Dataset):
+    "A dataset whose items are made when they are asked for, and whose labels only its items tell."
+    classes = tuple("0123456789")
+    def __init__(self, images): self.images, self.asked = images, 0
+    def __len__(self): return len(self.images)
+    def __getitem__(self, i):
+        self.asked += 1
+        return self.images.x[i], int(self.images.y[i])
+
+
+def test_a_source_trains_as_the_set_does(digits, tmp_path):
+    "The same weights and history, to the bit, also when broken off inside an epoch; each image is read once an epoch."
+    few, recipe = digits.take(slice(0, 96)), Recipe(epochs=2, batch=16, augment=crop_flip)
+    held, read, resumed = small(0.2), small(0.2), small(0.2)
+    expected = fit(held, few, Probe(), recipe, validation=few, **QUIET)
+    source = as_source(drawn := Drawn(few))
+    history = fit(read, source, Probe(), recipe, validation=source, **QUIET)
+    keep = lambda h: [{k: v for k, v in row.items() if k != "seconds"} for row in h.rows]
+    assert same(held, read) and keep(history) == keep(expected)
+    assert drawn.asked <= 2 * 96 + 2 * 2 * 96 + 16  # training, images and labels of the validation, the fingerprint
+    settings = dict(recipe=recipe, validation=source, checkpoint=tmp_path / "c.pt", checkpoint_every=2, **QUIET)
+    with pytest.raises(KeyboardInterrupt): fit(small(0.2), source, Probe(9, stopped_by_exception), **settings)
+    assert keep(fit(resumed, source, Probe(), **settings)) == keep(expected) and same(held, resumed)
+
+
+def test_a_loader_that_only_flows_is_refused(digits):
+    class Flow(torch.utils.data.IterableDataset):
+        classes = digits.classes
+        def __len__(self): return 320
+        def __iter__(self): return iter(zip(digits.float(), digits.y))
+
+    with pytest.raises(ValueError, match="Flow can be read from its first image to its last only"):
+        fit(small(), as_source(torch.utils.data.DataLoader(Flow(), batch_size=40)), recipe=Recipe(epochs=1), **QUIET)
