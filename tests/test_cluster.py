@@ -24,7 +24,7 @@ NODE = dict(num_cpus=1, object_store_memory=80_000_000)  # a small one
 def cluster():
     from ray.cluster_utils import Cluster
 
-    slow = dict(RAY_raylet_start_wait_time_s="300", RAY_prestart_worker_first_driver="0", RAY_enable_metrics_collection="0")
+    slow = dict(RAY_raylet_start_wait_time_s="300", RAY_agent_register_timeout_ms="300000", RAY_prestart_worker_first_driver="0", RAY_enable_metrics_collection="0")
     before = dict(os.environ)
     os.environ.update(slow)
     found = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})

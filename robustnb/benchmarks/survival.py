@@ -35,7 +35,7 @@ PROTOCOLS = {
     "reduced": [SurvivalCell(1_000, 30)],
     "full": [SurvivalCell(5_000, 100)],
 }
-TEST_FILES = ("test_hostile.py", "test_disk.py", "test_kills.py")
+TEST_FILES = ("test_hostile.py", "test_disk.py", "test_kills.py", "test_cluster.py")
 
 # %% ../../nbs/benchmarks/06_survival.ipynb #de041f9d
 def tallied(folder: Path) -> dict:  # fuzzed, writes, kills, tests; by: the first three by what was tried
