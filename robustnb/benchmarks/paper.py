@@ -16,5 +16,6 @@ PAPER = Paper(
         "benchmark-dem-hec": "robustnb.benchmarks.dem_hec:benchmark",
         "weights": "robustnb.benchmarks.weights:weights",
         "survival": "robustnb.benchmarks.survival:survival",
+        "real-size": "robustnb.benchmarks.real_size:real_size",
     },
 )
