@@ -186,7 +186,7 @@ def run_real_size(
             moments = [begun + (once["wall"] - begun) * (k + 0.5) / cell.kills for k in range(cell.kills)]
             killed = killed_run(ask(fewer, "killed", *conditions), moments)
             same = {k: result_hash(folder / k) == result_hash(folder / "once") for k in ("merged", "killed")}
-            found |= dict(fewer_images=cell.fewer * 22, kills=killed["kills"], once_cpu=once["cpu"], resumed_cpu=killed["resumed"], merged_same=same["merged"], killed_same=same["killed"])
+            found |= dict(fewer_images=cell.fewer * 22, killed_runs=killed["kills"], once_cpu=once["cpu"], resumed_cpu=killed["resumed"], merged_same=same["merged"], killed_same=same["killed"])
         return found
 
 @dataclass(frozen=True)
