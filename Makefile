@@ -55,7 +55,7 @@ view: setup  ## serve the built site on this machine
 test: setup  ## export in sync, notebooks clean, nbdev_test, pytest, layers, papermill smoke, browser
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/check.py
 
-test-faults: setup  ## damaged files, failing disks and kills at length: at most 30 minutes (INPUTS=1000 a reader, MOMENTS=30 of a kill)
+test-faults: setup  ## damaged files, odd inputs, failing disks, kills and cells twice, at length: at most 30 minutes (INPUTS=1000 a reader, MOMENTS=30 of a kill)
 	@timeout 1800 $(BIN)/python -m robustnb.benchmarks.survival $(INPUTS) $(MOMENTS)
 
 lock: $(filter .tools/%,$(UV))  ## pin the dependencies of pyproject.toml anew, with hashes

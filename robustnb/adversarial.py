@@ -6,7 +6,7 @@
 __all__ = ['MODELESS', 'TRAINING_ATTACKS', 'CHECKS', 'ramped', 'Collapse', 'collapsed', 'Adversarial', 'modeless', 'both',
            'check_batch_norm', 'AdversarialTraining', 'gradient_alignment', 'fine_tuning', 'FreeAdversarialTraining',
            'divergence', 'Trades', 'EnsembleAdversarial', 'check_temperature', 'Divided', 'Softened', 'Distillation',
-           'distill', 'excess', 'survivors', 'Connected', 'zero_gradients', 'Doubted', 'more_steps', 'one_step',
+           'distill', 'excess', 'survivors', 'Connected', 'zero_gradients', 'Doubted', 'more_steps', 'single_step',
            'unbounded', 'random_noise', 'black_box', 'gradients_there', 'by_radius', 'masking_checks', 'loss_surface',
            'surface_picture']
 
@@ -564,7 +564,7 @@ def more_steps(of: Doubted) -> tuple[float, bool]:  # value, passed
     return excess(of.base, longer, 0.03)
 
 
-def one_step(of: Doubted) -> tuple[float, bool]:
+def single_step(of: Doubted) -> tuple[float, bool]:
     "FGSM breaks fewer images than the attack of many steps."
     once = of.attacked(of.eps, "fgsm")
     value, weaker = excess(of.base, once, 0.02)
@@ -606,7 +606,7 @@ def by_radius(of: Doubted) -> tuple[float, bool]:
 
 
 CHECKS = {
-    "more steps": more_steps, "one step": one_step, "unbounded": unbounded, "noise": random_noise, "black box": black_box,
+    "more steps": more_steps, "one step": single_step, "unbounded": unbounded, "noise": random_noise, "black box": black_box,
     "zero gradients": gradients_there, "radius": by_radius,
 }
 

@@ -8,10 +8,13 @@ __all__ = ['app', 'out', 'err', 'Profile', 'Records', 'Workers', 'Stale', 'Execu
            'executed_profile', 'list_notebooks', 'outcome_line', 'data_of', 'data_needed', 'with_data',
            'reproduce_notebooks', 'run_cells_of', 'records_default', 'list_records', 'promote_records', 'check_records',
            'verify_records', 'tell', 'attest_records', 'replay_records', 'show_claims', 'chosen_conditions',
-           'baseline_of', 'published_set', 'published_rows', 'clean_images', 'evaluate_published', 'with_weights',
-           'tell_comparison', 'evaluate_several', 'compare_reports', 'shard_of', 'write_card', 'going_on',
-           'evaluate_model', 'list_weights', 'merge_shards', 'corrupt_set', 'pages_from_records', 'build_site',
-           'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_published', 'check_data', 'mendable', 'main']
+           'baseline_of', 'published_set', 'published_rows', 'clean_images', 'in_one_line', 'clear_name', 'content_of',
+           'on_device', 'open_published_set', 'open_published_model', 'check_published', 'published_target',
+           'published_facts', 'evaluate_published', 'with_weights', 'tell_comparison', 'evaluate_several',
+           'compare_reports', 'shard_of', 'write_card', 'going_on', 'settle_options', 'settle_published',
+           'open_images_and_model', 'check_constants', 'ready_model', 'planned_evaluation', 'find_target',
+           'run_evaluation', 'evaluate_model', 'list_weights', 'merge_shards', 'corrupt_set', 'pages_from_records',
+           'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_data', 'mendable', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import errno
@@ -25,6 +28,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 try:
@@ -432,54 +436,125 @@ def clean_images(published, given: str | None, data_dir: Path | None):  # -> Sou
     labels = published.source(published.rows[0]).labels
     return source if source.labels is not None and source.labels.equal(labels) else None
 
+# %% ../nbs/66_cli.ipynb #e9dd378a
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    "Whatever cannot be opened or asked becomes an error of one line."
+    from robustnb.scorecard import first_line
 
-def evaluate_published(published, rows: list[tuple[str, int]], model: str, weights: Path | None, normalize: str | None, expect: float | None, images: int | None,
-                       baseline: str | None, clean: str | None, data_dir: Path | None, folder: Path | None, precision: str, options: dict) -> Path:  # the report's folder
-    "`evaluate` on a published set."
+    try: yield
+    except (ValueError, RuntimeError, OSError, AssertionError) as error: raise ChoiceError(first_line(error)) from None
+
+
+def clear_name(text: str | Path) -> str:
+    "A name that a folder can have."
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(text).name)
+
+
+def content_of(against) -> str | None:
+    "What a baseline holds: errors of another evaluation as text, a name as it is."
+    return against.to_csv() if hasattr(against, "to_csv") else against
+
+
+def on_device(model, device: str):
+    "The model where it is asked; an error where there is no such device."
+    import torch
+
+    torch.zeros(1, device=device)
+    return model.to(device) if isinstance(model, torch.nn.Module) else model
+
+# %% ../nbs/66_cli.ipynb #eca50300
+def open_published_set(given: SimpleNamespace) -> None:
+    "The set as its hub prepares it, and the clean images that go with it."
+    from robustnb.hubs import find_hub, prepared_source
+    from robustnb.published import FORMS
+
+    published, rows = given.published, given.rows
+    given.hub = find_hub(given.model, given.weights)
+    pictures = given.hub and FORMS[published.form].layout == "classes"
+    given.prepared = lambda source: prepared_source(source, given.hub.preparation) if pictures else source
+    given.first = first = given.prepared(published.source(rows[0]))
+    given.unhurt = unhurt = None if ("clean", 0) in rows else clean_images(published, given.clean, given.data_dir)
+    if unhurt is not None and not first.labels.equal(unhurt.labels):
+        raise ChoiceError(f"{unhurt.name} ({len(unhurt):,} images) has other labels than {published.name} ({len(first):,}), so these are not the images that were corrupted")
+
+
+def open_published_model(given: SimpleNamespace) -> None:
+    "The model, its outputs, and the baseline that it is held against."
     import torch
 
     from robustnb import scorecard
-    from robustnb.hubs import find_hub, prepared_source
     from robustnb.opening import Answering
-    from robustnb.published import FORMS
-    from robustnb.published_scores import OnlyOutputs, PublishedCard, measure_published
+    from robustnb.published_scores import OnlyOutputs
     from robustnb.robustness import Answers, baseline_errors
+
+    published, rows, first = given.published, given.rows, given.first
+    head = replace(first.head(), name=published.clean or published.form.replace(".", "-").partition("-")[0])  # whose weights ship, perhaps
+    given.opened, given.assumed = scorecard.opened(given.hub or given.model, head, given.weights, given.normalize, published.outputs is not None)
+    given.against = baseline_of(given.baseline)
+    scorecard.same_constants(given.against, published.benchmark)
+    if given.against is not None: baseline_errors(Answers(rows, torch.zeros(0), torch.zeros(0), published.benchmark), given.against)
+    given.opened = on_device(given.opened, given.place)
+    given.answering = scorecard.identity(given.model, given.opened, first, f"{given.precision} {given.normalize} {given.images}")
+    given.asking = Answering(given.opened, given.model)
+    with torch.inference_mode(): many = given.asking(first.head(1).float().to(given.place)).shape[1]
+    if published.outputs is not None and many != len(published.outputs): given.asking = OnlyOutputs(given.asking, published.outputs)
+
+# %% ../nbs/66_cli.ipynb #80341a91
+def check_published(given: SimpleNamespace) -> None:
+    "Say what is assumed; refuse a model that is not as accurate as expected."
+    from robustnb.scorecard import not_as_expected
     from robustnb.sources import balanced_positions
 
+    published, rows, unhurt = given.published, given.rows, given.unhurt
+    clean = (unhurt.name if unhurt is not None else "in the set" if ("clean", 0) in rows
+             else "not here, so there is no row for them (--clean)" if published.clean else "none")
+    given.assumed = {**given.assumed, **published.notes, "clean images": clean}
+    for word, text in given.assumed.items(): err.print(f"{word}: {text}", markup=False)
+    if given.expect is None: return
+    if unhurt is not None: checked = given.prepared(unhurt)
+    elif ("clean", 0) in rows: checked = given.prepared(published.source(("clean", 0)))
+    elif len(rows) == 1: checked = given.first
+    else: raise ChoiceError("--expect needs the clean images: give them with --clean")
+    chosen = balanced_positions(checked, given.images)
+    if wrong := not_as_expected(given.asking, checked, given.expect, chosen, given.batch, given.place, given.dtype): raise ChoiceError(wrong)
+
+
+def published_target(given: SimpleNamespace) -> Path:
+    "The folder of the report, named by all that its numbers depend on."
+    from robustnb.scorecard import report_folder
+
+    published = given.published
+    stamps = [published.stamp(row) for row in given.rows]
+    text = repr((given.answering, given.rows, stamps, given.assumed, content_of(given.against)))
+    return report_folder(given.folder, f"{clear_name(given.model)}-on-{clear_name(published.name)}", hashlib.sha256(text.encode()).hexdigest()[:16])
+
+# %% ../nbs/66_cli.ipynb #a3da68fe
+def published_facts(given: SimpleNamespace, images: int) -> dict[str, str]:
+    "What a report says of a published set."
+    from robustnb.scorecard import passing_facts
+
+    published, sides = given.published, " x ".join(map(str, given.first.shape[-2:]))
+    return {"model": given.model, "images": f"{published.name}: {images:,} images of {sides} pixels, as published ({published.form})",
+            "constants": published.benchmark or "none of ours", **given.assumed, **passing_facts(" ".join(["robustnb", *sys.argv[1:]]))}
+
+
+def evaluate_published(
+    given: SimpleNamespace,  # options of `evaluate`, with the set and the conditions asked for
+) -> Path:  # the report's folder
+    "`evaluate` on a published set."
+    from robustnb.published_scores import PublishedCard, measure_published
+    from robustnb.scorecard import write_report
+
     start = time.monotonic()
-    try:
-        hub = find_hub(model, weights)
-        pictures = hub and FORMS[published.form].layout == "classes"
-        prepared = lambda source: prepared_source(source, hub.preparation) if pictures else source
-        first = prepared(published.source(rows[0]))
-        unhurt = None if ("clean", 0) in rows else clean_images(published, clean, data_dir)
-        if unhurt is not None and not first.labels.equal(unhurt.labels): raise ChoiceError(f"{unhurt.name} ({len(unhurt):,} images) has other labels than {published.name} ({len(first):,}), so these are not the images that were corrupted")
-        head = replace(first.head(), name=published.clean or published.form.replace(".", "-").partition("-")[0])  # whose weights ship, perhaps
-        opened, assumed = scorecard.opened(hub or model, head, weights, normalize, published.outputs is not None)
-        against = baseline_of(baseline)
-        scorecard.same_constants(against, published.benchmark)
-        if against is not None: baseline_errors(Answers(rows, torch.zeros(0), torch.zeros(0), published.benchmark), against)
-        torch.zeros(1, device=options["device"])
-        if isinstance(opened, torch.nn.Module): opened = opened.to(options["device"])
-        answering = scorecard.identity(model, opened, first, f"{precision} {normalize} {images}")
-        asking = Answering(opened, model)
-        with torch.inference_mode(): many = asking(first.head(1).float().to(options["device"])).shape[1]
-        if published.outputs is not None and many != len(published.outputs): asking = OnlyOutputs(asking, published.outputs)
-        assumed = {**assumed, **published.notes, "clean images": unhurt.name if unhurt is not None else "in the set" if ("clean", 0) in rows else "not here, so there is no row for them (--clean)" if published.clean else "none"}
-        for word, text in assumed.items(): err.print(f"{word}: {text}", markup=False)
-        if expect is not None:
-            checked = prepared(unhurt) if unhurt is not None else prepared(published.source(("clean", 0))) if ("clean", 0) in rows else first if len(rows) == 1 else None
-            if checked is None: raise ChoiceError("--expect needs the clean images: give them with --clean")
-            if wrong := scorecard.not_as_expected(asking, checked, expect, balanced_positions(checked, images), options["batch"], options["device"], options["dtype"]): raise ChoiceError(wrong)
-        clear = lambda text: "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(text).name)
-        name = hashlib.sha256(repr((answering, rows, [published.stamp(row) for row in rows], assumed, against.to_csv() if hasattr(against, "to_csv") else against)).encode()).hexdigest()[:16]
-        target = scorecard.report_folder(folder, f"{clear(model)}-on-{clear(published.name)}", name)
-    except (ValueError, RuntimeError, OSError, AssertionError) as error: raise ChoiceError(scorecard.first_line(error)) from None
-    with going_on(): answers = measure_published(asking, published, rows, unhurt, images, (folder or Path("robustness")) / "answers" / answering, prepared, **options)
-    facts = {"model": model, "images": f"{published.name}: {len(answers):,} images of {' x '.join(map(str, first.shape[-2:]))} pixels, as published ({published.form})",
-             "constants": published.benchmark or "none of ours", **assumed, **scorecard.passing_facts(" ".join(["robustnb", *sys.argv[1:]]))}
-    card = PublishedCard(f"{Path(model).name} on {published.name}", facts, answers, against)
-    scorecard.write_report(card, target)
+    with in_one_line():
+        for step in (open_published_set, open_published_model, check_published): step(given)
+        target = published_target(given)
+    options = dict(batch=given.batch, dtype=given.dtype, device=given.place, workers=given.workers, channels_last=given.channels_last)
+    kept = (given.folder or Path("robustness")) / "answers" / given.answering
+    with going_on(): answers = measure_published(given.asking, given.published, given.rows, given.unhurt, given.images, kept, given.prepared, **options)
+    card = PublishedCard(f"{Path(given.model).name} on {given.published.name}", published_facts(given, len(answers)), answers, given.against)
+    write_report(card, target)
     for row in card.summary.itertuples(): out.print(f"{row.quantity:36} {row.value:.3f}  [{row.low:.3f}, {row.high:.3f}]", markup=False)
     out.print(f"{len(answers):,} images, {len(answers.rows)} conditions, {time.monotonic() - start:.0f} s; report: {shown_path(target / 'report.html')}", markup=False)
     return target
@@ -509,13 +584,12 @@ def evaluate_several(models: list[tuple[str, Path | None]], settings: dict) -> N
     from robustnb.opening import FILES
     from robustnb.weights import shipped
 
-    clear = lambda text: "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(text).name)
     above, reports = settings["folder"], []
     for model, weights in models:  # before hours are spent on the first
         gone = next((f for f in (weights, Path(model) if Path(model).suffix in FILES else None) if f is not None and not f.exists()), None)
         if gone is not None and (model, str(gone)) not in shipped(): raise ChoiceError(f"{model}: there is no file {gone}")
     for number, (model, weights) in enumerate(models):
-        own = above and above / f"{number + 1}-{clear(model)}"
+        own = above and above / f"{number + 1}-{clear_name(model)}"
         err.print(f"model {number + 1} of {len(models)}: {model}", markup=False)
         reports.append(evaluate_model(**settings | dict(model=model, weights=weights, also=None, folder=own)))
     if None in reports: return out.print("when all shards are merged: robustnb compare REPORT REPORT")
@@ -530,7 +604,7 @@ def compare_reports(
     "Compare models on the same images: paired differences per corruption and family, a figure, a text, a page."
     tell_comparison(reports, folder)
 
-# %% ../nbs/66_cli.ipynb #1342b5d6
+# %% ../nbs/66_cli.ipynb #e1b40dd7
 def shard_of(text: str) -> tuple[int, int]:
     "0/2 is the first of two shards."
     first, _, count = text.partition("/")
@@ -559,7 +633,111 @@ def going_on() -> Iterator[None]:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}; {on}", markup=False)
         raise typer.Exit(1) from None
 
+# %% ../nbs/66_cli.ipynb #cfbc09fe
+def settle_options(given: SimpleNamespace) -> None:
+    "Conditions, device, precision and shard of an evaluation, from its options."
+    import torch
 
+    check_choice(given.precision, ("fp32", "bf16", "fp16"), "precision")
+    given.names, given.levels = chosen_conditions(given.corruptions, given.severities, given.subset)
+    given.place = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    given.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[given.precision]
+    given.part = shard_of(given.shard)
+
+
+def settle_published(given: SimpleNamespace) -> None:
+    "The conditions of a published set; options that would change its images are refused."
+    refused = (("--shard", given.shard != "0/1"), ("--corrupt-on", given.corrupt_on != "cpu"), ("--benchmark", given.benchmark), ("--split", given.split != "test"))
+    words = [word for word, is_given in refused if is_given]
+    if words: raise ChoiceError(f"a published set is evaluated as it is; leave {' and '.join(words)} out")
+    given.rows = published_rows(given.published, given.corruptions, given.severities, given.subset)
+
+# %% ../nbs/66_cli.ipynb #b8f6e51e
+def open_images_and_model(given: SimpleNamespace) -> None:
+    "The images as the model's hub prepares them, which of them are meant, and the model."
+    from robustnb import scorecard
+    from robustnb.hubs import find_hub, prepared_source
+    from robustnb.sources import balanced_positions, open_source
+
+    hub = find_hub(given.model, given.weights, given.size)
+    source = open_source(given.data, given.split, given.size, given.class_index, given.data_dir)
+    given.source = prepared_source(source, hub and hub.preparation, given.size is not None)
+    given.chosen = balanced_positions(given.source, given.images)
+    given.opened, given.assumed = scorecard.opened(hub or given.model, given.source.head(), given.weights, given.normalize, given.class_index is not None)
+
+
+def check_constants(given: SimpleNamespace) -> None:
+    "Whose constants, which conditions, and a baseline that fits both: before hours are spent."
+    import torch
+
+    from robustnb.robustness import Answers, baseline_errors, benchmark_for, conditions
+    from robustnb.scorecard import same_constants
+
+    given.whose, given.against = benchmark_for(given.source.head(1), given.benchmark), baseline_of(given.baseline)
+    given.rows = conditions(given.names, given.levels, given.whose)
+    same_constants(given.against, given.whose)
+    if given.against is not None: baseline_errors(Answers(given.rows, torch.zeros(0), torch.zeros(0), given.whose), given.against)
+
+
+def ready_model(given: SimpleNamespace) -> None:
+    "Bring the model to its device, say what is assumed, and refuse one that is not as accurate as expected."
+    from robustnb.opening import Answering
+    from robustnb.scorecard import not_as_expected
+
+    given.opened = on_device(given.opened, given.place)
+    for word, text in given.assumed.items(): err.print(f"{word}: {text}", markup=False)
+    if given.expect is None: return
+    wrong = not_as_expected(Answering(given.opened, given.model), given.source, given.expect, given.chosen, given.batch, given.place, given.dtype)
+    if wrong: raise ChoiceError(wrong)
+
+# %% ../nbs/66_cli.ipynb #e0424cf9
+def planned_evaluation(given: SimpleNamespace):  # -> Evaluation
+    "All that the numbers of an evaluation depend on, and the blocks that its shards share."
+    import torch
+
+    from robustnb import scorecard
+    from robustnb.streaming import Settings, plan
+
+    settings = Settings(given.whose, given.seed, given.batch, given.dtype, given.place, given.workers, given.part, given.corrupt_on, given.channels_last, executor=given.executor)
+    drawn = "cpu" if given.corrupt_on == "cpu" else torch.device(given.place).type
+    answering = scorecard.identity(given.model, given.opened, given.source, f"{given.precision} {given.normalize} {given.chosen} {drawn}")
+    every = {block: len(places) for block, places in plan(len(given.source), given.chosen).items()}
+    name = hashlib.sha256(repr((answering, given.rows, given.whose, given.seed, content_of(given.against))).encode()).hexdigest()[:16]
+    facts = scorecard.lasting_facts(given.model, given.source, sum(every.values()), given.whose, len(given.rows), drawn)
+    title = f"Robustness of {Path(given.model).name} on {given.source.name}"
+    errors = given.against.to_csv(index=False) if hasattr(given.against, "to_csv") else given.against
+    return scorecard.Evaluation(name, answering, title, facts | given.assumed, given.whose, given.rows, [settings.key(row) for row in given.rows], every, errors)
+
+
+def find_target(given: SimpleNamespace) -> None:
+    "Where the report goes; a shard only leaves its answers, and word of what was asked."
+    from robustnb.scorecard import report_folder
+
+    given.above, given.target = given.folder or Path("robustness"), None
+    if given.part != (0, 1): given.asked.write(given.above)
+    else: given.target = report_folder(given.folder, f"{clear_name(given.model)}-on-{clear_name(given.source.name)}", given.asked.name)
+
+# %% ../nbs/66_cli.ipynb #69f5b566
+def run_evaluation(given: SimpleNamespace) -> Path | None:  # the report's folder; None: a shard
+    "Ask the model and write what it comes to."
+    from robustnb.opening import Answering
+    from robustnb.robustness import measure
+    from robustnb.scorecard import passing_facts
+
+    asked, start = given.asked, time.monotonic()
+    options = {name: getattr(given, name) for name in ("seed", "batch", "dtype", "workers", "corrupt_on", "channels_last", "executor")}
+    with going_on():
+        answers = measure(Answering(given.opened, given.model), given.source, given.names, given.levels, given.whose, asked.folder(given.above), given.chosen,
+                          device=given.place, shard=given.part, **options)
+    took = f"{len(given.rows)} conditions, {time.monotonic() - start:.0f} s"
+    if given.part != (0, 1):
+        return out.print(f"shard {given.shard}: {len(answers):,} of {sum(asked.blocks.values()):,} images, {took}; when all shards are done: robustnb merge {shown_path(given.above)} ... --out FOLDER", markup=False)
+    asked.facts |= passing_facts(" ".join(["robustnb", *sys.argv[1:]]))
+    write_card(asked, answers, given.target)
+    out.print(f"{len(answers):,} images, {took}; report: {shown_path(given.target / 'report.html')}", markup=False)
+    return given.target
+
+# %% ../nbs/66_cli.ipynb #1342b5d6
 @app.command("evaluate")
 def evaluate_model(
     model: Annotated[str, typer.Argument(help="A network's name (resnet20, or torchvision's with its published weights, resnet50:IMAGENET1K_V1), timm:NAME, torchhub:REPO:NAME, hf:ORG/NAME, robustbench:NAME, a TorchScript, torch.export or ONNX file, or module:factory")],
@@ -592,63 +770,24 @@ def evaluate_model(
     folder: Annotated[Path | None, typer.Option("--out", help="Where the report goes [default: a folder of its own in robustness/]", show_default=False)] = None,
 ) -> None:
     "Measure a model's robustness: a table, figures and a self-contained HTML report."
-    if also: return evaluate_several([(model, weights), *map(with_weights, also)], dict(locals()))
+    given = SimpleNamespace(**locals())
+    if also: return evaluate_several([(model, weights), *map(with_weights, also)], vars(given))
     on_cluster(executor, address)
-    import torch
-
-    from robustnb import scorecard
     from robustnb.formats import READERS
-    from robustnb.hubs import find_hub, prepared_source
-    from robustnb.opening import Answering
-    from robustnb.robustness import Answers, baseline_errors, benchmark_for, conditions, measure
-    from robustnb.sources import balanced_positions, open_source
-    from robustnb.streaming import Settings, plan
+    from robustnb.scorecard import namesakes
 
-    check_choice(precision, ("fp32", "bf16", "fp16"), "precision")
-    names, levels = chosen_conditions(corruptions, severities, subset)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype, part = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision], shard_of(shard)
-    for note in scorecard.namesakes(model, data): err.print(f"note: {note}", markup=False)
-    if data not in READERS and (published := published_set(data, class_index, size)) is not None:
-        if refused := [word for word, given in (("--shard", shard != "0/1"), ("--corrupt-on", corrupt_on != "cpu"), ("--benchmark", benchmark), ("--split", split != "test")) if given]:
-            raise ChoiceError(f"a published set is evaluated as it is; leave {' and '.join(refused)} out")
-        rows = published_rows(published, corruptions, severities, subset)
-        options = dict(batch=batch, dtype=dtype, device=place, workers=workers, channels_last=channels_last)
-        return evaluate_published(published, rows, model, weights, normalize, expect, images, baseline, clean, data_dir, folder, precision, options)
+    settle_options(given)
+    for note in namesakes(model, data): err.print(f"note: {note}", markup=False)
+    given.published = None if data in READERS else published_set(data, class_index, size)
+    if given.published is not None:
+        settle_published(given)
+        return evaluate_published(given)
     if clean: raise ChoiceError("--clean is for published sets; other images are clean themselves")
-    try:
-        hub = find_hub(model, weights, size)
-        source = prepared_source(open_source(data, split, size, class_index, data_dir), hub and hub.preparation, size is not None)
-        chosen = balanced_positions(source, images)
-        opened, assumed = scorecard.opened(hub or model, source.head(), weights, normalize, class_index is not None)
-        whose, against = benchmark_for(source.head(1), benchmark), baseline_of(baseline)
-        rows = conditions(names, levels, whose)
-        scorecard.same_constants(against, whose)
-        if against is not None: baseline_errors(Answers(rows, torch.zeros(0), torch.zeros(0), whose), against)  # before hours are spent
-        torch.zeros(1, device=place)
-        if isinstance(opened, torch.nn.Module): opened = opened.to(place)
-        for word, text in assumed.items(): err.print(f"{word}: {text}", markup=False)
-        if expect is not None and (wrong := scorecard.not_as_expected(Answering(opened, model), source, expect, chosen, batch, place, dtype)): raise ChoiceError(wrong)
-        settings = Settings(whose, seed, batch, dtype, place, workers, part, corrupt_on, channels_last, executor=executor)
-        drawn = "cpu" if corrupt_on == "cpu" else torch.device(place).type
-        clear = lambda text: "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(text).name)
-        answering = scorecard.identity(model, opened, source, f"{precision} {normalize} {chosen} {drawn}")
-        every = {b: len(p) for b, p in plan(len(source), chosen).items()}
-        name = hashlib.sha256(repr((answering, rows, whose, seed, against.to_csv() if hasattr(against, "to_csv") else against)).encode()).hexdigest()[:16]
-        asked = scorecard.Evaluation(name, answering, f"Robustness of {Path(model).name} on {source.name}", scorecard.lasting_facts(model, source, sum(every.values()), whose, len(rows), drawn) | assumed, whose, rows,
-                                     [settings.key(row) for row in rows], every, against.to_csv(index=False) if hasattr(against, "to_csv") else against)
-        target = scorecard.report_folder(folder, f"{clear(model)}-on-{clear(source.name)}", name) if part == (0, 1) else None
-        above = folder or Path("robustness")
-        if part != (0, 1): asked.write(above)
-    except (ValueError, RuntimeError, OSError, AssertionError) as error: raise ChoiceError(scorecard.first_line(error)) from None
-    start = time.monotonic()
-    with going_on(): answers = measure(Answering(opened, model), source, names, levels, whose, asked.folder(above), chosen, seed=seed, batch=batch, dtype=dtype, device=place, workers=workers, shard=part, corrupt_on=corrupt_on, channels_last=channels_last, executor=executor)
-    if part != (0, 1): return out.print(f"shard {shard}: {len(answers):,} of {sum(every.values()):,} images, {len(rows)} conditions, {time.monotonic() - start:.0f} s; when all shards are done: robustnb merge {shown_path(above)} ... --out FOLDER", markup=False)
-    asked.facts |= scorecard.passing_facts(" ".join(["robustnb", *sys.argv[1:]]))
-    write_card(asked, answers, target)
-    out.print(f"{len(answers):,} images, {len(rows)} conditions, {time.monotonic() - start:.0f} s; report: {shown_path(target / 'report.html')}", markup=False)
-    return target  # of no use to a shell
-
+    with in_one_line():
+        for step in (open_images_and_model, check_constants, ready_model): step(given)
+        given.asked = planned_evaluation(given)
+        find_target(given)
+    return run_evaluation(given)  # of no use to a shell
 
 # %% ../nbs/66_cli.ipynb #8a213cb7
 @app.command("weights")

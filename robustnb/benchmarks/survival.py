@@ -35,12 +35,14 @@ PROTOCOLS = {
     "reduced": [SurvivalCell(1_000, 30)],
     "full": [SurvivalCell(5_000, 100)],
 }
-TEST_FILES = ("test_hostile.py", "test_disk.py", "test_kills.py", "test_cluster.py")
+TEST_FILES = (
+    "test_hostile.py", "test_disk.py", "test_kills.py", "test_properties.py", "test_determinism.py", "test_cluster.py",
+)
 
 # %% ../../nbs/benchmarks/06_survival.ipynb #de041f9d
-def tallied(folder: Path) -> dict:  # fuzzed, writes, kills, tests; by: the first three by what was tried
+def tallied(folder: Path) -> dict:  # fuzzed, odd, writes, kills, twice, tests; by: all but the last by what was tried
     "What the tests wrote into their folder."
-    lines = {name: Counter((folder / name).read_text().splitlines()) if (folder / name).is_file() else Counter() for name in ("inputs", "writes", "kills")}
+    lines = {name: Counter((folder / name).read_text().splitlines()) if (folder / name).is_file() else Counter() for name in ("inputs", "odd", "writes", "kills", "twice")}
     lines["fuzzed"] = lines.pop("inputs")
     suites = ElementTree.parse(folder / "report.xml").getroot().iter("testsuite")
     return {name: found.total() for name, found in lines.items()} | dict(tests=sum(int(s.get("tests")) for s in suites), by={name: dict(found) for name, found in lines.items()})
@@ -55,7 +57,7 @@ def run_survival_cell(
     if root is None or not (root / "tests").is_dir(): raise FileNotFoundError("the tests are in a checkout of robustnb, and this is none")
     plain = {k: v for k, v in os.environ.items() if not k.startswith("ROBUSTNB_") or k in ("ROBUSTNB_CACHE", "ROBUSTNB_DATA")}
     with tempfile.TemporaryDirectory() as folder:
-        asked = dict(ROBUSTNB_FAULTS=folder, ROBUSTNB_FUZZ=str(cell.inputs), ROBUSTNB_KILLS=str(cell.moments), ROBUSTNB_PROGRESS="0", OMP_NUM_THREADS="1")
+        asked = dict(ROBUSTNB_FAULTS=folder, ROBUSTNB_FUZZ=str(cell.inputs), ROBUSTNB_KILLS=str(cell.moments), ROBUSTNB_PROPERTIES=str(max(6, cell.inputs // 10)), ROBUSTNB_PROGRESS="0", OMP_NUM_THREADS="1")
         words = [*(f"tests/{name}" for name in TEST_FILES), "-p", "no:cacheprovider", f"--junitxml={folder}/report.xml", *(["-k", cell.only] if cell.only else [])]
         done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=root, env=plain | asked, capture_output=True, text=True)
         if done.returncode: raise RuntimeError("a test failed:\n" + "\n".join(done.stdout.splitlines()[-30:]))
@@ -110,6 +112,17 @@ MENDED = (  # where, what went wrong, what happens now
     ('site', 'a rename that failed left no site until the next build', 'the old one is put back at once'),
     ('command line', 'a full, read-only or broken disk ended in a traceback', 'a sentence that says that the same command goes on'),
     ('cache', 'without HOME, RuntimeError', 'a sentence that names ROBUSTNB_CACHE'),
+    ('Grad-CAM, loss surfaces, gradient alignment', "images or labels made under inference mode raised PyTorch's error", 'they are copied before a gradient is taken'),
+    ('Grad-CAM, loss surfaces, gradient alignment', 'no images, or bytes, raised IndexError or RuntimeError', 'ValueError or TypeError that says what is needed'),
+    ('statistics', 'NaN and infinities in means, effect sizes and bootstraps gave NaN in silence', 'ValueError'),
+    ('statistics', 'correlations beyond 1, of two points, or printed as no number, gave numbers, NaN or errors of decimal', 'ValueError that names what was given'),
+    ('statistics', 'tensors with a gradient were refused with an error of PyTorch', 'their numbers are taken'),
+    ('calibration', 'levels beyond (0,1), no bins, no draws, labels without a set, NaN as threshold raised any of six errors, or none', 'ValueError with what is allowed'),
+    ('metrics', 'confidences beyond [0,1], NaN, and answers that do not pair off', 'ValueError with both shapes or the range'),
+    ('published sets', 'a manifest of other kinds raised KeyError, TypeError or AttributeError', 'DataError that names the file'),
+    ('published sets', "arrays raised errors of Python's tokenizer, lists of classes those of Unicode", 'DataError that names the file'),
+    ('kept tensors', "a broken one raised errors of Python's tokenizer", 'it is computed again'),
+    ('model files', 'names of parts that are no text raised UnicodeDecodeError', 'left to the reader of weights, which refuses it'),
 )
 
 # %% ../../nbs/benchmarks/06_survival.ipynb #b8df003e

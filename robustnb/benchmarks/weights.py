@@ -9,7 +9,7 @@ __all__ = ['LENETS', 'RESNET', 'PROTOCOLS', 'weights', 'WeightsCell', 'weights_c
 # %% ../../nbs/benchmarks/05_weights.ipynb #c11e8880
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ import torch
 from ..basics import atomic_write, nearest
 from ..data import subset
 from ..images import ImageSet
-from ..lab.experiments import default_cache, trained_once
+from ..lab.experiments import default_cache
 from ..lab.records import Record, Store
 from ..layers import Classifier, seeded
 from ..models import MODELS, load_weights
@@ -74,13 +74,8 @@ def trained_for(
     if cell.base: return pretrained(cell.base, context.of("pretraining", "robustnb.papers.dem_hec.pretraining"))[0]
     model = build_model(cell.net, cell.seed)
     recipe = Recipe(epochs=cell.epochs, batch=cell.batch, lr=cell.lr, schedule="cosine")
-    options = dict(seed=cell.seed, device=context.device, progress=context.workers == 1)
-
-    def make(folder):
-        fit(model, images_for(cell, "train"), recipe=recipe, checkpoint=folder / "training.pt", **options)
-        return model.state_dict()
-
-    model.load_state_dict(trained_once(replace(cell, images=0), context, make, "cpu"))
+    checkpoint = context.checkpoint_dir / "training.pt"
+    fit(model, images_for(cell, "train"), recipe=recipe, seed=cell.seed, checkpoint=checkpoint, progress=context.workers == 1)
     return model.eval()
 
 # %% ../../nbs/benchmarks/05_weights.ipynb #d01311db
