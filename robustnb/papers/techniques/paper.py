@@ -17,6 +17,7 @@ PAPER = Paper(
         "techniques-masking": "robustnb.papers.techniques.protocol:masking",
         "techniques-domains": "robustnb.papers.techniques.domains:whole",
         "techniques-transfers": "robustnb.papers.techniques.transfers:whole",
+        "techniques-cifar10": "robustnb.papers.techniques.photographs:whole",
     },
     place=4,
     printed="robustnb.papers.techniques.claims:printed_names",
