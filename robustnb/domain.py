@@ -225,7 +225,7 @@ class DANN(Objective):
         target: ImageSet | Tensor,  # images of the target; labels are not looked at
         weight: float = 1.0,  # largest lambda, >= 0; 0: the discriminator only watches
         ramp: bool = True,  # lambda follows dann_weight over the recipe's epochs; False: constant
-        joint: bool = False,  # one batch for both domains, so that batch norm mixes them; False: two batches
+        joint: bool = True,  # one batch for both domains, normalised together; False: two, each by its own statistics
         hidden: int = 100,  # width of the discriminator's hidden layer
     ):
         if not weight >= 0: raise ValueError(f"weight is the largest lambda, at least 0, got {weight}")

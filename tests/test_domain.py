@@ -79,7 +79,7 @@ def test_dann_resumed_is_dann_unbroken(tmp_path, joint):
 def test_another_target_or_setting_is_another_training(tmp_path):
     settings = dict(recipe=Recipe(epochs=1, batch=16), checkpoint=tmp_path / "c.pt", **QUIET)
     fit(net(), SOURCE, DANN(TARGET), **settings)
-    for other in (DANN(images(37, 0.3, 2)), DANN(TARGET, joint=True), DANN(TARGET, weight=0.5)):
+    for other in (DANN(images(37, 0.3, 2)), DANN(TARGET, joint=False), DANN(TARGET, weight=0.5)):
         with pytest.raises(ValueError, match="belongs to another training"): fit(net(), SOURCE, other, **settings)
 
 

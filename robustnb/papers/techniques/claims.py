@@ -133,7 +133,7 @@ class Bench:
         return values if self.at is None else values[self.at].item()
 
 # %% ../../../nbs/papers/techniques/20_claims.ipynb #7177a2cd
-AT = ["fgsm", "fgsm_rs", "pgd", "pgd_mixed", "pgd_smoothed", "trades", "fine_tuned", "ensemble_adversarial"]
+AT = ["fgsm", "fgsm_rs", "pgd", "pgd_mixed", "pgd_smoothed", "trades", "free", "fine_tuned", "ensemble_adversarial"]
 KINDS = ["nearest", "bilinear", "bicubic"]
 SIZES = list(transfers.SIZES)
 FUNCTIONS = ("col", "angle", "few", "uneven", "net", "mask", "failed", "dom", "tr", "all_three", "between_seeds", "rising", "spread")

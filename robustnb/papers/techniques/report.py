@@ -35,14 +35,14 @@ TITLES = {
     "standard": "standard", "dropout": "dropout 0.5", "weight_decay": "weight decay", "batch_norm": "batch norm", "label_smoothing": "label smoothing", "early_stopping": "early stopping",
     "rotations": "rotations ±10°", "translations": "translations", "noise": "noise", "mixup": "mixup", "cutmix": "CutMix",
     "fgsm": "FGSM", "fgsm_rs": "FGSM, random start", "pgd": "PGD", "pgd_mixed": "PGD, half clean", "pgd_smoothed": "PGD, smoothed labels", "pgd_short": "PGD, two fifths of the epochs",
-    "trades": "TRADES", "fine_tuned": "PGD fine-tuning", "ensemble_adversarial": "ensemble adversarial", "distilled": "defensive distillation",
+    "trades": "TRADES", "free": "free (4 replays)", "fine_tuned": "PGD fine-tuning", "ensemble_adversarial": "ensemble adversarial", "distilled": "defensive distillation",
     "mc_dropout": "MC dropout", "ensemble": "ensemble of 3", "temperature": "temperature", "laplace": "Laplace", "variational": "variational last layer",
     "net_plain": "plain", "net_skip": "skip connections", "net_attention": "skip connections and attention", "rounded": "rounded pixels",
     "source_only": "source only", "dann": "DANN", "adda": "ADDA", "tent": "TENT", "target_only": "target only",
     "scratch": "from scratch", "all": "all trains", "upper": "upper part trains", "head": "head trains"}
 FAMILIES = {
     "regularisation": ("dropout", "weight_decay", "batch_norm", "label_smoothing"), "augmentation": ("rotations", "translations", "noise", "mixup", "cutmix"),
-    "adversarial training": ("fgsm", "fgsm_rs", "pgd", "pgd_mixed", "pgd_smoothed", "pgd_short", "trades", "fine_tuned", "ensemble_adversarial"), "masked": ("distilled",),
+    "adversarial training": ("fgsm", "fgsm_rs", "pgd", "pgd_mixed", "pgd_smoothed", "pgd_short", "trades", "free", "fine_tuned", "ensemble_adversarial"), "masked": ("distilled",),
     "uncertainty": ("mc_dropout", "ensemble", "temperature", "laplace", "variational")}
 COLUMNS = {"clean": "clean", "corrupted": "15 x 5", "fgsm": "FGSM", "pgd": "PGD-20", "worst": "worst case", "shifted": "shifted domain"}
 ASKED = {"mc_dropout": "dropout", "temperature": "standard", "laplace": "standard", "variational": "standard"}  # whose net answers
