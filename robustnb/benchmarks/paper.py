@@ -14,6 +14,7 @@ PAPER = Paper(
     title="Benchmarks",
     experiments={
         "benchmark-dem-hec": "robustnb.benchmarks.dem_hec:benchmark",
+        "benchmark-techniques": "robustnb.benchmarks.techniques:benchmark",
         "weights": "robustnb.benchmarks.weights:weights",
         "survival": "robustnb.benchmarks.survival:survival",
     },

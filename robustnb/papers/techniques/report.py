@@ -6,9 +6,9 @@
 __all__ = ['TITLES', 'FAMILIES', 'COLUMNS', 'ASKED', 'LOWER', 'NOTE', 'family_of', 'title', 'estimate', 'against', 'difference',
            'cell', 'rows_of', 'value', 'cost', 'seconds', 'bench_table', 'unsure_table', 'p_of', 'differences',
            'difference_table', 'tradeoff_figure', 'domain_table', 'transfer_table', 'net_table', 'masking_table',
-           'few_table', 'rotation_table', 'band', 'dropout_figure', 'angle_figure', 'entropy_figure', 'shown',
-           'opening', 'winner', 'key', 'figure_of', 'named', 'bench_advice', 'domain_advice', 'transfer_advice',
-           'advice', 'front', 'family_page']
+           'few_table', 'rotation_table', 'photo_rows', 'photo_table', 'ours_of', 'reference_table', 'band',
+           'dropout_figure', 'angle_figure', 'entropy_figure', 'shown', 'opening', 'winner', 'key', 'figure_of',
+           'named', 'bench_advice', 'domain_advice', 'transfer_advice', 'advice', 'best_world', 'front', 'family_page']
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #e55eec9e
 import html
@@ -20,10 +20,12 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
 
-from ...lab.predicates import Missing
-from ...lab.records import describe_machine
+from ...lab.predicates import AtOnce, Missing, parsed
+from ...lab.records import Store, describe_machine
 from ...lab.report import banner, number, percent, points, small, table, theme, with_interval
-from .claims import AT, KINDS, SIZES, World, protocol_angles
+from ...lab.verdicts import paper_table
+from . import photographs
+from .claims import AT, KINDS, PROFILES, SIZES, World, protocol_angles, world_of
 from .domains import METHODS
 from .protocol import BENCH, NETS, PS, bench_cells
 from .transfers import WAYS
@@ -33,7 +35,7 @@ from ...statistics import holm
 # %% ../../../nbs/papers/techniques/30_report.ipynb #4107c94f
 TITLES = {
     "standard": "standard", "dropout": "dropout 0.5", "weight_decay": "weight decay", "batch_norm": "batch norm", "label_smoothing": "label smoothing", "early_stopping": "early stopping",
-    "rotations": "rotations ±10°", "translations": "translations", "noise": "noise", "mixup": "mixup", "cutmix": "CutMix",
+    "rotations": "rotations ±10°", "translations": "translations", "crop_flip": "shifts and mirroring", "noise": "noise", "mixup": "mixup", "cutmix": "CutMix",
     "fgsm": "FGSM", "fgsm_rs": "FGSM, random start", "pgd": "PGD", "pgd_mixed": "PGD, half clean", "pgd_smoothed": "PGD, smoothed labels", "pgd_short": "PGD, two fifths of the epochs",
     "trades": "TRADES", "free": "free (4 replays)", "fine_tuned": "PGD fine-tuning", "ensemble_adversarial": "ensemble adversarial", "distilled": "defensive distillation",
     "mc_dropout": "MC dropout", "ensemble": "ensemble of 3", "temperature": "temperature", "laplace": "Laplace", "variational": "variational last layer",
@@ -223,6 +225,53 @@ def rotation_table(world: World) -> HTML:
              "seconds": cell(world, "few", ("rotations", amount, kind), "train_seconds", lambda found: f"{found.value:.1f}", 1.0)} for amount, kind in [*((10.0, kind) for kind in KINDS), (45.0, "bilinear"), (180.0, "bilinear")]]
     return table(pd.DataFrame([{"range": "none", "interpolation": "", "test": cell(world, "few", ("standard", 0.0, ""), "clean"), "15 x 5": cell(world, "few", ("standard", 0.0, ""), "corrupted"), "seconds": cell(world, "few", ("standard", 0.0, ""), "train_seconds", lambda found: f"{found.value:.1f}", 1.0)}, *rows]), "On few training images.")
 
+# %% ../../../nbs/papers/techniques/30_report.ipynb #1a10cac5
+def photo_rows(world: World) -> dict[str, int]:
+    "Techniques on photographs with records, and their seeds."
+    found = {name: len(world.cells.get(f"photos {name}", {})) for name in photographs.ROWS}
+    if not any(found.values()): raise Missing(f"photographs in the {world.profile} profile")
+    return {name: seeds for name, seeds in found.items() if seeds}
+
+
+def photo_table(world: World) -> HTML:
+    "The bench's techniques on photographs; not comparable: other images, another net, a small budget."
+    known, one, rows = photo_rows(world), photographs.photo_cells(world.profile)[0], []
+    heads = dict(clean="clean", corrupted=f"15 x {len(one.severities)}", fgsm="FGSM", pgd="PGD-20", pgd_small=f"PGD-20, {255 * one.small_eps:g}/255", worst="worst case", gap="train − test")
+    plain = lambda found: f"{found.value:.2f} <span style='white-space:nowrap;opacity:.75'>[{found.low:.2f}, {found.high:.2f}]</span>"
+    unsure = dict(clean_nll="NLL", clean_ece="ECE", corrupted_ece=f"ECE, 15 x {len(one.severities)}", corrupted_aurc=f"AURC, 15 x {len(one.severities)}")
+    passes = lambda name: world.values(f"photos {name}", (name,), "passes")[0]
+    for name, seeds in known.items():
+        ask = lambda column, *how, name=name: cell(world, f"photos {name}", (name,), column, *how)
+        rows.append({"": title(name), "seeds": seeds, **{head: ask(column) for column, head in heads.items()}, **{head: ask(column, plain, 1.0) for column, head in unsure.items()},
+                     "passes": f"{passes(name) / passes('standard'):.1f}" if "standard" in known else f"{passes(name):,.0f}"})
+    lacking = [title(name) for name in photographs.ROWS if name not in known]
+    return table(pd.DataFrame(rows), f"CIFAR-10, {'a small net' if one.net == 'small' else 'ResNet-20'}, {one.images:,} training images, {one.epochs} epochs, radius {255 * one.eps:g}/255 in training and test. Accuracies in per cent with 95% intervals over seeds and test images: "
+                 f"{one.n_test:,} clean, {one.n_corrupted:,} under 15 corruptions at {len(one.severities)} severities, {one.n_attacked:,} attacked, {one.n_worst:,} in the worst case. Rows with one seed have no interval over seeds, and rows with different seeds are not paired."
+                 + (f" Not run yet: {', '.join(lacking)}." if lacking else ""))
+
+
+# %% ../../../nbs/papers/techniques/30_report.ipynb #22bf2c66
+def ours_of(world: World, expression: str) -> Estimate:
+    "An expression over the records, with its interval."
+    world.at = None
+    try: return summary(np.asarray(AtOnce(world.names())(parsed(expression), {}), float))
+    finally: world.at = 0
+
+
+def reference_table(
+    world: World,
+    page: str,  # of references.csv: adversarial, domain, uncertainty, cifar10
+) -> HTML:
+    "Printed beside ours."
+    rows, found = [], paper_table("techniques_references", text=True)
+    for row in found[found.page == page].itertuples():
+        form = percent if row.what.endswith("%") else points if row.what.endswith("points") else lambda e: with_interval(*e[:3])
+        try: ours = form(ours_of(world, row.ours))
+        except Missing: ours = "not run"
+        rows.append({"": row.what, "printed": row.printed.replace("-", "−"), "ours": ours, "where printed": html.escape(row.who), "why they differ": html.escape(row.why)})
+    return table(pd.DataFrame(rows), f"Ours: the {world.profile} records, 95% intervals over seeds and test images.")
+
+
 # %% ../../../nbs/papers/techniques/30_report.ipynb #898c7228
 def band(ax, x: Sequence, values: np.ndarray, label: str):  # values [len(x),1+R]
     "A line with its 95% band."
@@ -359,6 +408,14 @@ def advice(world: World) -> list[str]:
         try: sayings.append(make(world))
         except Missing as missing: sayings.append(f"{what}: not run ({missing.args[0]}).")
     return sayings
+
+
+def best_world(store: Store) -> World:
+    "The best profile in which the bench has a whole seed; the roughest where none has."
+    for profile in PROFILES:
+        world = world_of(store, profile)
+        if "bench" in world.cells: return world
+    return world
 
 
 def front(world: World) -> Markdown:
