@@ -14,5 +14,6 @@ PAPER = Paper(
     title="Benchmarks",
     experiments={
         "benchmark-dem-hec": "robustnb.benchmarks.dem_hec:benchmark",
+        "weights": "robustnb.benchmarks.weights:weights",
     },
 )
