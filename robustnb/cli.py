@@ -116,8 +116,9 @@ def reproduce_notebooks(
 # %% ../nbs/66_cli.ipynb #d6bfa569
 @app.command("run")
 def run_cells_of(
-    experiment: Annotated[str | None, typer.Argument(help="e.g. study-rq1 [default: list them]", show_default=False)] = None,
+    experiment: Annotated[list[str] | None, typer.Argument(help="e.g. study-rq1; several run in this order [default: list them]", show_default=False)] = None,
     profile: Profile = "quick",
+    minutes: Annotated[float | None, typer.Option(help="Stop after so many; the most valuable cells come first", min=0, show_default=False)] = None,
     records: Records = None,
     reuse: Annotated[bool, typer.Option("--reuse", help="Take finished cells from the committed results/ too")] = False,
     workers: Workers = None,
@@ -126,16 +127,23 @@ def run_cells_of(
     data_dir: DataDir = None,
 ) -> None:
     "Run the cells of an experiment that have no record yet, without notebooks."
-    if experiment is None:
+    if not experiment:
         out.print("experiments: " + ", ".join(experiments()))
         return
+    for name in experiment: check_choice(name, tuple(experiments()), "experiment")
     if data_dir: os.environ["ROBUSTNB_DATA"] = str(data_dir.resolve())
-    store = open_store(records and records.resolve(), reuse)
-    try: table = run_experiment(experiment, store, profile, experiments(), workers=workers or usable_cores(), executor=executor, stale=stale)
-    except KeyboardInterrupt:
-        out.print("\ninterrupted: finished cells are recorded; the same command goes on from there")
-        raise typer.Exit(130) from None
-    out.print(f"{len(table)} cells of {experiment} ({profile}) are recorded in {shown_path(store.path)}")
+    store, start = open_store(records and records.resolve(), reuse), time.monotonic()
+    for name in experiment:
+        left = None if minutes is None else minutes - (time.monotonic() - start) / 60
+        if left is not None and left <= 0:
+            out.print(f"{name}: no time left")
+            continue
+        options = dict(workers=workers or usable_cores(), executor=executor, stale=stale, minutes=left)
+        try: table = run_experiment(name, store, profile, experiments(), **options)
+        except KeyboardInterrupt:
+            out.print("\ninterrupted: finished cells are recorded; the same command goes on from there")
+            raise typer.Exit(130) from None
+        out.print(f"{len(table)} cells of {name} ({profile}) are recorded in {shown_path(store.path)}")
 
 # %% ../nbs/66_cli.ipynb #084eede9
 records_app = typer.Typer(help="List, check and promote records.", invoke_without_command=True, no_args_is_help=False)

@@ -6,8 +6,8 @@
 __all__ = ['ONE_THREAD', 'EXECUTORS', 'describe', 'check_cells', 'checkpoint_code', 'Place', 'Context', 'Job', 'Plan', 'finished',
            'attempt', 'outcome', 'die_with_parent', 'environment', 'work', 'Worker', 'hire', 'listen', 'dismiss',
            'in_pool', 'in_process', 'on_ray', 'Tracker', 'fingerprint', 'usable', 'missing', 'CellsFailed',
-           'check_importable', 'usable_cores', 'default_cache', 'runner', 'computing', 'leave_out', 'run_cells',
-           'run_experiment']
+           'check_importable', 'usable_cores', 'default_cache', 'runner', 'computing', 'leave_out', 'TimeUp',
+           'time_limit', 'run_cells', 'run_experiment']
 
 # %% ../../nbs/lab/10_experiments.ipynb #de5836ce
 import contextlib
@@ -433,6 +433,28 @@ def leave_out(
         with open(file, "a") as notes: notes.write(json.dumps(dict(experiment=plan.experiment, profile=plan.profile, missing=len(jobs), total=total)) + "\n")
     return []
 
+# %% ../../nbs/lab/10_experiments.ipynb #2c1fbf80
+class TimeUp(BaseException):
+    "The minutes of a run are over; no Exception, so that no cell takes it for a failure of its own."
+
+
+@contextlib.contextmanager
+def time_limit(
+    minutes: float | None,  # None: no limit
+) -> Iterator[None]:
+    "Leave the block when the time is over."
+    if minutes is None:
+        yield
+        return
+    def ring(number, frame): raise TimeUp
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(60 * minutes, 1e-3))
+    try:
+        with contextlib.suppress(TimeUp): yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
 # %% ../../nbs/lab/10_experiments.ipynb #2da4ff4b
 def run_cells(
     experiment: str,  # name: that of the record file
@@ -448,6 +470,7 @@ def run_cells(
     executor: str | None = None,  # local | ray; None: ROBUSTNB_EXECUTOR, else local
     cost: Callable | None = None,  # cost(cell) -> expected work, for order and ETA
     cache: Path | None = None,  # checkpoints and locks; None: robustnb.basics.cache_dir()
+    minutes: float | None = None,  # stop after so many; cells then start in the order given, the most valuable first
 ):  # -> DataFrame, a row per cell in the order given: settings, metrics, provenance
     "Run the cells that have no record yet; return the records of all."
     check_choice(profile, PROFILES, "profile")
@@ -458,8 +481,9 @@ def run_cells(
     plan = Plan(experiment, function, store, profile, fingerprint(data), workers, cache or default_cache())
     jobs = missing(cells, plan, cost, resume, os.environ.get("ROBUSTNB_STALE") == "1" if stale is None else stale)
     if not computing(): jobs = leave_out(jobs, plan, len(cells))
+    if minutes is not None: jobs.sort(key=lambda job: cells.index(job.cell))
     tracker, failures = Tracker(plan, jobs, len(cells), progress), []
-    with contextlib.closing(tracker.bar), contextlib.closing(runner(jobs, plan, executor)) as results:
+    with contextlib.closing(tracker.bar), contextlib.closing(runner(jobs, plan, executor)) as results, time_limit(minutes):
         for job, error in results:
             if error:
                 failures.append((job.cell, error))
