@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MARK', 'FORMATS', 'PARTS', 'STYLE', 'CAPTIONS', 'kind_of_file', 'ModelError', 'first_line', 'from_factory',
-           'from_file', 'from_name', 'pretrained', 'normalises', 'after', 'open_model', 'check_model', 'class_places',
-           'is_report', 'pictures_of', 'class_folders', 'ambiguous', 'image_folder', 'natural_size', 'open_images',
-           'identity', 'report_folder', 'calibration_figure', 'Scorecard', 'html_table', 'with_bounds', 'page',
-           'write_report', 'run_facts']
+           'from_file', 'from_name', 'with_shipped', 'pretrained', 'normalises', 'after', 'open_model', 'check_model',
+           'class_places', 'is_report', 'pictures_of', 'class_folders', 'ambiguous', 'image_folder', 'natural_size',
+           'open_images', 'identity', 'report_folder', 'calibration_figure', 'Scorecard', 'html_table', 'with_bounds',
+           'page', 'write_report', 'run_facts']
 
 # %% ../nbs/55_scorecard.ipynb #963e41c1
 import base64
@@ -39,6 +39,7 @@ from .images import ImageSet
 from .layers import normalize_for
 from .metrics import reliability
 from .models import MODELS, WrongShapes, create, load_weights, model_names
+from .weights import shipped
 from .basics import machine, now, versions
 from .robustness import Answers, family_curves, heatmap, summarise, tabulate
 
@@ -92,10 +93,11 @@ def from_name(
     classes: int,  # of the images
     channels: int,  # of the images
     any_outputs: bool = False,  # may it have more outputs than classes?
+    images: str = "",  # the name of the data set: its weights are taken where no others are given
 ) -> nn.Module:
     "A network of this package or of torchvision, with weights."
     if name not in model_names(): raise ModelError(nearest(name, model_names(), "model") + "; or give a file, or module:factory")
-    if weights is None and name in MODELS: raise ModelError(f"{name} has no pretrained weights; give a file of weights (--weights), such as a checkpoint of robustnb.training.fit")
+    if name in MODELS and (weights is None or not Path(weights).exists() and (name, str(weights)) in shipped()): return with_shipped(name, str(weights or images))
     if weights is None: return pretrained(name, classes, any_outputs)
     if not Path(weights).exists(): raise FileNotFoundError(f"no file of weights at {weights}")
     fresh = lambda outputs: create(name, classes=outputs, **(dict(in_channels=channels) if channels != 3 else {}))
@@ -105,6 +107,17 @@ def from_name(
             if error.classes is None: raise
             return load_weights(fresh(error.classes), weights)  # other outputs than the images have classes: `check_model` tells
     except Exception as error: raise ModelError(first_line(error)) from error
+
+
+def with_shipped(
+    name: str,  # a network of this package
+    weights: str,  # what it was trained on
+) -> nn.Module:
+    "A network with weights that come with the package. ModelError that says for what there are some."
+    known = [trained for net, trained in shipped() if net == name]
+    if weights in known: return create(name, weights=weights)
+    there = f"with weights for {', '.join(known)}" if known else "without weights"
+    raise ModelError(f"{name} comes {there}, not for {weights}; give a file of weights (--weights), such as a checkpoint of robustnb.training.fit")
 
 
 def pretrained(
@@ -147,7 +160,7 @@ def open_model(
     elif ":" in spec: model = from_factory(spec)
     elif path.suffix in (".pt", ".pth", ".pt2", ".ts"): raise FileNotFoundError(f"no model file at {spec}")
     elif normalize and spec in model_names(): raise ModelError(f"{spec} normalises its pixels itself; leave --normalize out, which is for models that expect normalised pixels")
-    else: model = from_name(spec, weights, len(data.classes), data.x.shape[1], any_outputs)
+    else: model = from_name(spec, weights, len(data.classes), data.x.shape[1], any_outputs, data.name)
     if normalize and normalises(model): raise ModelError(f"{spec} holds a layer that normalises already; leave --normalize out, or the pixels would be normalised twice")
     try: model = after(normalize, data.x.shape[1], model) if normalize else model
     except ValueError as error: raise ModelError(str(error)) from None
