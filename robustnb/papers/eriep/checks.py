@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ...images import ImageSet, sample
 from ...epm import FixedPolicy, Policy, discretise
 from ...eriep import ERIEP, final_loss, reference_of, synchronise
-from .protocol import EriepCell, eriep_cells, images_of, thin4, trained
+from ...data import subset
+from .protocol import EriepCell, eriep_cells, thin4, trained
 from ...gradcam import attention_drift, drift, fig4_blur, grad_cam
 from ...layers import seeded
 from ...operations import OPERATIONS
@@ -89,7 +90,7 @@ def run_attention_cell(
     "Grad-CAM of one network on clean and blurred images."
     wanted = network_of(cell)
     model, _ = trained(wanted, context.of("eriep", "robustnb.papers.eriep.protocol"))
-    test = images_of(wanted.data, "test", cell.images)
+    test = subset(wanted.data, "test", cell.images)
     x = test.float()
     table = attention_drift(model, x, fig4_blur(x, cell.radius), test.y, cell.target)
     context.artefact(

@@ -22,14 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from ...augment import resized_crop
-from ...basics import atomic_write, nearest
+from ...basics import nearest
 from ...cifar_resnet import ResNet
 from ...contrastive import SupCon, UniCL, linear_head
-from ...data import by_hand, load
+from ...data import by_hand, load, subset
 from ...epm import Policy, SearchRecipe, discretise, search
 from ...eriep import ERIEP, READINGS
 from ...formats import DataError, imagenet_root, imagenet_train
-from ...images import ImageSet, central, sample
+from ...images import ImageSet, central
+from ...lab.experiments import trained_once
 from ...layers import Classifier, seeded
 from ...models import create
 from .protocol import packed
@@ -97,8 +98,7 @@ def images_of(
         if root is None: raise DataError(f"imagenet cannot be had. {ways(data)}")
         if split == "train": return imagenet_train(root, count)
         return central(load(data, split, data_dir=root, size=256, limit=count or None))
-    found = sample("cifar10", split) if data == "sample" else load(data, split)
-    return found.balanced(count) if 0 < count < len(found) else found
+    return subset(data, split, count)
 
 # %% ../../../nbs/papers/eriep/12_large.ipynb #59d99142
 METHODS = ("CrossEntropy", "SupCon", "UniCL", "ERIEP")
@@ -248,17 +248,16 @@ def searched(
         LargeSearch(cell.data, cell.search_images, cell.search_epochs, min(cell.batch, 128), cell.seed),
         Policy(generator=torch.Generator().manual_seed(0)),
     )
-    with context.parent(wanted) as folder:
-        kept = folder / "policy.pt"
-        if not kept.is_file():
-            images = images_of(cell.data, "train", cell.train_images).balanced(wanted.images)
-            found = search(
-                central(images) if cell.data == "imagenet" else images,
-                recipe=SearchRecipe(epochs=wanted.epochs, batch=wanted.batch), seed=wanted.seed, device=context.device,
-                progress=context.workers == 1,
-            )
-            atomic_write(kept, lambda part: torch.save(found.policy.state_dict(), part))
-        policy.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True))
+
+    def make(folder):
+        images = images_of(cell.data, "train", cell.train_images).balanced(wanted.images)
+        return search(
+            central(images) if cell.data == "imagenet" else images,
+            recipe=SearchRecipe(epochs=wanted.epochs, batch=wanted.batch), seed=wanted.seed, device=context.device,
+            progress=context.workers == 1,
+        ).policy.state_dict()
+
+    policy.load_state_dict(trained_once(wanted, context, make, "cpu", "policy.pt"))
     return policy
 
 # %% ../../../nbs/papers/eriep/12_large.ipynb #7a3dc349
@@ -288,13 +287,12 @@ def trained(
     "The trained network of a cell: from the cache, or trained now."
     classes = images_of(cell.data, "train", cell.train_images).classes
     with seeded(1000 * cell.seed): model = build(cell.net, cell.data, len(classes)).to(context.device)
-    with context.parent(replace(cell, images=0)) as folder:
-        kept = folder / "model.pt"
-        if not kept.is_file():
-            story = train_cell(cell, model, context, folder)
-            atomic_write(kept, lambda part: torch.save(dict(model=model.state_dict(), story=story), part))
-            for name in ("training.pt", "head.pt"): (folder / name).unlink(missing_ok=True)
-        found = torch.load(kept, map_location=context.device, weights_only=True)
+
+    def make(folder):
+        story = train_cell(cell, model, context, folder)
+        return dict(model=model.state_dict(), story=story)
+
+    found = trained_once(replace(cell, images=0), context, make)
     model.load_state_dict(found["model"])
     return model.eval(), found["story"]
 

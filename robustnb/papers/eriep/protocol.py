@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['NETS', 'PROTOCOLS', 'PLANS', 'LOOKS', 'PERTURBED', 'COSTS', 'SHARES', 'whole', 'Enlarged', 'convnext', 'thin4',
-           'EriepCell', 'plain', 'eriep_cells', 'SearchCell', 'images_of', 'searched', 'fresh', 'objective_of',
-           'trained', 'conditions', 'packed', 'unpacked', 'run_eriep_cell', 'cost', 'Eriep', 'canaries']
+           'EriepCell', 'plain', 'eriep_cells', 'SearchCell', 'searched', 'fresh', 'objective_of', 'trained',
+           'conditions', 'packed', 'unpacked', 'run_eriep_cell', 'cost', 'Eriep', 'canaries']
 
 # %% ../../../nbs/papers/eriep/10_protocol.ipynb #3067bb0a
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...cifar_resnet import resnet18_small
-from ...basics import atomic_write, nearest
-from ...data import load
-from ...images import ImageSet, sample
+from ...basics import nearest
+from ...data import subset
+from ...images import ImageSet
 from ...epm import Policy, SearchRecipe, discretise, search
 from ...eriep import ERIEP, READINGS
+from ...lab.experiments import trained_once
 from ...layers import normalize_for, seeded
 from ...perturbations import perturb
 from ...plain_nets import PlainNet, cnn4, cnn8, cnn12, cnn16, vgg16_small
@@ -136,17 +136,6 @@ class SearchCell:
     seed: int
 
 
-@lru_cache(maxsize=4)
-def images_of(
-    data: str,  # as in `EriepCell`
-    split: str,  # train | test
-    count: int,  # equally many of each class
-) -> ImageSet:
-    "The images of a cell; read once per process."
-    found = sample("cifar10", split) if data == "sample" else load(data, split)
-    return found.balanced(count) if count < len(found) else found
-
-
 def searched(
     cell: EriepCell,
     context,  # of the experiment: where policies are kept
@@ -156,17 +145,16 @@ def searched(
         SearchCell(cell.data, cell.search_images, cell.search_epochs, cell.batch, cell.seed),
         Policy(generator=torch.Generator().manual_seed(0)),
     )
-    with context.parent(wanted) as folder:
-        kept = folder / "policy.pt"
-        if not kept.is_file():
-            found = search(
-                images_of(cell.data, "train", wanted.images),
-                recipe=SearchRecipe(epochs=wanted.epochs, batch=wanted.batch), seed=wanted.seed, device=context.device,
-                progress=context.workers == 1,
-            )
-            content = dict(policy=found.policy.state_dict(), rows=found.rows, stopped=found.stopped)
-            atomic_write(kept, lambda part: torch.save(content, part))
-        content = torch.load(kept, map_location="cpu", weights_only=True)
+
+    def make(folder):
+        found = search(
+            subset(cell.data, "train", wanted.images),
+            recipe=SearchRecipe(epochs=wanted.epochs, batch=wanted.batch), seed=wanted.seed, device=context.device,
+            progress=context.workers == 1,
+        )
+        return dict(policy=found.policy.state_dict(), rows=found.rows, stopped=found.stopped)
+
+    content = trained_once(wanted, context, make, "cpu", "policy.pt")
     policy.load_state_dict(content["policy"])
     return policy, dict(rows=content["rows"], stopped=content["stopped"])
 
@@ -194,24 +182,20 @@ def trained(
 ) -> tuple[nn.Module, dict]:
     "The trained network of a cell: from the cache, or trained now."
     model = fresh(cell).to(context.device)
-    with context.parent(replace(cell, images=0, sigmas=())) as folder:
-        kept = folder / "model.pt"
-        if not kept.is_file():
-            policy, search_log = searched(cell, context) if cell.search_images else (None, None)
-            objective, recipe = (
-                objective_of(cell, policy),
-                Recipe(epochs=cell.epochs, batch=cell.batch, lr=cell.lr, precision=cell.precision),
-            )
-            history = fit(
-                model, images_of(cell.data, "train", cell.train_images), objective, recipe, seed=cell.seed,
-                checkpoint=folder / "training.pt", device=context.device, progress=context.workers == 1,
-            )
-            lines = [str(discretise(p)) if p is not None else "" for p in (policy, objective.policy)]
-            story = dict(history=history.rows, search=search_log, policy=lines[0], policy_after=lines[1])
-            content = dict(model=model.state_dict(), story=story)
-            atomic_write(kept, lambda part: torch.save(content, part))
-            (folder / "training.pt").unlink(missing_ok=True)
-        found = torch.load(kept, map_location=context.device, weights_only=True)
+
+    def make(folder):
+        policy, search_log = searched(cell, context) if cell.search_images else (None, None)
+        objective = objective_of(cell, policy)
+        recipe = Recipe(epochs=cell.epochs, batch=cell.batch, lr=cell.lr, precision=cell.precision)
+        history = fit(
+            model, subset(cell.data, "train", cell.train_images), objective, recipe, seed=cell.seed,
+            checkpoint=folder / "training.pt", device=context.device, progress=context.workers == 1,
+        )
+        lines = [str(discretise(p)) if p is not None else "" for p in (policy, objective.policy)]
+        story = dict(history=history.rows, search=search_log, policy=lines[0], policy_after=lines[1])
+        return dict(model=model.state_dict(), story=story)
+
+    found = trained_once(replace(cell, images=0, sigmas=()), context, make)
     model.load_state_dict(found["model"])
     return model.eval(), found["story"]
 
@@ -249,7 +233,7 @@ def run_eriep_cell(
     "Search, train and question one network."
     if cell.reading not in READINGS: raise ValueError(nearest(cell.reading, READINGS, "reading"))
     model, story = trained(cell, context)
-    test = images_of(cell.data, "test", cell.images)
+    test = subset(cell.data, "test", cell.images)
     shown = conditions(test, cell.sigmas)
     correct = torch.stack([predict(model, images).argmax(1) == test.y for images in shown.values()])
     context.artefact("answers.npz", packed(correct, list(shown)))

@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'GRIDS', 'FOUR_LEVELS', 'QUESTIONS', 'PURPOSES', 'TEST_SEED', 'rq1', 'rq2', 'rq3', 'rq4', 'rq5', 'rq6',
-           'whole', 'StudyCell', 'clean_cell', 'four_factor_levels', 'study_cells', 'draw_for', 'images_of',
-           'training_set', 'recipe_of', 'fresh', 'trained', 'measure', 'run_study_cell', 'Question', 'canaries']
+           'whole', 'StudyCell', 'clean_cell', 'four_factor_levels', 'study_cells', 'draw_for', 'training_set',
+           'recipe_of', 'fresh', 'trained', 'measure', 'run_study_cell', 'Question', 'canaries']
 
 # %% ../../../nbs/papers/study/10_protocol.ipynb #3a6cea7d
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import nn
 
 from ...attacks import loss_sign
-from ...basics import atomic_write, nearest
-from ...data import load
-from ...images import ImageSet, sample
+from ...basics import nearest
+from ...data import subset
+from ...images import ImageSet
+from ...lab.experiments import trained_once
 from ...layers import seeded
 from ...levels import LEVELS, correct_at_levels, too_short
 from ...perturbations import normal_direction
@@ -125,15 +125,6 @@ def draw_for(
     return torch.Generator().manual_seed(1000 * cell.seed + PURPOSES.index(purpose))
 
 # %% ../../../nbs/papers/study/10_protocol.ipynb #ae6db687
-@lru_cache(maxsize=2)
-def images_of(
-    data: str,  # mnist | sample
-    split: str,  # train | test
-) -> ImageSet:
-    "The images that cells begin with; read once per process."
-    return sample("mnist", split) if data == "sample" else load(data, split)
-
-
 def training_set(
     cell: StudyCell,
     train: ImageSet,  # the original images
@@ -178,20 +169,18 @@ def trained(
 ) -> tuple[nn.Module, int]:  # the model in evaluation mode; the epochs that it was trained for
     "The trained model of a cell: from the cache, or trained now."
     model = fresh(cell).to(device)
-    with context.parent(cell) as folder:
-        kept = folder / "model.pt"
-        if not kept.is_file():
-            made = training_set(
-                cell, images_of(cell.data, "train"), lambda: trained(clean_cell(cell), context, device)[0]
-            )
-            history = fit(
-                model, made, recipe=recipe_of(cell), seed=cell.seed, checkpoint=folder / "training.pt", device=device,
-                progress=False,
-            )
-            content = dict(model=model.state_dict(), epochs=len(history.rows))
-            atomic_write(kept, lambda part: torch.save(content, part))
-            (folder / "training.pt").unlink(missing_ok=True)
-        found = torch.load(kept, map_location=device, weights_only=True)
+
+    def make(folder):
+        train, source = (
+            subset(cell.data, "train", embedded="mnist"), lambda: trained(clean_cell(cell), context, device)[0],
+        )
+        history = fit(
+            model, training_set(cell, train, source), recipe=recipe_of(cell), seed=cell.seed,
+            checkpoint=folder / "training.pt", device=device, progress=False,
+        )
+        return dict(model=model.state_dict(), epochs=len(history.rows))
+
+    found = trained_once(cell, context, make, device)
     model.load_state_dict(found["model"])
     return model.eval(), found["epochs"]
 
@@ -232,11 +221,11 @@ def run_study_cell(
     "Train and measure one model of the study."
     model, epochs = trained(cell, context, context.device)
     source, _ = trained(clean_cell(cell), context, context.device)
-    train = images_of(cell.data, "train")
+    train = subset(cell.data, "train", embedded="mnist")
     made = training_set(cell, train, lambda: source)
-    metrics, counts = measure(model, source, images_of(cell.data, "test"), cell.eval_levels)
+    metrics, counts = measure(model, source, subset(cell.data, "test", embedded="mnist"), cell.eval_levels)
     context.artefact("counts.npz", counts)
-    test_per_class = images_of(cell.data, "test").y.bincount().tolist()
+    test_per_class = subset(cell.data, "test", embedded="mnist").y.bincount().tolist()
     return dict(
         train=accuracy(model, made), **metrics, epochs_run=epochs, sheet=data_sheet(made, train),
         n_test=sum(test_per_class), test_per_class=test_per_class,
