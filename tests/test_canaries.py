@@ -254,3 +254,19 @@ def test_only_lines_that_a_revision_lacks_are_new(tmp_path):
     git("init"), git("add", "."), git("commit", "-m", "first")
     file.write_text('{"n":1}\n{"n":2}\n')
     assert canaries.added_notes(tmp_path, "HEAD") == [{"n": 2}] and len(canaries.added_notes(tmp_path)) == 2
+
+
+def test_records_that_an_answer_joins_to_todays_code_are_not_asked_about(monkeypatch, tmp_path):
+    old, young = (Record("toy", {"x": x}, {"size": 1.0}, "quick", commit="c", address=address, time=time)
+                  for x, address, time in ((1.0, "a", "2026-01-01"), (2.0, "b", "2026-02-01")))
+    asked, stale = [], {"a", "b"}
+    def answer(experiment, function, records, root):
+        asked.append(records[0].address)
+        stale.clear()  # a line of long ago says that a is b
+        return canaries.Verdict("toy", function, "c", [], [], dict(same=[["b", "today"]]))
+    monkeypatch.setattr(canaries, "groups", lambda *_: {("f", "c1"): [old], ("f", "c2"): [young]})
+    monkeypatch.setattr(canaries, "git_state", lambda _: ("c", False))
+    monkeypatch.setattr(canaries, "stale", lambda record: record.address in stale)
+    monkeypatch.setattr(canaries, "question", answer)
+    canaries.attest("toy", tmp_path)
+    assert asked == ["b"]

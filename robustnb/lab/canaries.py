@@ -462,9 +462,11 @@ def attest(
     if root is None: raise RecordError("attest compares with commits; there is no checkout here")
     if git_state(root)[1]:
         raise RecordError("attest speaks for a commit; there are uncommitted changes in robustnb/ or nbs/")
-    asked = groups(Store(folder).records(experiment), root).items()
+    newest = lambda item: max((r.time for r in item[1]), default="")
+    asked = sorted(groups(Store(folder).records(experiment), root).items(), key=newest, reverse=True)
     verdicts = []
     for (function, _), records in progress(asked, f"attest {experiment}", len(asked)) if show else asked:
+        if records and not any(map(stale, records)): continue  # an answer before this one joined them to today's code
         try: verdict = question(experiment, function, records, root)
         except CanaryError as error:  # a note is missing: nothing was compared
             why = re.sub(r" under /\S+", f" under {records[0].commit[:8]}", str(error))  # the folder was a temporary one
