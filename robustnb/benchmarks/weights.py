@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LENETS', 'RESNET', 'PROTOCOLS', 'weights', 'WeightsCell', 'weights_cells', 'images_for', 'trained_for',
-           'run_weights_cell', 'Weights', 'card_of', 'release']
+           'run_weights_cell', 'Weights', 'card_of', 'release', 'canaries']
 
 # %% ../../nbs/benchmarks/05_weights.ipynb #c11e8880
 import hashlib
@@ -124,3 +124,8 @@ def release(
     lacking = [net for (net, _), r in newest.items() if r.metrics["sha256"] not in files]
     if lacking: raise LookupError(f"the cache lacks the file of {', '.join(lacking)}; run the cell again (robustnb run weights)")
     return [ship(files[r.metrics["sha256"]].read_bytes(), card_of(r), folder) for r in newest.values()]
+
+# %% ../../nbs/benchmarks/05_weights.ipynb #8f9f961f
+def canaries() -> list[WeightsCell]:
+    "Tiny cells that train, pack and measure as those of the records do."
+    return [WeightsCell(net, data="sample", epochs=2, batch=20, images=20) for net in LENETS]
