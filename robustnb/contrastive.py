@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .images import ImageSet
 from .layers import Classifier, freeze, mode
-from .training import History, Loss, Objective, Recipe, Run, content_name, crop_flip, fit, to_unit
+from .training import History, Loss, Objective, Recipe, Run, content_name, crop_flip, fit, gathered, to_unit
 
 # %% ../nbs/42_contrastive.ipynb #f7ade673
 def similarities(
@@ -126,7 +126,8 @@ class SupCon(Objective):
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         x = torch.cat([self.augment(x, self.generator) for _ in range(self.views)])
-        return Loss(supcon_loss(self.project(model.embed(x)), y.repeat(self.views), self.tau))
+        z = self.project(model.embed(x))
+        return Loss(supcon_loss(gathered(z), gathered(y.repeat(self.views)), self.tau))
 
 # %% ../nbs/42_contrastive.ipynb #33e75ce7
 def linear_head(
@@ -194,7 +195,7 @@ class UniCL(Objective):
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         u, v, tau = self.towers["image"](model.embed(x)), self.towers["text"](y), self.temperature()
-        return Loss(unicl_loss(u, v, y, tau), {"temperature": tau.detach()})
+        return Loss(unicl_loss(gathered(u), gathered(v), gathered(y), tau), {"temperature": tau.detach()})
 
     def after_step(self, run: Run):
         if (run.step + 1) % run.steps_per_epoch == 0:

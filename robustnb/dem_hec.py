@@ -19,7 +19,7 @@ from .attacks import MODES, borrowed, raise_entropy, softmax_entropy
 from .contrastive import info_nce
 from .basics import nearest
 from .layers import Classifier, freeze
-from .training import Loss, Objective, Recipe, Run, content_name, crop_flip
+from .training import Loss, Objective, Recipe, Run, content_name, crop_flip, gathered
 
 # %% ../nbs/43_dem_hec.ipynb #502fbf58
 DIRECTIONS = ("student_teacher", "teacher_student")
@@ -262,7 +262,7 @@ class DemHEC(Taught):
         (z, e), (z_hard, e_hard) = pair_of_answers(model, x, self.harder(model, x), self.embedding, self.batch_norm)
         terms = {
             "clean": F.cross_entropy(z, y), "high_entropy": F.cross_entropy(z_hard, y),
-            "contrast": info_nce(e, e_hard, self.tau),
+            "contrast": info_nce(gathered(e), gathered(e_hard), self.tau),
         }
         total = (
             (1 - self.alpha) * terms["clean"] + self.alpha * terms["high_entropy"] + self.lambda_c * terms["contrast"]

@@ -22,7 +22,7 @@ from .basics import atomic_write, nearest
 from .images import ImageSet
 from .epm import Critic, Policy, Search, SearchRecipe, discretise, search
 from .layers import reverse_gradient
-from .training import History, Loss, Objective, Recipe, Run, content_name, fit
+from .training import History, Loss, Objective, Recipe, Run, content_name, fit, gathered
 
 # %% ../nbs/41_eriep.ipynb #0058abe9
 REDUCTIONS = ("batch", "sample")
@@ -230,11 +230,11 @@ class ERIEP(TwoModels):
     def paired(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         "Equation 9 in its two readings."
         logits, changed = model(x), self.perturb(x)
-        clean = F.cross_entropy(logits, y, reduction="none")
-        if self.reference is not None: judged = F.cross_entropy(self.reference(changed), y, reduction="none")
+        clean = gathered(F.cross_entropy(logits, y, reduction="none"))
+        if self.reference is not None: judged = gathered(F.cross_entropy(self.reference(changed), y, reduction="none"))
         if self.reading == "literal": other, total = judged, final_loss(clean, judged, self.alpha, self.reduction)
         else:
-            other = F.cross_entropy(model(changed.detach()), y, reduction="none")
+            other = gathered(F.cross_entropy(model(changed.detach()), y, reduction="none"))
             total = final_loss(clean, other, self.alpha, self.reduction)
             if self.learns:  # adds 0, and the policy's gradient
                 guide = final_loss(clean.detach(), judged, self.alpha, self.reduction)
@@ -304,6 +304,7 @@ def eriep(
     progress: bool = True,  # show bars
     # file to resume from and to write after each epoch; the search is kept beside it
     checkpoint: str | Path | None = None,
+    checkpoint_every: int | None = None,  # steps of the second stage after which to write it, too; None: never
     **options,  # of `ERIEP`
 ) -> Result:
     "Train a network by ERIEP (Algorithm 1). ValueError if the checkpoint is another training's."
@@ -313,6 +314,6 @@ def eriep(
     objective = ERIEP(policy or (found and found.policy), **options)
     history = fit(
         model, data, objective, recipe or Recipe(epochs=50), seed=seed, checkpoint=checkpoint, device=device,
-        progress=progress,
+        progress=progress, checkpoint_every=checkpoint_every,
     )
     return Result(history, objective, found)
