@@ -404,8 +404,9 @@ def sum_gradients(
     left = [len(group) for group in groups]
 
     def send():
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in groups[len(sent)]]
-        flat = torch.cat([g.flatten() for g in gradients])
+        group = groups[len(sent)]
+        there = torch.tensor([p.grad is not None for p in group], device=run.device).to(group[0].dtype)
+        flat = torch.cat([*((torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in group), there])
         sent.append((flat, torch.distributed.all_reduce(flat, async_op=True)))
 
     def ready(p):
@@ -419,8 +420,9 @@ def sum_gradients(
     while len(sent) < len(groups): send()
     for group, (flat, message) in zip(groups, sent):
         message.wait()
-        for p, g in zip(group, flat.split([p.numel() for p in group])):
-            p.grad = torch.empty_like(p).copy_(g.view_as(p))
+        *gradients, there = flat.split([*(p.numel() for p in group), len(group)])
+        for p, g, anywhere in zip(group, gradients, there.tolist()):
+            p.grad = torch.empty_like(p).copy_(g.view_as(p)) if anywhere else None
 
 
 # %% ../nbs/30_training.ipynb #ee5e445c
@@ -799,6 +801,7 @@ def fit(
         )
     accelerator = make_accelerator(recipe.precision, device)
     place = torch.device(device) if device is not None and accelerator.num_processes == 1 else accelerator.device
+    if place.type == "cpu": place = torch.device("cpu")  # several processes are told cpu:0, where nothing can be loaded to
     if not takes_channels_last(model, place): recipe = replace(recipe, channels_last=False)
     model.to(place, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
     run = Run(

@@ -15,8 +15,7 @@ from torch import nn
 
 from robustnb.images import sample
 from robustnb.layers import Classifier, seeded
-from robustnb.sources import as_source
-from robustnb.training import CrossEntropy, Loss, Objective, Recipe, crop_flip, fit, read_checkpoint
+from robustnb.training import CrossEntropy, Loss, Objective, Recipe, crop_flip, derive_seed, fit, read_checkpoint
 
 QUIET = dict(device="cpu", progress=False)
 KINDS = {name: kind for name, kind in objectives().items() if not base_class(kind)}
@@ -45,6 +44,7 @@ def made(kind: type) -> Objective:
     if hasattr(objective, "held"): objective.held = pictures()
     for setting, value in dict(ramp=0.7, cosine_every=2, steps=2, watch=4).items():
         if type(getattr(objective, setting, None)) is type(value): setattr(objective, setting, value)
+    if hasattr(objective, "views"): objective.augment = lambda x, generator: x.flip(-1)  # its loss is exact where its views are
     return objective
 
 
@@ -61,6 +61,8 @@ def leave_at(objective: Objective, step: int, how) -> Objective:
     after = objective.after_step
     def after_step(run):
         after(run)
+        untouched = torch.Generator().manual_seed(derive_seed(run.seed, run.epoch, "draws", run.accelerator.process_index)).get_state()
+        objective.draws = not (untouched.equal(run.generator.get_state()) and untouched.equal(torch.get_rng_state()))
         if run.step == step: how()
     objective.after_step = after_step
     return objective
@@ -99,3 +101,85 @@ def test_broken_off_inside_an_epoch_it_goes_on_to_the_bit(name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
     for part, other in zip(reached.parts().values(), objective.parts().values(), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(part.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+# --- two processes ----------------------------------------------------------------------------------------------------------
+
+class Slopes(Objective):
+    "WGAN-GP's second derivatives: the length of the logits' gradient in the images is held at 1."
+
+    def loss(self, model, x, y):
+        x = x.clone().requires_grad_()
+        logits = model(x)
+        slope, = torch.autograd.grad(logits.logsumexp(1).sum(), x, create_graph=True)
+        penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        return Loss(nn.functional.cross_entropy(logits, y) + penalty, {"penalty": penalty}, logits)
+
+
+ALONE = ("FreeAdversarialTraining",)  # steps the optimiser within its loss
+TWO = {name: kind for name, kind in KINDS.items() if kind.__name__ not in ALONE} | {"Slopes": Slopes}
+
+
+def halves(kind, name, folder, tag):
+    "Train with a break inside the second epoch; the rows, and the checkpoint of the break in a file of its own."
+    file, net = folder / f"{tag}-{name}.pt", small(kind, dropout=0.0)
+    settings = dict(checkpoint=file, checkpoint_every=1, seed=2, progress=False, **({} if "RANK" in os.environ else dict(device="cpu")))
+    try: fit(net, pictures(), objective := leave_at(made(kind), MIDDLE, stop), RECIPE, **settings)
+    except Stop: pass
+    if os.environ.get("RANK", "0") == "0": (folder / f"{tag}-{name}.middle").write_bytes(file.read_bytes())
+    history = fit(net, pictures(), made(kind), RECIPE, **settings)
+    return rows(history), copy.deepcopy(net.state_dict()), objective.draws
+
+
+def carried_on(kind, file):
+    "The rows of a training that goes on from a checkpoint."
+    return rows(fit(small(kind, dropout=0.0), pictures(), made(kind), RECIPE, checkpoint=file, seed=2, progress=False, **({} if "RANK" in os.environ else dict(device="cpu"))))
+
+
+def one_of_two(rank, port, folder):
+    import shutil
+    import warnings
+
+    warnings.simplefilter("ignore")
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                       MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="")
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
+    found = {}
+    for name, kind in TWO.items():
+        trained, weights, _ = halves(kind, name, folder, "two")
+        moved = folder / f"moved-{rank}-{name}.pt"
+        shutil.copy(folder / f"one-{name}.middle", moved)
+        found[name] = trained, weights, carried_on(kind, moved)
+    torch.save(found, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def apart(ours, theirs):
+    "The largest difference of two loss curves, as a share of the first loss."
+    return max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True)) / abs(theirs[0]["loss"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "All objectives on one process, on two, and moved from one to two; one pair of processes for all."
+    folder = tmp_path_factory.mktemp("two")
+    alone = {name: halves(kind, name, folder, "one") for name, kind in TWO.items()}
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    children = [started(one_of_two, rank, port, folder) for rank in range(2)]
+    for child in children: child.join(300)
+    for child in children: child.kill()
+    assert [child.exitcode for child in children] == [0, 0]
+    return folder, alone, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TWO)
+def test_two_processes_train_what_one_trains(name, trained):
+    folder, alone, (first, second) = trained
+    back = carried_on(TWO[name], folder / f"two-{name}.middle")
+    (ours, weights, moved), (expected, _, draws) = first[name], alone[name]
+    assert all(torch.equal(v, second[name][1][k]) for k, v in weights.items()), "the processes hold different models"
+    for curve in (ours, moved, back): assert apart(curve, expected) < (1e-2 if draws else 1e-6)  # each process draws for itself
+    assert len(moved) == len(back) == 2 and moved[0] == expected[0] and back[0] == ours[0]
