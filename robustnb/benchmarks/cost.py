@@ -121,7 +121,7 @@ def outline(
     small: int = 0,  # side of small images: torchvision's residual networks get a stem for them; 0: their own
 ) -> nn.Module:
     "A network without numbers, on the meta device."
-    own = MODELS | pretraining.NETS | eriep.NETS
+    own = MODELS | pretraining.NETS | eriep.NETS | {"thin8": eriep_large.thin8}
     if net in own:
         with seeded(0): return own[net]().to("meta")
     from torchvision.models import get_model
@@ -135,7 +135,7 @@ def outline(
 @cache
 def share(experiment: str, net: str, data: str) -> Share:
     "What one image costs in the network of a cell."
-    side = SIDES.get(data.partition("/")[0], 32)
+    side = 28 if experiment == "study" else SIDES.get(data.partition("/")[0], 32)  # its sample is of MNIST
     if net == "vit_l_16": side = 384  # it enlarges its images
     built = outline(net, 0 if side > 64 else side)
     channels = next(m.in_channels for m in built.modules() if isinstance(m, nn.Conv2d))

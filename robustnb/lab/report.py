@@ -203,13 +203,13 @@ def banner(
             "<div class='callout callout-warning' style='border-left:.3em solid #b35900;padding:.6em 1em'><strong>Not"
             " run.</strong> There are no records yet.</div>"
         )
-    seeds, days = sorted({r.cell["seed"] for r in records}), sorted({html.escape(r.time[:10]) for r in records})
+    seeds, days = {r.cell["seed"] for r in records if "seed" in r.cell}, sorted({html.escape(r.time[:10]) for r in records})
     machines = sorted(
         {html.escape(str(r.device.get("gpu") or r.device.get("cpu") or "unknown machine")) for r in records}
     )
     old = [r for r in records if stale(r)]
     parts = [
-        f"{len(records)} {what}{'s' * (len(records) != 1)}", f"{len(seeds)} seed{'s' * (len(seeds) != 1)}",
+        f"{len(records)} {what}{'s' * (len(records) != 1)}", *([f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"] if seeds else []),
         " and ".join(machines), days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
         f"{sum(r.seconds for r in records) / 60:.0f} minutes of computing", code_state(records),
     ]
