@@ -9,12 +9,13 @@ __all__ = ['app', 'out', 'err', 'Profile', 'Records', 'Workers', 'Stale', 'Execu
            'reproduce_notebooks', 'run_cells_of', 'records_default', 'list_records', 'promote_records', 'check_records',
            'verify_records', 'tell', 'attest_records', 'replay_records', 'show_claims', 'chosen_conditions',
            'baseline_of', 'published_set', 'published_rows', 'clean_images', 'in_one_line', 'clear_name', 'content_of',
-           'on_device', 'open_published_set', 'open_published_model', 'check_published', 'published_target',
+           'on_device', 'open_published_set', 'open_published_model', 'check_published_model', 'published_target',
            'published_facts', 'evaluate_published', 'with_weights', 'tell_comparison', 'evaluate_several',
            'compare_reports', 'shard_of', 'write_card', 'going_on', 'settle_options', 'settle_published',
            'open_images_and_model', 'check_constants', 'ready_model', 'planned_evaluation', 'find_target',
            'run_evaluation', 'evaluate_model', 'list_weights', 'merge_shards', 'corrupt_set', 'pages_from_records',
-           'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_data', 'mendable', 'main']
+           'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_published', 'check_data',
+           'mendable', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import errno
@@ -501,7 +502,7 @@ def open_published_model(given: SimpleNamespace) -> None:
     if published.outputs is not None and many != len(published.outputs): given.asking = OnlyOutputs(given.asking, published.outputs)
 
 # %% ../nbs/66_cli.ipynb #80341a91
-def check_published(given: SimpleNamespace) -> None:
+def check_published_model(given: SimpleNamespace) -> None:
     "Say what is assumed; refuse a model that is not as accurate as expected."
     from robustnb.scorecard import not_as_expected
     from robustnb.sources import balanced_positions
@@ -548,7 +549,7 @@ def evaluate_published(
 
     start = time.monotonic()
     with in_one_line():
-        for step in (open_published_set, open_published_model, check_published): step(given)
+        for step in (open_published_set, open_published_model, check_published_model): step(given)
         target = published_target(given)
     options = dict(batch=given.batch, dtype=given.dtype, device=given.place, workers=given.workers, channels_last=given.channels_last)
     kept = (given.folder or Path("robustness")) / "answers" / given.answering

@@ -1,5 +1,6 @@
 """The house: three storeys, papers that are found by walking, and what a new paper costs."""
 import ast
+import collections
 import json
 import os
 import re
@@ -55,6 +56,14 @@ def test_a_notebook_lies_where_its_module_does():
         module = re.search(r"^#\s*\|\s*default_exp\s+(\S+)", source, re.M)
         if module: assert tuple(module[1].split(".")[:-1]) == relative.parts[:-1], path
         assert bool(module) == bool(re.match(r"\d", path.name)), f"{path}: a number goes with what is exported"
+
+
+def test_no_module_defines_a_name_twice():
+    "The second definition would silently stand for the first."
+    for path in (ROOT / "robustnb").rglob("*.py"):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        names = collections.Counter(n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.decorator_list)
+        assert not [name for name, count in names.items() if count > 1], path
 
 
 TRY = """
