@@ -15,6 +15,7 @@ __all__ = ['TITLES', 'TECHNIQUE_FAMILIES', 'COLUMNS', 'ASKED', 'LOWER', 'PROVISI
 import html
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -326,9 +327,9 @@ def shown_or_reason(make, *args):
 
 def opening(world: World, *experiments: str) -> HTML:
     "The banner of a page: what was run, by whom, when."
-    used = [record for record in world.records if record.experiment in experiments]
-    for record in used: record.cell.setdefault("seed", record.cell.get("bench", {}).get("seed", 0))
-    return banner(used, world.profile, note=PROVISIONAL_NOTE.format(world.profile.capitalize(), ", fewer images and epochs than are usual" if world.profile != "full" else ""))
+    used = [r for r in world.records if r.experiment in experiments]
+    seeded = [replace(r, cell={"seed": r.cell.get("bench", {}).get("seed", 0)} | r.cell) for r in used]  # records are shared
+    return banner(seeded, world.profile, note=PROVISIONAL_NOTE.format(world.profile.capitalize(), ", fewer images and epochs than are usual" if world.profile != "full" else ""))
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #6add784d
 def winner(
