@@ -771,7 +771,10 @@ def evaluate_model(
     folder: Annotated[Path | None, typer.Option("--out", help="Where the report goes [default: a folder of its own in robustness/]", show_default=False)] = None,
 ) -> None:
     "Measure a model's robustness: a table, figures and a self-contained HTML report."
-    given = SimpleNamespace(**locals())
+    from robustnb.streaming import keep_memory
+
+    given = SimpleNamespace(**{k: v for k, v in locals().items() if k != "keep_memory"})
+    keep_memory()
     if also: return evaluate_several([(model, weights), *map(with_weights, also)], vars(given))
     on_cluster(executor, address)
     from robustnb.formats import READERS

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'unit_of', 'stream_seed', 'one_thread', 'corrupt_unit', 'BlockJob', 'Piece', 'whole_units', 'pieces', 'Work',
-           'as_it_is', 'loader', 'warm', 'trim', 'default_workers', 'encode_answers', 'decode_answers', 'Journal',
-           'Settings', 'plan', 'Bar', 'ask_piece', 'join_blocks', 'answer_on_ray', 'answer_blocks']
+           'as_it_is', 'loader', 'warm', 'trim', 'default_workers', 'keep_memory', 'encode_answers', 'decode_answers',
+           'Journal', 'Settings', 'plan', 'Bar', 'ask_piece', 'join_blocks', 'answer_on_ray', 'answer_blocks']
 
 # %% ../nbs/50c_streaming.ipynb #0b469ee0
 import base64
@@ -217,6 +217,12 @@ def default_workers(
 ) -> int:  # 0: none, all in this process
     "A process for each core, where starting them is worth it."
     return 0 if source.in_order or images * np.prod(source.shape) < 2**28 else usable_cores()
+
+# %% ../nbs/50c_streaming.ipynb #46415704
+def keep_memory() -> bool:  # whether the C library took the advice; only glibc does
+    "Let large buffers be used again instead of asking the system for new pages; for all of this process."
+    try: return all([ctypes.CDLL(None).mallopt(option, 2**30) for option in (-3, -1)])  # threshold of mmap, of trimming
+    except (OSError, AttributeError, TypeError): return False
 
 # %% ../nbs/50c_streaming.ipynb #0693cf07
 def encode_answers(answers: Tensor) -> str:  # [2,n] float16: right (0 or 1), confidence
