@@ -8,14 +8,13 @@ __all__ = ['app', 'out', 'err', 'Profile', 'Records', 'Workers', 'Stale', 'Execu
            'executed_profile', 'list_notebooks', 'outcome_line', 'data_of', 'data_needed', 'with_data',
            'reproduce_notebooks', 'run_cells_of', 'records_default', 'list_records', 'promote_records', 'check_records',
            'verify_records', 'tell', 'attest_records', 'replay_records', 'show_claims', 'chosen_conditions',
-           'baseline_of', 'published_set', 'published_rows', 'clean_images', 'in_one_line', 'clear_name', 'content_of',
-           'on_device', 'open_published_set', 'open_published_model', 'check_published_model', 'published_target',
-           'published_facts', 'evaluate_published', 'with_weights', 'tell_comparison', 'evaluate_several',
-           'compare_reports', 'shard_of', 'write_card', 'going_on', 'settle_options', 'settle_published',
-           'open_images_and_model', 'check_constants', 'ready_model', 'planned_evaluation', 'find_target',
-           'run_evaluation', 'evaluate_model', 'list_weights', 'merge_shards', 'corrupt_set', 'pages_from_records',
-           'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_published', 'check_data',
-           'mendable', 'main']
+           'baseline_of', 'published_set', 'published_rows', 'clean_images', 'in_one_line', 'clear_name', 'as_text',
+           'on_device', 'open_published_set', 'open_published_model', 'check_published_model', 'planned_published',
+           'evaluate_published', 'with_weights', 'tell_comparison', 'evaluate_several', 'compare_reports', 'shard_of',
+           'write_card', 'report_or_shard', 'going_on', 'settle_options', 'settle_published', 'open_images_and_model',
+           'check_constants', 'ready_model', 'planned_evaluation', 'find_target', 'run_evaluation', 'evaluate_model',
+           'list_weights', 'merge_shards', 'corrupt_set', 'pages_from_records', 'build_site', 'rerun_here', 'image_set',
+           'fetch_data', 'where_data', 'check_published', 'check_data', 'mendable', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import errno
@@ -452,9 +451,9 @@ def clear_name(text: str | Path) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(text).name)
 
 
-def content_of(against) -> str | None:
-    "What a baseline holds: errors of another evaluation as text, a name as it is."
-    return against.to_csv() if hasattr(against, "to_csv") else against
+def as_text(against) -> str | None:
+    "What a baseline holds: another evaluation's errors as text, a name as it is."
+    return against.to_csv(index=False) if hasattr(against, "to_csv") else against
 
 
 def on_device(model, device: str):
@@ -520,45 +519,37 @@ def check_published_model(given: SimpleNamespace) -> None:
     chosen = balanced_positions(checked, given.images)
     if wrong := not_as_expected(given.asking, checked, given.expect, chosen, given.batch, given.place, given.dtype): raise ChoiceError(wrong)
 
-
-def published_target(given: SimpleNamespace) -> Path:
-    "The folder of the report, named by all that its numbers depend on."
-    from robustnb.scorecard import report_folder
-
-    published = given.published
-    stamps = [published.stamp(row) for row in given.rows]
-    text = repr((given.answering, given.rows, stamps, given.assumed, content_of(given.against)))
-    return report_folder(given.folder, f"{clear_name(given.model)}-on-{clear_name(published.name)}", hashlib.sha256(text.encode()).hexdigest()[:16])
-
 # %% ../nbs/66_cli.ipynb #a3da68fe
-def published_facts(given: SimpleNamespace, images: int) -> dict[str, str]:
-    "What a report says of a published set."
-    from robustnb.scorecard import passing_facts
+def planned_published(given: SimpleNamespace):  # -> Evaluation
+    "All that the numbers on a published set depend on, and what its report says of it."
+    from robustnb.published_scores import published_evaluation
 
     published, sides = given.published, " x ".join(map(str, given.first.shape[-2:]))
-    return {"model": given.model, "images": f"{published.name}: {images:,} images of {sides} pixels, as published ({published.form})",
-            "constants": published.benchmark or "none of ours", **given.assumed, **passing_facts(" ".join(["robustnb", *sys.argv[1:]]))}
+    stamps = [published.stamp(row) for row in given.rows]
+    text = repr((given.answering, given.rows, stamps, given.assumed, as_text(given.against)))
+    title = f"{Path(given.model).name} on {published.name}"
+    unhurt = None if given.unhurt is None else given.prepared(given.unhurt)
+    asked = published_evaluation(hashlib.sha256(text.encode()).hexdigest()[:16], given.answering, title, {}, published, given.rows, given.first, unhurt, given.images, as_text(given.against))
+    asked.facts = {"model": given.model, "images": f"{published.name}: {sum(asked.blocks.values()):,} images of {sides} pixels, as published ({published.form})",
+                   "constants": published.benchmark or "none of ours", **given.assumed}
+    return asked
 
 
 def evaluate_published(
     given: SimpleNamespace,  # options of `evaluate`, with the set and the conditions asked for
-) -> Path:  # the report's folder
+) -> Path | None:  # the report's folder; None: a shard
     "`evaluate` on a published set."
-    from robustnb.published_scores import PublishedCard, measure_published
-    from robustnb.scorecard import write_report
+    from robustnb.published_scores import measure_published
 
     start = time.monotonic()
     with in_one_line():
         for step in (open_published_set, open_published_model, check_published_model): step(given)
-        target = published_target(given)
-    options = dict(batch=given.batch, dtype=given.dtype, device=given.place, workers=given.workers, channels_last=given.channels_last)
-    kept = (given.folder or Path("robustness")) / "answers" / given.answering
-    with going_on(): answers = measure_published(given.asking, given.published, given.rows, given.unhurt, given.images, kept, given.prepared, **options)
-    card = PublishedCard(f"{Path(given.model).name} on {given.published.name}", published_facts(given, len(answers)), answers, given.against)
-    write_report(card, target)
-    for row in card.summary.itertuples(): out.print(f"{row.quantity:36} {row.value:.3f}  [{row.low:.3f}, {row.high:.3f}]", markup=False)
-    out.print(f"{len(answers):,} images, {len(answers.rows)} conditions, {time.monotonic() - start:.0f} s; report: {shown_path(target / 'report.html')}", markup=False)
-    return target
+        given.asked = planned_published(given)
+        find_target(given, given.published.name)
+    options = dict(batch=given.batch, dtype=given.dtype, device=given.place, workers=given.workers, channels_last=given.channels_last, shard=given.part, executor=given.executor)
+    with going_on():
+        answers = measure_published(given.asking, given.published, given.rows, given.unhurt, given.images, given.asked.folder(given.above), given.prepared, **options)
+    return report_or_shard(given, answers, f"{len(answers.rows)} conditions, {time.monotonic() - start:.0f} s")
 
 # %% ../nbs/66_cli.ipynb #6bb421fd
 def with_weights(text: str) -> tuple[str, Path | None]:  # model, file of weights
@@ -615,11 +606,25 @@ def shard_of(text: str) -> tuple[int, int]:
 
 def write_card(asked, answers, target: Path) -> None:
     "Write an evaluation's report, and say what it comes to."
-    from robustnb import scorecard
+    from robustnb import published_scores, scorecard
 
-    card = scorecard.Scorecard(asked.title, asked.facts, answers, asked.against())
+    kind = scorecard.Scorecard if asked.places is None else published_scores.PublishedCard
+    card = kind(asked.title, asked.facts, answers, asked.against())
     scorecard.write_report(card, target)
     for row in card.summary.itertuples(): out.print(f"{row.quantity:36} {row.value:.3f}  [{row.low:.3f}, {row.high:.3f}]", markup=False)
+
+
+def report_or_shard(given: SimpleNamespace, answers, took: str) -> Path | None:  # the report's folder; None: a shard
+    "Say what a shard did, or write the report."
+    from robustnb.scorecard import passing_facts
+
+    asked = given.asked
+    if given.part != (0, 1):
+        return out.print(f"shard {given.shard}: {len(answers):,} of {sum(asked.blocks.values()):,} images, {took}; when all shards are done: robustnb merge {shown_path(given.above)} ... --out FOLDER", markup=False)
+    asked.facts |= passing_facts(" ".join(["robustnb", *sys.argv[1:]]))
+    write_card(asked, answers, given.target)
+    out.print(f"{len(answers):,} images, {took}; report: {shown_path(given.target / 'report.html')}", markup=False)
+    return given.target
 
 
 @contextmanager
@@ -648,7 +653,7 @@ def settle_options(given: SimpleNamespace) -> None:
 
 def settle_published(given: SimpleNamespace) -> None:
     "The conditions of a published set; options that would change its images are refused."
-    refused = (("--shard", given.shard != "0/1"), ("--corrupt-on", given.corrupt_on != "cpu"), ("--benchmark", given.benchmark), ("--split", given.split != "test"))
+    refused = (("--corrupt-on", given.corrupt_on != "cpu"), ("--benchmark", given.benchmark), ("--split", given.split != "test"))
     words = [word for word, is_given in refused if is_given]
     if words: raise ChoiceError(f"a published set is evaluated as it is; leave {' and '.join(words)} out")
     given.rows = published_rows(given.published, given.corruptions, given.severities, given.subset)
@@ -703,40 +708,32 @@ def planned_evaluation(given: SimpleNamespace):  # -> Evaluation
     drawn = "cpu" if given.corrupt_on == "cpu" else torch.device(given.place).type
     answering = scorecard.identity(given.model, given.opened, given.source, f"{given.precision} {given.normalize} {given.chosen} {drawn}")
     every = {block: len(places) for block, places in plan(len(given.source), given.chosen).items()}
-    name = hashlib.sha256(repr((answering, given.rows, given.whose, given.seed, content_of(given.against))).encode()).hexdigest()[:16]
+    name = hashlib.sha256(repr((answering, given.rows, given.whose, given.seed, as_text(given.against))).encode()).hexdigest()[:16]
     facts = scorecard.lasting_facts(given.model, given.source, sum(every.values()), given.whose, len(given.rows), drawn)
     title = f"Robustness of {Path(given.model).name} on {given.source.name}"
-    errors = given.against.to_csv(index=False) if hasattr(given.against, "to_csv") else given.against
-    return scorecard.Evaluation(name, answering, title, facts | given.assumed, given.whose, given.rows, [settings.key(row) for row in given.rows], every, errors)
+    return scorecard.Evaluation(name, answering, title, facts | given.assumed, given.whose, given.rows, [settings.key(row) for row in given.rows], every, as_text(given.against))
 
 
-def find_target(given: SimpleNamespace) -> None:
+def find_target(given: SimpleNamespace, images: str) -> None:
     "Where the report goes; a shard only leaves its answers, and word of what was asked."
     from robustnb.scorecard import report_folder
 
     given.above, given.target = given.folder or Path("robustness"), None
     if given.part != (0, 1): given.asked.write(given.above)
-    else: given.target = report_folder(given.folder, f"{clear_name(given.model)}-on-{clear_name(given.source.name)}", given.asked.name)
+    else: given.target = report_folder(given.folder, f"{clear_name(given.model)}-on-{clear_name(images)}", given.asked.name)
 
 # %% ../nbs/66_cli.ipynb #69f5b566
 def run_evaluation(given: SimpleNamespace) -> Path | None:  # the report's folder; None: a shard
     "Ask the model and write what it comes to."
     from robustnb.opening import Answering
     from robustnb.robustness import measure
-    from robustnb.scorecard import passing_facts
 
     asked, start = given.asked, time.monotonic()
     options = {name: getattr(given, name) for name in ("seed", "batch", "dtype", "workers", "corrupt_on", "channels_last", "executor")}
     with going_on():
         answers = measure(Answering(given.opened, given.model), given.source, given.names, given.levels, given.whose, asked.folder(given.above), given.chosen,
                           device=given.place, shard=given.part, **options)
-    took = f"{len(given.rows)} conditions, {time.monotonic() - start:.0f} s"
-    if given.part != (0, 1):
-        return out.print(f"shard {given.shard}: {len(answers):,} of {sum(asked.blocks.values()):,} images, {took}; when all shards are done: robustnb merge {shown_path(given.above)} ... --out FOLDER", markup=False)
-    asked.facts |= passing_facts(" ".join(["robustnb", *sys.argv[1:]]))
-    write_card(asked, answers, given.target)
-    out.print(f"{len(answers):,} images, {took}; report: {shown_path(given.target / 'report.html')}", markup=False)
-    return given.target
+    return report_or_shard(given, answers, f"{len(given.rows)} conditions, {time.monotonic() - start:.0f} s")
 
 # %% ../nbs/66_cli.ipynb #1342b5d6
 @app.command("evaluate")
@@ -790,7 +787,7 @@ def evaluate_model(
     with in_one_line():
         for step in (open_images_and_model, check_constants, ready_model): step(given)
         given.asked = planned_evaluation(given)
-        find_target(given)
+        find_target(given, given.source.name)
     return run_evaluation(given)  # of no use to a shell
 
 # %% ../nbs/66_cli.ipynb #8a213cb7

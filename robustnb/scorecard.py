@@ -157,6 +157,7 @@ class Evaluation:
     keys: list[str]  # of their answers
     blocks: dict[int, int]  # block -> images wanted of it
     baseline: str | None = None  # a published one's name, or a table as CSV
+    places: list[str] | None = None  # of a published set: the folder of each condition's answers; None: all lie in one
 
     def folder(self, out: Path) -> Path: return out / "answers" / self.answering
 
@@ -186,22 +187,27 @@ def merged(
     if empty := [folder for folder, files in zip(folders, found) if not files]: raise ModelError(f"{empty[0]} holds no answers of an evaluation; give the folders that shards were told as --out")
     if len(common := set.intersection(*map(set, found))) != 1:
         raise ModelError(f"{', '.join(map(str, folders))} hold {len(common) or 'no'} evaluations in common; give the folders of one evaluation's shards (the same model, images and conditions), and of no other")
-    asked, kept = Evaluation.read(found[0][name := common.pop()]), {}
-    for files in found:
-        for block, answers in Journal(files[name].parent).read().items(): kept.setdefault(block, {}).update({k: a for k, a in answers.items() if k.partition("@")[0] in asked.keys})
-    try: table = join_blocks(kept, asked.keys, asked.blocks)
-    except ValueError as error: raise ModelError(str(error)) from None
+    asked, tables, whole = Evaluation.read(found[0][name := common.pop()]), [], {}
+    parts = [("", asked.keys)] if asked.places is None else [(place, [key]) for place, key in zip(asked.places, asked.keys)]
+    for place, keys in parts:
+        kept = whole[place] = {}
+        for files in found:
+            for block, answers in Journal(files[name].parent / place).read().items(): kept.setdefault(block, {}).update({k: a for k, a in answers.items() if k.partition("@")[0] in keys})
+        try: tables.append(join_blocks(kept, keys, asked.blocks))
+        except ValueError as error: raise ModelError(f"{place}: {error}" if place else str(error)) from None
     asked.write(out)
-    Journal(asked.folder(out)).settle(kept)
+    for place, kept in whole.items(): Journal(asked.folder(out) / place).settle(kept)
+    table = torch.cat(tables)
     return asked, Answers(asked.rows, table[:, 0] > 0.5, table[:, 1], asked.benchmark)
 
 # %% ../nbs/55_scorecard.ipynb #10a1958b
 def calibration_figure(answers: Answers) -> plt.Figure:
-    "Reliability on clean and on corrupted images."
+    "Reliability on clean images, where there are any, and on all others."
     sns.set_theme(style="whitegrid", palette="colorblind")
     fig, ax = plt.subplots(figsize=(4, 3.6), layout="constrained")
     ax.plot([0, 1], [0, 1], color="0.6", lw=1, label="calibrated")
-    for title, part in {"clean": [0], "corrupted": [i for i in range(1, len(answers.rows))]}.items():
+    clean = [i for i, row in enumerate(answers.rows) if row == ("clean", 0)]
+    for title, part in {"clean": clean, "corrupted" if clean else "published set": [i for i in range(len(answers.rows)) if i not in clean]}.items():
         if not part: continue
         bins = reliability(answers.confidence[part].float().flatten(), answers.correct[part].flatten())
         ax.plot(bins.confidence, bins.accuracy, marker="o", markersize=4, label=title)

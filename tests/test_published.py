@@ -124,6 +124,31 @@ def test_what_is_changed_is_asked_again(robustnb, tmp_path, cifar10_c):
     assert robustnb(*one, "--out", "other")[0] == 0
 
 
+def same_reports(one, other):
+    from robustnb.benchmarks.real_size import SAME
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in SAME)
+
+
+def test_shards_of_published_sets_merge_to_identical_bytes(robustnb, tmp_path):
+    some = sample("cifar10", "test").take(slice(0, 150))  # three blocks
+    write_set(some, tmp_path / "mine-c", ("fog", "contrast"), (1, 4), show=False)
+    for i, (x, y) in enumerate(zip(some.x, some.y)): picture(tmp_path / "clean" / str(int(y)) / f"{i:03}.png", x.permute(1, 2, 0).numpy())
+    write_set(as_source(tmp_path / "clean"), tmp_path / "files-c", ("fog",), (1, 2), show=False)
+    for data, more in (("mine-c", ("--images", 140)), ("files-c", ("--clean", "clean"))):
+        name = f"{data}{len(more)}"
+        one = "evaluate", "my_nets:ten", data, *more
+        assert robustnb(*one, "--out", f"{name}/whole")[0] == 0
+        for i in range(2):
+            status, said, error = robustnb(*one, "--shard", f"{i}/2", "--out", f"{name}/{i}")
+            assert status == 0 and f"shard {i}/2: " in said, error
+        status, _, error = robustnb("merge", f"{name}/0", "--out", f"{name}/torn")
+        assert status == 2 and "blocks is not answered: 1" in error and not (tmp_path / name / "torn").exists()
+        status, said, error = robustnb("merge", f"{name}/0", f"{name}/1", "--out", f"{name}/merged")
+        assert status == 0, error
+        assert same_reports(tmp_path / name / "merged", tmp_path / name / "whole")
+    assert robustnb("merge", "mine-c2/0", "files-c2/1", "--out", "mixed")[0] == 2
+
+
 def test_cifar100_c_and_faults(tmp_path):
     folder = tmp_path / "CIFAR-100-C"
     folder.mkdir()
@@ -175,9 +200,8 @@ def test_tiny_imagenet_c_and_imagenet_c(robustnb, tmp_path, families):
     status, said, error = robustnb("evaluate", "my_nets:two", tmp_path / "set", "--subset", "7x3", "--out", "report")
     assert status == 0 and "note: set lacks 15 of 21" in said, error
     assert [i[0] for i in table(tmp_path / "report").index] == ["pixelate"] * 3 + ["jpeg_compression"] * 3
-    status, _, error = robustnb("evaluate", "my_nets:two", tmp_path / "set/val", "--shard", "0/2")
-    status, _, error = robustnb("evaluate", "my_nets:two", tmp_path / "set", "--shard", "0/2", "--benchmark", "imagenet-c")
-    assert status == 2 and "leave --shard and --benchmark out" in error
+    status, _, error = robustnb("evaluate", "my_nets:two", tmp_path / "set", "--split", "train", "--benchmark", "imagenet-c")
+    assert status == 2 and "leave --benchmark and --split out" in error
 
 
 def test_imagenet_r_takes_its_own_outputs(robustnb, tmp_path, monkeypatch):

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SAME', 'PROTOCOLS', 'real_size', 'WALLS', 'real_wall', 'write_pictures', 'tree_memory', 'watched', 'result_hash',
            'part_seconds', 'family_seconds', 'pipeline_seconds', 'RealSizeCell', 'draw_weights', 'killed_run',
-           'once_kept', 'counted_overhead', 'shared_and_killed', 'run_real_size', 'RealSize', 'WallCell', 'wall_of',
-           'run_real_wall', 'RealWall', 'main']
+           'once_kept', 'answered', 'counted_overhead', 'shared_and_killed', 'run_real_size', 'RealSize', 'WallCell',
+           'wall_of', 'run_real_wall', 'RealWall', 'main']
 
 # %% ../../nbs/benchmarks/07_real_size.ipynb #d580351e
 import hashlib
+import io
 import json
 import os
 import resource
@@ -28,7 +29,7 @@ import psutil
 import torch
 from PIL import Image
 
-from ..basics import nearest, usable_cores
+from ..basics import atomic_write, nearest, usable_cores
 from ..corruptions import CORRUPTIONS
 from ..images import sample
 from ..lab.experiments import run_cells
@@ -36,7 +37,7 @@ from ..lab.records import open_store
 from ..opening import open_model
 from ..robustness import SEVEN
 from ..sources import BLOCK, Source, as_source
-from ..streaming import Settings, Work, answer_blocks, ask_piece, keep_memory, loader, pieces, plan, unit_of, warm, BlockJob
+from ..streaming import Journal, Settings, Work, answer_blocks, ask_piece, keep_memory, loader, pieces, plan, unit_of, warm, BlockJob
 
 # %% ../../nbs/benchmarks/07_real_size.ipynb #8e437074
 def write_pictures(
@@ -52,7 +53,9 @@ def write_pictures(
         if path.exists(): continue
         picture = np.asarray(Image.fromarray(images[i % len(images)]).resize((size, size), Image.Resampling.BICUBIC))
         rough = np.kron(noise.integers(-12, 13, (size // 8, size // 8, 1)), np.ones((8, 8, 1), int))
-        Image.fromarray((picture + rough).clip(0, 255).astype(np.uint8)).save(path, quality=80)
+        file = io.BytesIO()
+        Image.fromarray((picture + rough).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=80)
+        atomic_write(path, file.getvalue())  # a kill leaves no half picture that a later run would meet
 
 # %% ../../nbs/benchmarks/07_real_size.ipynb #f3962c06
 SAME = ("table.csv", "table.json", "summary.csv", "summary.json", "selective.json", "answers.npz")  # files without a time in them
@@ -187,6 +190,12 @@ def once_kept(
     if not file.exists(): file.write_text(json.dumps(make()))
     return json.loads(file.read_text())
 
+def answered(
+    report: Path,  # its folder
+) -> int:  # images, over all conditions
+    "What the answers kept so far amount to."
+    return sum(a.shape[1] for kept in report.glob("answers/*") for found in Journal(kept).read().values() for a in found.values())
+
 def counted_overhead(
     model: Callable,
     source: Source,
@@ -234,10 +243,10 @@ def run_real_size(
                  "--batch", cell.batch, "--channels-last"]
         ask = lambda data, out, *more: ["evaluate", f"timm:{cell.network}", data, *words, *more, "--out", folder / out]
         empty = once_kept(folder, "empty", lambda: watched(ask(many, "empty", "--images", 10, "--corruptions", "contrast", "--severities", "1")))
-        resumed = (folder / "whole").exists()  # then its times are those of the rest
-        whole = once_kept(folder, "whole", lambda: watched(ask(many, "whole", "--subset", cell.subset)) | dict(resumed=resumed))
         images = cell.pictures * 22
-        found = dict(images=images, cpu=whole["cpu"], wall=whole["wall"], resumed=whole["resumed"], start_cpu=empty["cpu"], peak_mb=max(whole["memory"]),
+        there = answered(folder / "whole")  # by a run that was stopped: times are those of the rest
+        whole = once_kept(folder, "whole", lambda: watched(ask(many, "whole", "--subset", cell.subset)) | dict(asked=images - there))
+        found = dict(images=images, asked=whole["asked"], cpu=whole["cpu"], wall=whole["wall"], start_cpu=empty["cpu"], peak_mb=max(whole["memory"]),
                      empty_mb=max(empty["memory"]), memory_mb=[round(m) for m in whole["memory"][::max(1, len(whole["memory"]) // 40)]])
         if cell.fewer:
             write_pictures(fewer, cell.fewer, cell.size)
