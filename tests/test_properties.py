@@ -16,7 +16,7 @@ from torch import nn
 
 from odd import Odd, arguments, attempt, batches, count, print_of, print_of_model, tried, worldly
 from robustnb import adversarial, attacks, augment, calibration, contrastive, dem_hec, domain, entropy, gradcam, levels, metrics, resampling, robustness, statistics, training, uncertainty, worst_case
-from robustnb.corruptions import REGISTRY, corrupt
+from robustnb.corruptions import REGISTRY, contributed, corrupt, find_contributed
 from robustnb.operations import OPERATIONS
 from robustnb.perturbations import PERTURBATIONS, at_distance, gaussian_at_distance, perturb
 from robustnb.digital import jpeg_codec
@@ -49,6 +49,7 @@ NET.norm.eval()  # a mode of its own
 
 # --- from images to images
 
+for name in contributed(): find_contributed(name)
 POLICY = Policy(2, 2, generator=seeds(1)).requires_grad_(False)
 FIXED = discretise(POLICY)
 TRANSFORMS = {
