@@ -151,7 +151,9 @@ def label_loss(
             raise ValueError(
                 f"the model must give logits [B,classes] for {len(y)} labels, got shape {tuple(logits.shape)}"
             )
-        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y, reduction="none")
+        # what was made under inference mode cannot take part in a gradient
+        labels = y.clone() if y.is_inference() else y
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="none")
     return objective
 
 
@@ -221,8 +223,8 @@ def loss_sign(
     "Sign of the loss gradient at the clean images: FGSM's direction."
     check_unit_images(x)
     if len(y) != len(x): raise ValueError(f"{len(x)} images need as many labels, got {len(y)}")
-    signs = torch.empty_like(x)
     with borrowed(model, mode), torch.inference_mode(False), torch.enable_grad():
+        signs = torch.empty_like(x)
         for i in range(0, len(x), batch):
             z = x[i:i + batch].detach().clone().requires_grad_()
             grad, = torch.autograd.grad(label_loss(model, y[i:i + batch])(z).sum(), z)

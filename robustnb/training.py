@@ -12,10 +12,10 @@ __all__ = ['RECIPE_CHOICES', 'BUCKET', 'FOREIGN', 'Loss', 'Objective', 'CrossEnt
            'takes_channels_last', 'fit']
 
 # %% ../nbs/30_training.ipynb #85cc9945
+import errno
 import hashlib
 import io
 import math
-import pickle
 import time
 import warnings
 import zipfile
@@ -655,7 +655,8 @@ def read_checkpoint(
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None: raise zipfile.BadZipFile("a part differs from its checksum")
         return torch.load(path, map_location=device, weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file may be anything to those who read it
+        if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno not in (None, errno.EINVAL): raise
         warnings.warn(
             f"the checkpoint {path} is damaged ({error}); it is not used and the training starts anew", stacklevel=2
         )
@@ -664,6 +665,8 @@ def read_checkpoint(
 
 def restore(run: TrainingRun, saved: dict, path: Path):
     "Put a stored state in place. ValueError if it is that of another training."
+    if not isinstance(saved, dict) or not isinstance(saved.get("of"), dict):
+        raise ValueError(f"{path} is no checkpoint of a training: name another file or delete this one")
     now = training_identity(run)
     changed = [
         f"{key}={saved['of'].get(key)!r}, now {value!r}" for key, value in now.items() if saved["of"].get(key) != value

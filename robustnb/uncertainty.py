@@ -361,8 +361,12 @@ def best_temperature(
     y: Tensor,  # [N] labels
 ) -> float:  # T in [COLDEST, HOTTEST]
     "The temperature of the smallest negative log-likelihood (Guo et al. 2017)."
-    if not len(logits) or not logits.isfinite().all():
-        raise ValueError(f"a temperature needs at least one image and finite logits, got {len(logits)} images")
+    logits, y = logits.detach(), y.detach()
+    if logits.ndim != 2 or not logits.numel() or not logits.isfinite().all():
+        raise ValueError(f"a temperature needs finite logits [N,K] of at least one image, got {tuple(logits.shape)}")
+    if y.shape != logits.shape[:1] or y.dtype != torch.int64 or not (0 <= y.min() and y.max() < logits.shape[1]):
+        raise ValueError(f"{len(logits)} rows of logits need int64 labels in 0..{logits.shape[1] - 1},"
+                         f" got {y.dtype} {tuple(y.shape)}")
     z = logits.double() - logits.double().mean(1, keepdim=True)
     slope = lambda log_t: ((z * (z / math.exp(log_t)).softmax(1)).sum(1) - z.gather(1, y[:, None])[:, 0]).mean().item()
     low, high = math.log(COLDEST), math.log(HOTTEST)

@@ -20,6 +20,7 @@ from .attacks import (NORMS, ascend, borrowed, check_ascent, check_gradient, lab
                               random_offset, unit)
 from .basics import nearest
 from .images import ImageSet
+from .perturbations import check_unit_images
 from .basics import progress as progress_bar
 
 # %% ../nbs/16a_worst_case.ipynb #ec9e5cb5
@@ -355,6 +356,7 @@ def standing(
     "Which images are still right when every attack has had its try."
     if norm not in NORMS: raise ValueError(nearest(norm, NORMS, "norm"))
     check_precision(model)
+    check_unit_images(x)
     with borrowed(model), torch.inference_mode(False), torch.autocast(x.device.type, enabled=False):
         x, y = x.detach().clone(), y.clone()  # what was made under inference mode cannot take part in a gradient
         with torch.no_grad(): right = model(x).argmax(1) == y

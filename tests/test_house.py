@@ -66,42 +66,105 @@ def test_no_module_defines_a_name_twice():
         assert not [name for name, count in names.items() if count > 1], path
 
 
+MAKE = """
+import os
+from pathlib import Path
+from nbdev.config import add_init
+from nbdev.export import nb_export
+from robustnb.lab.registry import new_paper
+new_paper("toy", "Toy paper")
+template = Path("nbs/contrib/_template.ipynb").read_text(encoding="utf-8")
+Path("nbs/contrib/10_toy_stripes.ipynb").write_text(template.replace("my_corruption", "toy_stripes"), encoding="utf-8")
+os.environ["IN_TEST"] = "1"  # nbdev's own switch: the notebooks' last cell exports nothing
+for path in sorted([*Path("nbs/papers/toy").glob("[0-9]*.ipynb"), *Path("nbs/contrib").glob("[0-9]*.ipynb")]): nb_export(path)
+add_init("robustnb")
+"""
+
 TRY = """
+import json
+import sys
+from pathlib import Path
+import pytest
+import yaml
+from robustnb import cli, corruptions
 from robustnb.claims import verdicts
+from robustnb.images import sample
 from robustnb.lab import registry, site
 from robustnb.lab.experiments import run_experiment
+from robustnb.lab.pages import expand_sidebar
 from robustnb.lab.records import Store
 from robustnb.lab.reproduce import notebooks
-print(list(registry.papers()), registry.experiments()["toy"])
+from robustnb.robustness import evaluate
+found = {"papers": list(registry.papers()), "experiment": registry.experiments()["toy"]}
 run_experiment("toy", Store("mine"), "smoke", progress=False)
-table = verdicts("toy", Store("mine"), "smoke")
-print(table[["id", "in_print", "verdict"]].values.tolist())
-print("Toy paper" in site.glance(verdicts(store=Store("mine")), ["papers/toy/table1.ipynb"]), [s["section"] for s in site.fill_papers(["papers"])])
-print([n.name for n in notebooks() if n.name.startswith("toy")])
+found["claims"] = verdicts("toy", Store("mine"), "smoke")[["id", "in_print", "verdict"]].values.tolist()
+found["front page"] = site.glance(verdicts(store=Store("mine")), ["papers/toy/table1.ipynb"])
+found["sections"] = [s["section"] for s in site.fill_papers(["papers"])]
+found["notebooks"] = [n.name for n in notebooks() if n.name.startswith("toy")]
+found["asked"] = cli.chosen_conditions("toy_stripes,fog", "1,5", "15x5")
+table = evaluate(lambda x: x.mean((2, 3)).repeat(1, 4)[:, :10], sample("cifar10").take(slice(0, 20)), ["toy_stripes"], (1, 5), show=False)
+found["table"] = table[["family", "corruption", "severity"]].values.tolist()
+found["names"], found["published"] = corruptions.corruption_names(), corruptions.CORRUPTIONS + corruptions.EXTRA
+page = Path("nbs/contrib/10_toy_stripes.ipynb")
+description = yaml.safe_load(Path("_quarto.yml").read_text(encoding="utf-8"))
+sidebar = expand_sidebar(description["website"]["sidebar"]["contents"], {"contrib/10_toy_stripes.ipynb": "Toy stripes"})
+found["page"] = [page in site.nbs_files(Path("nbs")), sidebar]
+found["registry tests"] = pytest.main(["-q", "-p", "no:cacheprovider", "tests/test_registries.py", "-k", "toy_stripes"])
+Path("found.json").write_text(json.dumps(found))
 """
 
 
-def test_a_fifth_paper_is_one_folder(tmp_path):
-    "The template, copied into a checkout and exported, is found by commands, verdicts, site and contracts."
-    for name in ("nbs", "robustnb"): shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("settings.ini", "pyproject.toml", "README.md", "_quarto.yml"): shutil.copy(ROOT / name, tmp_path / name)
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != "_modidx.py"}
-    env = {**os.environ, "PYTHONPATH": str(tmp_path), "ROBUSTNB_ROOT": str(tmp_path), "ROBUSTNB_CACHE": str(tmp_path / "cache")}
-    run = lambda *command: subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
-    made = run(sys.executable, "-c", "from robustnb.lab.registry import new_paper; new_paper('toy', 'Toy paper')")
-    assert not made.returncode, made.stderr
-    for notebook in sorted((tmp_path / "nbs/papers/toy").glob("[0-9]*.ipynb")):
-        exported = run("nbdev_export", "--path", str(notebook))
-        assert not exported.returncode, exported.stderr
-    assert {p: p.read_bytes() for p in before} == before, "something shared was edited"
-    said = run(sys.executable, "-c", TRY)
-    assert not said.returncode, said.stderr
-    lines = said.stdout.splitlines()
-    assert "'toy'" in lines[0] and "robustnb.papers.toy.protocol:whole" in lines[0]
-    assert lines[1] == "[['M-01', 'yes', 'holds']]"
-    assert lines[2].startswith("True") and "Toy paper" in lines[2]
-    assert lines[3] == "['toy/table1']"
-    linted = run("lint-imports", "--no-cache")
-    assert not linted.returncode, linted.stdout
-    with open(tmp_path / "robustnb/papers/toy/protocol.py", "a") as file: file.write("\nfrom ..study.protocol import study_cells\n")
-    assert run("lint-imports", "--no-cache").returncode, "a paper that imports another must break the build"
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    "A copy of the checkout with a toy paper and a toy corruption, each copied from its template and exported; and a way to run commands in it."
+    copy = tmp_path_factory.mktemp("copy")
+    ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in ("nbs", "robustnb"): shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+    for name in ("settings.ini", "pyproject.toml", "README.md", "_quarto.yml"): shutil.copy(ROOT / name, copy / name)
+    (copy / "tests").mkdir()
+    shutil.copy(ROOT / "tests/test_registries.py", copy / "tests")
+    env = {**os.environ, "PYTHONPATH": str(copy), "ROBUSTNB_ROOT": str(copy), "ROBUSTNB_CACHE": str(copy / "cache")}
+
+    def run(*command):
+        done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=300)
+        return done.returncode, done.stdout, done.stderr
+
+    before = {p.relative_to(copy): p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.name != "_modidx.py"}
+    status, _, complaint = run(sys.executable, "-c", MAKE)
+    assert not status, complaint
+    assert {p: (copy / p).read_bytes() for p in before} == before, "something shared was edited"
+    after = {p.relative_to(copy) for p in (*copy.glob("nbs/**/*"), *copy.glob("robustnb/**/*")) if p.is_file() and "__pycache__" not in p.parts}
+    status, said, complaint = run(sys.executable, "-c", TRY)
+    assert not status, said + complaint
+    return json.loads((copy / "found.json").read_text()), {p.as_posix() for p in after - {*before, Path("robustnb/_modidx.py")}}, copy, run
+
+
+def test_a_fifth_paper_is_one_folder(extended):
+    "The template, copied into a checkout and exported, is found by commands, verdicts and site."
+    found, new, *_ = extended
+    assert {p for p in new if "contrib" not in p} == {p for p in new if p.startswith(("nbs/papers/toy/", "robustnb/papers/toy/"))}
+    assert "toy" in found["papers"] and found["experiment"] == "robustnb.papers.toy.protocol:whole"
+    assert found["claims"] == [["M-01", "yes", "holds"]] and found["notebooks"] == ["toy/table1"]
+    assert "Toy paper" in found["front page"] and "Toy paper" in found["sections"]
+
+
+def test_a_corruption_of_ones_own_is_one_notebook(extended):
+    "Commands, evaluation, registry tests and site know it; the published lists are what they were."
+    found, new, *_ = extended
+    notebook = "nbs/contrib/10_toy_stripes.ipynb"
+    assert {p for p in new if "contrib" in p} == {notebook, "robustnb/contrib/__init__.py", "robustnb/contrib/toy_stripes.py"}
+    assert found["names"] == [*found["published"], "toy_stripes"] and len(found["published"]) == 19
+    assert found["asked"] == [["toy_stripes", "fog"], [1, 5]]
+    assert found["table"] == [["clean", "clean", 0], ["noise", "toy_stripes", 1], ["noise", "toy_stripes", 5]]
+    assert found["page"][0] and "10 Toy stripes" in json.dumps(found["page"][1]) and found["registry tests"] == 0
+
+
+def test_what_is_new_is_held_to_the_contracts(extended):
+    "Without a line in pyproject: neither a paper that imports another nor a corruption that imports a model passes."
+    *_, copy, run = extended
+    status, said, _ = run("lint-imports", "--no-cache")
+    assert not status, said
+    for file, line in (("papers/toy/protocol.py", "from ..study.protocol import study_cells"), ("contrib/toy_stripes.py", "from ..models import create")):
+        with open(copy / "robustnb" / file, "a") as end: end.write(f"\n{line}\n")
+    status, said, _ = run("lint-imports", "--no-cache")
+    assert status and "robustnb.papers.toy.protocol -> robustnb.papers.study.protocol" in said and "robustnb.contrib.toy_stripes -> robustnb.models" in said, said

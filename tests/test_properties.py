@@ -16,7 +16,7 @@ from torch import nn
 
 from odd import Odd, arguments, attempt, batches, count, print_of, print_of_model, tried, worldly
 from robustnb import adversarial, attacks, augment, calibration, contrastive, dem_hec, domain, entropy, gradcam, levels, metrics, resampling, robustness, statistics, training, uncertainty, worst_case
-from robustnb.corruptions import REGISTRY, corrupt
+from robustnb.corruptions import REGISTRY, contributed, corrupt, find_contributed
 from robustnb.operations import OPERATIONS
 from robustnb.perturbations import PERTURBATIONS, at_distance, gaussian_at_distance, perturb
 from robustnb.digital import jpeg_codec
@@ -49,6 +49,7 @@ NET.norm.eval()  # a mode of its own
 
 # --- from images to images
 
+for name in contributed(): find_contributed(name)
 POLICY = Policy(2, 2, generator=seeds(1)).requires_grad_(False)
 FIXED = discretise(POLICY)
 TRANSFORMS = {
@@ -64,21 +65,11 @@ TRANSFORMS = {
 }
 
 
-def waits(name, odd: Odd) -> bool:
-    "Faults that are known, in functions that committed records reach: they are mended when those records are attested anew."
-    if odd.layout in ("inference", "within") and name in ("attack pgd", "attack fgsm", "attack loss_sign", "attack fgsm_at_distance", "fgsm_levels", "universal"): return True  # labels of inference mode in a gradient
-    if odd.layout == "grad" and name in ("gaussian_at_distance", "attack fgsm_at_distance"): return True  # images that want a gradient
-    if min(odd.x.shape[2:]) < 2 and name == "perturbation 3": return True  # reflects at a border that is not there
-    if not len(odd.x) and name.startswith("augmentation"): return True  # PyTorch's own errors
-    return name == "augmentation Chain" or odd.x.dtype == torch.uint8 and name == "attack standing"  # gives the caller's tensor back; no check of the images
-
-
 def like(a, b):
     return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a.detach().double(), b.detach().double(), atol=2e-3 if a.dtype == torch.float16 else 2 if a.dtype == torch.uint8 else 1e-4, equal_nan=True)
 
 
 def hold_transform(name, odd: Odd):
-    if waits(name, odd): return
     change, before, kept = TRANSFORMS[name], worldly(), print_of(odd.x)
     out, error = attempt(lambda: change(odd.x, seeds(1)))
     after = worldly()
@@ -136,7 +127,7 @@ ASKED = {
     "attention_drift": lambda x, y, g: gradcam.attention_drift(CNN, x, x.flip(-1), y, batch=2),
     "mc_dropout": lambda x, y, g: uncertainty.mc_dropout(NET, x, 2, g, batch=2),
     "variational": lambda x, y, g: uncertainty.variational(BAYES, x, 2, g, batch=2),
-    "adapt_batchnorm": lambda x, y, g: augment.adapt_batchnorm(NET, x).norm.running_mean,
+    "adapt_batchnorm": lambda x, y, g: (lambda norm: (norm.running_mean, norm.running_var))(augment.adapt_batchnorm(NET, x).norm),
     "gradient_alignment": lambda x, y, g: adversarial.gradient_alignment(NET, x, y, 0.05, g),
     "loss_surface": lambda x, y, g: adversarial.loss_surface(NET, x, y, 0.05, 3, g),
     "features": lambda x, y, g: domain.features(NET, x, batch=2),
@@ -159,7 +150,6 @@ def tensors(found):
 
 
 def hold_asked(name, odd: Odd):
-    if waits(name, odd): return
     ask, net = ASKED[name], CNN if name in ("grad_cam", "attention_drift") else NET
     y = torch.arange(len(odd.x)) % 4
     if odd.layout in ("inference", "within"):
@@ -205,7 +195,7 @@ MORE = {"attacks.softmax_entropy": attacks, "worst_case.margin": worst_case, "de
         **{f"gradcam.{name}": gradcam for name in ("rank_correlation", "overlap", "cosine", "drift")}}
 INNER = {  # get what one of the others has checked
     "metrics.guesses", "metrics.check_logits", "metrics.check_probabilities", "metrics.confusion", "metrics.published_errors", "metrics.corruption_errors", "calibration.in_bins",
-    "calibration.reliability_picture", "calibration.under_shift", "contrastive.similarities", "contrastive.embedding_width", "contrastive.projection", "contrastive.linear_head", "contrastive.write_head", "uncertainty.best_temperature", "metrics.check_answers", "calibration.check_resampling",
+    "calibration.reliability_picture", "calibration.under_shift", "contrastive.similarities", "contrastive.embedding_width", "contrastive.projection", "contrastive.linear_head", "contrastive.write_head", "metrics.check_answers", "calibration.check_resampling",
 }
 
 
@@ -296,6 +286,10 @@ HALF = torch.tensor([0.5, 0.5])
     (lambda: statistics.mean_variance([1, math.nan]), "NaN"), (lambda: statistics.hedges_g([1, 2], 3), r"shapes \(2,\) and \(\)"), (lambda: statistics.permutation_p([1, 2, 3], [1, 2, 3], 1, 0), "draws=0"),
     (lambda: gradcam.grad_cam(CNN, torch.zeros(0, 3, 8, 8)), "no images"), (lambda: adversarial.gradient_alignment(NET, torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2).long(), 0.1), "floats"),
     (lambda: adversarial.loss_surface(NET, torch.zeros(0, 3, 4, 4), torch.zeros(0).long(), 0.1), "at least one image"),
+    (lambda: perturb(torch.zeros(1, 1, 1, 4), 3), "at least 2 pixels a side, got 1 x 4"), (lambda: augment.adapt_batchnorm(NET, torch.zeros(1, 3, 4, 4)), "at least two images, got 1"),
+    (lambda: uncertainty.best_temperature(HALF, torch.tensor([0])), r"finite logits \[N,K\] of at least one image, got \(2,\)"),
+    (lambda: uncertainty.best_temperature(HALF[None], torch.tensor([2])), r"labels in 0..1, got torch.int64 \(1,\)"),
+    (lambda: worst_case.standing(NET, torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2).long(), 0.1), "floats in"),
 ])
 def test_what_cannot_be_is_said(call, said):
     with pytest.raises((ValueError, TypeError), match=said): call()

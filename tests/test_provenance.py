@@ -11,6 +11,7 @@ from robustnb.lab.records import Store
 
 FOLDER = Path(robustnb.__file__).parent
 TODAY = sources_in(FOLDER)
+BEFORE = Package(TODAY)
 FUNCTIONS = ("robustnb.papers.study.protocol:run_study_cell", "robustnb.papers.eriep.protocol:run_eriep_cell", "robustnb.papers.dem_hec.protocol:run_dem_hec_cell", "robustnb.benchmarks.corruptions:time_corruption")
 
 
@@ -26,24 +27,32 @@ def edited(**changes):  # module -> function from text to text
 
 @cache
 def addresses(package=None):
-    return tuple(address_of(name, {}, package or Package(TODAY)) for name in FUNCTIONS)
+    return tuple(address_of(name, {}, package or BEFORE) for name in FUNCTIONS)
 
 
+@cache
 def home(name):
     "The module that defines a name: notebooks may have moved since."
     found = [module for module, text in TODAY.modules.items() if re.search(rf"^(def|class) {name}\b", text, re.M)]
     return min(found, key=len)
 
 
+def reached(*names):
+    "Do the functions meet these definitions? An edit elsewhere would prove nothing."
+    met = {where.name for name in FUNCTIONS for where in closure(BEFORE, name).definitions}
+    return set(names) <= met
+
+
 def test_a_docstring_and_a_comment_make_no_record_stale():
-    documented = edited(**{home("perturb"): lambda text: re.sub(r'^(    )"[A-Z][^"\n]*"$', r'\1"Said otherwise."  # really', text, flags=re.M)})
-    assert addresses(documented) == addresses()
+    say = lambda text: re.sub(r'^(    )"[A-Z][^"\n]*"$', r'\1"Said otherwise."  # really', text, flags=re.M)
+    documented = edited(**{home(name): say for name in ("perturb", "corrupt", "fit")})
+    assert reached("perturb", "corrupt", "fit") and addresses(documented) == addresses()
 
 
 def test_a_rename_makes_no_record_stale():
     name, word = home("check_images"), re.compile(r"\bcheck_images\b")
     users = {module: lambda text: word.sub("refuse_other_images", text) for module, text in TODAY.modules.items() if word.search(text)}
-    assert name in users and len(users) > 1
+    assert name in users and len(users) > 1 and reached("check_images")
     assert addresses(edited(**users)) == addresses()
 
 
@@ -54,7 +63,7 @@ def test_a_move_to_another_module_makes_no_record_stale():
     end = start + re.search(r"\n(?=[^\s)#])", text[start:]).end()
     imports = "\n".join(line for line in text.splitlines() if re.match(r"(import|from) ", line))
     moved = edited(**{module: lambda t: t[:start] + "from .elsewhere import derive_seed\n" + t[end:], "elsewhere": lambda t: f"{imports}\n\n{text[start:end]}"})
-    assert moved.find(module, "derive_seed").module == "elsewhere" and addresses(moved) == addresses()
+    assert reached("derive_seed") and moved.find(module, "derive_seed").module == "elsewhere" and addresses(moved) == addresses()
 
 
 def test_a_new_function_that_nobody_calls_makes_no_record_stale():
@@ -70,11 +79,13 @@ def today(record):
 
 def met(changed, records, name):
     "Does a change reach exactly the records whose cells name a corruption, or leave the choice open?"
-    before = Package(TODAY)
+    kinds = set()
     for record in records:
         named = [record.cell.get("corruption"), *(record.cell.get("corruptions") or ())]
-        reached = address_of(today(record), record.cell, before) != address_of(today(record), record.cell, changed)
-        assert reached == (name in named), f"{record.experiment} {record.key}: {named}"
+        stale = address_of(today(record), record.cell, BEFORE) != address_of(today(record), record.cell, changed)
+        assert stale == (name in named), f"{record.experiment} {record.key}: {named}"
+        kinds.add(stale)
+    assert kinds == {True, False}, "the records were all of one kind"
 
 
 @pytest.mark.parametrize("kind", ["constant in the code", "row of severities.csv"])
@@ -89,6 +100,14 @@ def test_a_changed_constant_of_one_corruption_reaches_exactly_the_records_that_m
     store = Store(FOLDER.parent / "results")
     records = [r for name in ("benchmark-corruptions", "dem-hec", "eriep", "study") for r in store.records(name)]
     met(changed, records, "fog")
+
+
+def test_a_contributed_corruption_reaches_only_what_names_it():
+    "It is found by its module's name: a cell that asks for it is made of it, no other."
+    toy = "from ..corruptions import Corruption, register\ndef toy(x): return x * 0.9\nregister(Corruption('toy', toy, {}))\n"
+    with_toy, weaker = (edited(**{"contrib.toy": lambda _, text=text: text}) for text in (toy, toy.replace("0.9", "0.8")))
+    other, own = ([address_of(FUNCTIONS[-1], {"corruption": n}, p) for p in (BEFORE, with_toy, weaker)] for n in ("fog", "toy"))
+    assert len(set(other)) == 1 and len(set(own)) == 3 and not set(other) & set(own)
 
 
 def test_string_imports_and_assets_are_followed():

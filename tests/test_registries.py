@@ -14,7 +14,7 @@ from torch import nn
 
 import robustnb
 from robustnb import attacks
-from robustnb.corruptions import REGISTRY, corrupt
+from robustnb.corruptions import REGISTRY, corrupt, corruption_names, find_contributed
 from robustnb.images import sample
 from robustnb.models import MODELS, create
 from robustnb.operations import OPERATIONS
@@ -48,8 +48,9 @@ def images(channels, height, width, dtype=torch.float32, device="cpu"):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", corruption_names())
 def test_corruption(name, device):
+    find_contributed(name)
     entry = REGISTRY[name]
     assert inspect.getdoc(entry.operation) and not undocumented(entry.operation)
     for benchmark, table in entry.severities.items():
@@ -63,8 +64,9 @@ def test_corruption(name, device):
         assert draws == (not corrupt(x, name, 1, benchmark, seeds(0, device)).equal(corrupt(x, name, 1, benchmark, seeds(1, device))))
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", corruption_names())
 def test_corruption_of_other_images(name):
+    find_contributed(name)
     benchmark = next(iter(REGISTRY[name].severities))
     for x in (images(1, 28, 28), images(3, 40, 24), images(3, 32, 32, torch.uint8), images(3, 32, 32, torch.float64)):
         out = corrupt(x, name, 1, benchmark, seeds())

@@ -5,15 +5,13 @@
 # %% auto #0
 __all__ = ['C7', 'NOISE', 'ENV', 'DIG', 'SEV', 'BB', 'LISTS', 'UNPRINTED', 'FACTS', 'READ', 'PAPER_DATA', 'PAPER_NETS', 'WHEN',
            'BEFORE_AFTER', 'OURS', 'TABLE3', 'INVARIANTS', 'CALLED', 'printed_names', 'main_keys', 'records_of',
-           'large_records', 'answers_of', 'entropies_of', 'resampled', 'all_resampled', 'DemHecData', 'Ran',
-           'DemHecWorld', 'computed_facts', 'dem_hec_worlds', 'is_computed', 'left_out', 'try_claim',
-           'dem_hec_verdicts']
+           'large_records', 'answers_of', 'entropies_of', 'all_means', 'DemHecData', 'Ran', 'DemHecWorld',
+           'computed_facts', 'dem_hec_worlds', 'is_computed', 'left_out', 'try_claim', 'dem_hec_verdicts']
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #eef1b125
 import re
 from collections.abc import Iterator
 from functools import cache, partial
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -22,14 +20,13 @@ from torch import Tensor
 
 from ...corruptions import CORRUPTIONS
 from ...lab.predicates import Missing, PredicateError, absent, cells, mean, names_in, near
-from ...lab.records import PROFILES, Record, RecordError, Store, at_least, record_key
-from ...lab.verdicts import RESAMPLES, Damaged, Resampled, evaluate_claim, paper_table, without_lost
+from ...lab.records import PROFILES, Record, Store, at_least, record_key
+from ...lab.verdicts import RESAMPLES, Damaged, Resampled, evaluate_claim, paper_table, resampled, without_lost
 from .baseline import unpack_answers
 from .checks import PRINTED_NETS
 from .large import large_cells
 from .pretraining import NETS
 from .protocol import METHODS, dem_hec_cells
-from ...resampling import image_draws
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #b9496446
 C7, NOISE, ENV, DIG, SEV = (
@@ -145,28 +142,17 @@ def entropies_of(
 READ = {"answers.npz": answers_of, "entropies.npz": entropies_of}
 
 
-def resampled(
-    record: Record,
+def all_means(
+    records: list[Record],
     store: Store,
     artefact: str,  # a key of READ
     resamples: int,
     seed: int = 0,  # of the draws of images
-) -> dict[tuple, np.ndarray]:  # what -> [1+R]; first the measurement itself
-    "The numbers of one network on resampled images; ValueError where its artefact is lost."
-    try: keys, columns = READ[artefact](store.artefact(record, artefact))
-    except (LookupError, TypeError, ValueError, EOFError, OSError, BadZipFile, RecordError) as error:
-        raise ValueError(f"{artefact} is lost or damaged: {error}") from None
-    values = image_draws(len(columns), resamples, seed).to(columns.dtype) @ columns / len(columns)
-    return dict(zip(keys, values.double().numpy().T))
-
-
-def all_resampled(
-    records: list[Record], store: Store, artefact: str, resamples: int, seed: int = 0
-) -> dict[str, dict[tuple, np.ndarray]]:
-    "`resampled` by key; records whose artefact is lost are left out with a warning."
-    name = lambda record: f"{record.cell['base']['net']} {record.cell['method']}"
-    kept = (record for record in records if artefact in record.artefacts)
-    return without_lost(kept, lambda record: resampled(record, store, artefact, resamples, seed), name)
+) -> dict[str, dict[tuple, np.ndarray]]:  # key of a record -> what -> [1+R]
+    "Resampled means of the networks that have an artefact; where it is lost, they are left out with a warning."
+    read = lambda record: resampled(record, store, artefact, READ[artefact], resamples, seed)
+    there = (record for record in records if artefact in record.artefacts)
+    return without_lost(there, read, lambda record: f"{record.cell['base']['net']} {record.cell['method']}")
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #9f2dbb11
 # as printed -> ours
@@ -192,7 +178,7 @@ class DemHecData(Resampled):
         self.records = {
             (r.cell["base"]["data"], r.cell["base"]["net"], r.cell["method"], r.cell["seed"]): r for r in records
         }
-        self.values = {artefact: all_resampled(records, store, artefact, resamples, seed) for artefact in READ}
+        self.values = {artefact: all_means(records, store, artefact, resamples, seed) for artefact in READ}
         self.seeds = sorted({seed for *_, seed in self.records})
 
     def record(self, data: str, net: str, method: str, seed: int) -> Record | None:

@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['BLOCKS', 'FROZEN', 'DATA', 'IMAGENETTE', 'LARGE_METHODS', 'VIT', 'WORK', 'PROTOCOLS', 'MACS', 'large', 'large_net',
-           'images_of', 'unavailable', 'ways', 'LargeBase', 'user_weights', 'published_state', 'with_published',
-           'missing', 'LargeCell', 'large_cells', 'canonical', 'augmentation_for', 'pretrained_large', 'found_file',
-           'kept_training', 'finetuned_large', 'run_large_cell', 'cost', 'lacking', 'Large']
+           'LargeBase', 'user_weights', 'published_state', 'with_published', 'missing', 'LargeCell', 'large_cells',
+           'canonical', 'augmentation_for', 'pretrained_large', 'found_file', 'kept_training', 'finetuned_large',
+           'run_large_cell', 'cost', 'lacking', 'Large']
 
 # %% ../../../nbs/papers/dem_hec/12_large.ipynb #e2dabc33
 import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from urllib.error import URLError
 
@@ -23,10 +22,10 @@ from torch import Tensor
 from ...augment import resized_crop
 from ...basics import atomic_write, cache_dir, nearest
 from ...corruptions import CORRUPTIONS
-from ...data import by_hand, load, subset
+from ...data import centred_subset, how_to_get, unavailable
 from ...dem_hec import RECIPE, RECIPE_VIT, DemHEC
-from ...formats import DataError, imagenet_root, imagenet_train
-from ...images import ImageSet, central
+from ...formats import DataError
+from ...images import ImageSet
 from ...lab.experiments import trained_once
 from ...layers import Classifier, seeded
 from ...models import create, load_weights
@@ -67,43 +66,6 @@ DATA = {
     "sample": "the embedded CIFAR-10 sample", "tiny_imagenet": "Tiny-ImageNet", "imagenette": "Imagenette",
     "imagenet": "ImageNet-1K",
 }
-
-
-@lru_cache(maxsize=4)
-def images_of(
-    data: str,  # a key of DATA
-    split: str,  # train | test
-    count: int = 0,  # equally many of each class; 0: all
-) -> ImageSet:
-    "The images of a cell; found once per process."
-    if data not in DATA: raise ValueError(nearest(data, DATA, "data set of larger images"))
-    if data == "imagenet":
-        root = imagenet_root()
-        if root is None: raise DataError(f"imagenet cannot be had. {ways(data)}")
-        return (
-            imagenet_train(root, count)
-            if split == "train"
-            else central(load(data, split, data_dir=root, size=256, limit=count or None))
-        )
-    if data != "imagenette": return subset(data, split, count)
-    found = load(data, split, size=256)
-    if 0 < count < len(found): found = found.balanced(count)
-    return central(found) if split == "test" else found
-
-
-def unavailable(data: str) -> str:  # "": it is there
-    "Why a data set cannot be read here."
-    if data not in DATA: raise ValueError(nearest(data, DATA, "data set of larger images"))
-    if data == "sample": return ""
-    if data == "imagenet": return "" if imagenet_root() else "imagenet cannot be had."
-    try: images_of(data, "test")
-    except DataError as error: return str(error).splitlines()[0].removesuffix(" Tried:")
-    return ""
-
-
-def ways(data: str) -> str:
-    "How to provide a data set."
-    return "Its owners give it out by hand. " + by_hand(data, Path("~/.cache/robustnb/data"))
 
 # %% ../../../nbs/papers/dem_hec/12_large.ipynb #a9709de0
 @dataclass(frozen=True)
@@ -278,7 +240,7 @@ def pretrained_large(
     context,  # of the experiment: where models are kept
 ) -> tuple[Classifier, list[dict]]:  # rows of its epochs
     "The network before: from the cache, from weights, or trained now."
-    train = images_of(base.data, "train", base.train_images)
+    train = centred_subset(base.data, "train", base.train_images)
     classes = len(train.classes)
     with seeded(1000 * base.seed):
         model = (
@@ -334,7 +296,7 @@ def finetuned_large(
     )
     key = replace(cell, images=0, corruptions=(), severities=())
     model, history = kept_training(
-        key, model, images_of(cell.base.data, "train", cell.train_images), objective, recipe, cell.seed, context
+        key, model, centred_subset(cell.base.data, "train", cell.train_images), objective, recipe, cell.seed, context
     )
     return model, dict(pretraining=story, history=history)
 
@@ -345,7 +307,7 @@ def run_large_cell(
 ) -> dict:  # `record_scores`; parameters; pretraining, history
     "One network, put through the corruptions."
     model, story = finetuned_large(cell, context)
-    test = images_of(cell.base.data, "test", cell.images)
+    test = centred_subset(cell.base.data, "test", cell.images)
     answers = ask(
         model, test, cell.corruptions, cell.severities, dtype=torch.bfloat16 if cell.precision == "bf16" else None,
         show=context.workers == 1,
@@ -387,7 +349,7 @@ class Large:
         wanted = large_cells(profile)
         gone = lacking(wanted)
         there = [cell for cell in wanted if (cell.base.data, cell.base.net) not in gone]
-        told = "\n".join(f"- {net} on {data}: {why} {ways(data)}" for (data, net), why in gone.items())
+        told = "\n".join(f"- {net} on {data}: {why} {how_to_get(data)}" for (data, net), why in gone.items())
         if not there: raise DataError(f"nothing that these networks need is here:\n{told}")
         if gone: warnings.warn(f"left out:\n{told}", stacklevel=2)
         return there

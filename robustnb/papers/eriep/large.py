@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['TABLE4_NETS', 'VIEWS', 'DATA_TITLES', 'TABLE4_METHODS', 'EPOCHS', 'PROTOCOLS', 'PLANS', 'MACS', 'SHARES', 'large',
-           'MODELS', 'thin8', 'table4_net', 'unavailable', 'ways', 'images_of', 'LargeCell', 'canonical', 'large_cells',
-           'recipe_of', 'text_tower', 'objective_of', 'LargeSearch', 'large_policy', 'train_cell', 'trained_large',
-           'among_first', 'run_large_cell', 'cost', 'missing_data', 'Large', 'printed_place', 'table4_figure']
+           'MODELS', 'thin8', 'table4_net', 'LargeCell', 'canonical', 'large_cells', 'recipe_of', 'text_tower',
+           'objective_of', 'LargeSearch', 'large_policy', 'train_cell', 'trained_large', 'among_first',
+           'run_large_cell', 'cost', 'missing_data', 'Large', 'printed_place', 'table4_figure']
 
 # %% ../../../nbs/papers/eriep/12_large.ipynb #eb92f69c
 import importlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,11 +24,11 @@ from ...augment import resized_crop
 from ...basics import nearest
 from ...cifar_resnet import ResNet
 from ...contrastive import SupCon, UniCL, linear_head
-from ...data import by_hand, load, subset
+from ...data import centred_subset, how_to_get, unavailable
 from ...epm import Policy, SearchRecipe, discretise, search
 from ...eriep import ERIEP, READINGS
-from ...formats import DataError, imagenet_root, imagenet_train
-from ...images import ImageSet, central
+from ...formats import DataError
+from ...images import central
 from ...lab.experiments import trained_once
 from ...layers import Classifier, seeded
 from ...models import create
@@ -63,42 +62,6 @@ def table4_net(
 # of a batch of training images
 VIEWS: dict[str, Callable] = {"sample": crop_flip, "cifar100": crop_flip, "imagenet": resized_crop}
 DATA_TITLES = {"cifar100": "CIFAR-100", "imagenet": "ImageNet-1K"}  # as the paper calls them
-
-
-def unavailable(data: str) -> str:  # "": it is there
-    "Why a data set cannot be read here."
-    if data not in VIEWS: raise ValueError(nearest(data, VIEWS, "data set of Table 4"))
-    if data == "sample": return ""
-    if data == "imagenet": return "" if imagenet_root() else "imagenet cannot be had."
-    try: load(data, "test", progress=False)
-    except DataError as error: return str(error).splitlines()[0].removesuffix(" Tried:")
-    return ""
-
-
-def ways(data: str) -> str:
-    "How to provide a data set."
-    first = (
-        "torchvision downloads it where the network lets it. "
-        if data == "cifar100"
-        else "Its owners give it out by hand. "
-    )
-    return first + by_hand(data, Path("~/.cache/robustnb/data"))
-
-# %% ../../../nbs/papers/eriep/12_large.ipynb #a6ceb2b0
-@lru_cache(maxsize=4)
-def images_of(
-    data: str,  # a key of VIEWS
-    split: str,  # train | test
-    count: int = 0,  # equally many of each class; 0: all
-) -> ImageSet:
-    "The images of a cell; found once per process. Test images of ImageNet are the central 224 of 256 pixels."
-    if data not in VIEWS: raise ValueError(nearest(data, VIEWS, "data set of Table 4"))
-    if data == "imagenet":
-        root = imagenet_root()
-        if root is None: raise DataError(f"imagenet cannot be had. {ways(data)}")
-        if split == "train": return imagenet_train(root, count)
-        return central(load(data, split, data_dir=root, size=256, limit=count or None))
-    return subset(data, split, count)
 
 # %% ../../../nbs/papers/eriep/12_large.ipynb #59d99142
 TABLE4_METHODS = ("CrossEntropy", "SupCon", "UniCL", "ERIEP")
@@ -250,7 +213,7 @@ def large_policy(
     )
 
     def make(folder):
-        images = images_of(cell.data, "train", cell.train_images).balanced(wanted.images)
+        images = centred_subset(cell.data, "train", cell.train_images).balanced(wanted.images)
         return search(
             central(images) if cell.data == "imagenet" else images,
             recipe=SearchRecipe(epochs=wanted.epochs, batch=wanted.batch), seed=wanted.seed, device=context.device,
@@ -268,7 +231,7 @@ def train_cell(
     folder: Path,  # for checkpoints
 ) -> dict:  # losses, head_losses: mean of each epoch; policy, policy_after
     "All stages of a cell's method."
-    train = images_of(cell.data, "train", cell.train_images)
+    train = centred_subset(cell.data, "train", cell.train_images)
     policy = large_policy(cell, context) if cell.method == "ERIEP" else None
     objective = objective_of(cell, train.classes, policy)
     options = dict(seed=cell.seed, device=context.device, progress=context.workers == 1)
@@ -285,7 +248,7 @@ def trained_large(
     context,  # of the experiment: where models are kept
 ) -> tuple[Classifier, dict]:  # in evaluation mode; what `train_cell` tells
     "The trained network of a cell: from the cache, or trained now."
-    classes = images_of(cell.data, "train", cell.train_images).classes
+    classes = centred_subset(cell.data, "train", cell.train_images).classes
     with seeded(1000 * cell.seed): model = table4_net(cell.net, cell.data, len(classes)).to(context.device)
 
     def make(folder):
@@ -312,7 +275,7 @@ def run_large_cell(
 ) -> dict:  # top1, top5: in [0,1]; n_test; parameters; losses, head_losses, policy, policy_after
     "Train and question one network."
     model, story = trained_large(cell, context)
-    test = images_of(cell.data, "test", cell.images)
+    test = centred_subset(cell.data, "test", cell.images)
     logits = predict(model, test)
     correct = torch.stack([among_first(logits, test.y, k) for k in (1, 5)])
     context.artefact("answers.npz", pack_correct(correct, ["top1", "top5"]))
@@ -356,7 +319,7 @@ class Large:
         wanted = large_cells(profile)
         lacking = missing_data(wanted)
         there = [cell for cell in wanted if cell.data not in lacking]
-        told = "\n".join(f"- {data}: {why} {ways(data)}" for data, why in lacking.items())
+        told = "\n".join(f"- {data}: {why} {how_to_get(data)}" for data, why in lacking.items())
         if not there: raise DataError(f"none of the data of Table 4 are here:\n{told}")
         if lacking: warnings.warn(f"left out, data not available:\n{told}", stacklevel=2)
         return there

@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['NETS', 'TS', 'DL', 'SEGMENTS', 'PRINTED', 'STUDY_FUNCTIONS', 'STUDY_FACTS', 'STUDY_WORDS', 'COUNTED', 'TOGETHER',
-           'STUDY_READINGS', 'SETS', 'MIXED', 'study_tables', 'printed_study', 'counts_of', 'products', 'resampled',
-           'setting_of_record', 'all_resampled', 'Reading', 'protocol', 'belongs', 'grid_levels', 'Measured', 'Series',
-           'StudyWorld', 'StudyFacts', 'study_worlds', 'study_verdicts', 'tried_claims']
+           'STUDY_READINGS', 'SETS', 'MIXED', 'study_tables', 'printed_study', 'counts_in', 'counts_of', 'products',
+           'accuracies_of', 'setting_of_record', 'accuracies_by_record', 'Reading', 'protocol', 'belongs',
+           'grid_levels', 'Measured', 'Series', 'StudyWorld', 'StudyFacts', 'study_worlds', 'study_verdicts',
+           'tried_claims']
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #9f15abcc
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -21,8 +20,8 @@ import torch
 
 from ...basics import nearest
 from ...lab.predicates import Missing, absent, cells, mean, median
-from ...lab.records import Record, RecordError, Store
-from ...lab.verdicts import RESAMPLES, Damaged, Resampled, evaluate_claim, paper_table
+from ...lab.records import Record, Store
+from ...lab.verdicts import RESAMPLES, Damaged, Resampled, artefact_of, evaluate_claim, paper_table, without_lost
 from .protocol import FOUR_LEVELS, GRIDS, PROTOCOLS, QUESTIONS, four_factor_levels, study_cells
 from ...resampling import image_draws
 from ...statistics import (coefficients, multiple_correlation, p_of_r, pearson as pearson_of,
@@ -81,18 +80,17 @@ STUDY_WORDS = dict(
 COUNTED = ("test", "c", "a_fixed", "a_white")  # what counts.npz holds for each image
 
 
-def counts_of(record: Record, store: Store) -> tuple[np.ndarray, int]:  # [N,4] right answers of each image; distances
-    "What a model got right; RecordError or ValueError where the artefact is lost or not what it should be."
-    try:
-        counts = store.artefact(record, "counts.npz")
-        right, levels = np.stack([counts[name] for name in COUNTED], 1), int(counts["n_levels"])
-    except (KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
-        raise ValueError(f"counts.npz is damaged: {error}") from None
+def counts_in(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, int]:  # as of `counts_of`
+    "The counts of an artefact; ValueError where they are not what they should be."
+    right, levels = np.stack([arrays[name] for name in COUNTED], 1), int(arrays["n_levels"])
     if right.ndim != 2 or not len(right) or (right > np.array([1, levels, levels, levels])).any():
-        raise ValueError(
-            f"counts.npz is damaged: counts of shape {right.shape} up to {right.max(initial=0)} for {levels} distances"
-        )
+        raise ValueError(f"counts of shape {right.shape} up to {right.max(initial=0)} for {levels} distances")
     return right, levels
+
+
+def counts_of(record: Record, store: Store) -> tuple[np.ndarray, int]:  # [N,4] right answers of each image; distances
+    "What a model got right; ValueError where the artefact is lost or not what it should be."
+    return artefact_of(record, store, "counts.npz", counts_in)
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #c5baeddb
 TOGETHER = 64  # models in one product: 2.5 million counts, 10 MB
@@ -117,7 +115,7 @@ def products(
     return [done[i] for i in range(len(found))]
 
 
-def resampled(
+def accuracies_of(
     record: Record,
     store: Store,
     resamples: int,
@@ -138,24 +136,18 @@ def setting_of_record(record: Record) -> tuple:
     )
 
 
-def all_resampled(
+def accuracies_by_record(
     records: list[Record],
     store: Store,
     resamples: int,
     seed: int,
 ) -> dict[str, dict[str, np.ndarray]]:  # key of a record -> metric -> [1+R] accuracies
-    "`resampled` for many records at once; those without sound counts are left out with a warning."
-    sound = {}
-    for record in records:
-        try:
-            sound[record.key] = counts_of(record, store), record.metrics["train"]
-        except (RecordError, ValueError, KeyError) as error:
-            said = f"metric {error} is missing" if isinstance(error, KeyError) else str(error)
-            name = " ".join(str(part) for part in setting_of_record(record)[:3])
-            warnings.warn(
-                f"record {record.key} ({name}, seed {record.cell['seed']}, {record.profile}) is left out: {said}",
-                stacklevel=2,
-            )
+    "`accuracies_of` for many records at once; those without sound counts are left out with a warning."
+    def read(record):
+        if "train" not in record.metrics: raise ValueError("metric 'train' is missing")
+        return counts_of(record, store), record.metrics["train"]
+
+    sound = without_lost(records, read, lambda record: " ".join(map(str, setting_of_record(record)[:3])))
     values = products([counts for counts, _ in sound.values()], resamples, seed)
     return {
         key: found | {"train": np.full(resamples + 1, train)} for (key, (_, train)), found in zip(sound.items(), values)
@@ -223,14 +215,14 @@ class Measured(Resampled):
         reading: str = "fixed",  # one of `STUDY_READINGS`
         resamples: int = RESAMPLES,
         seed: int = 0,  # of the draws
-        values: dict | None = None,  # of `all_resampled`, where it was computed before
+        values: dict | None = None,  # of `accuracies_by_record`, where it was computed before
     ):
         if reading not in STUDY_READINGS: raise ValueError(nearest(reading, STUDY_READINGS, "reading"))
         super().__init__(resamples, seed)
         self.reading, self.profile = STUDY_READINGS[reading], profile
         self.sets, self.nets = SETS[reading], dict(lenet=self.reading.lenet, alexnet="alexnet8")
         self.records = {setting_of_record(r): r for r in records if r.profile == profile and belongs(r, self.reading)}
-        if values is None: values = all_resampled(list(self.records.values()), store, resamples, seed)
+        if values is None: values = accuracies_by_record(list(self.records.values()), store, resamples, seed)
         self.cells = {where: values[r.key] for where, r in self.records.items() if r.key in values}
         self.damaged = {where: r.key for where, r in self.records.items() if r.key not in values}
         self.seeds = sorted({where[-1] for where in self.records})
@@ -438,7 +430,7 @@ def study_worlds(
         mine = [
             r for r in records if r.profile == profile and any(belongs(r, reading) for reading in STUDY_READINGS.values())
         ]
-        values = all_resampled(mine, store, resamples, 0)
+        values = accuracies_by_record(mine, store, resamples, 0)
         for name, reading in STUDY_READINGS.items():
             world = StudyFacts(mine, store, profile, name, resamples, values=values)
             has_own = any(reading.own(net, factor) for net, factor, *_ in world.records)

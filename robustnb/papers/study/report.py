@@ -28,7 +28,7 @@ from ...lab.records import Record, Store, record_key
 from ...lab.report import (COLOURS, alone, badge, draw_series, number, probability, format_estimate, second_line,
                                  table, theme, format_difference, with_interval)
 from ...lab.verdicts import paper_table
-from .claims import SEGMENTS, StudyFacts, resampled, study_tables
+from .claims import SEGMENTS, StudyFacts, accuracies_of, study_tables
 from .protocol import GRIDS, StudyCell, study_cells
 from ...resampling import Estimate, summary
 from ...statistics import coefficients, expected_R, holm, multiple_correlation, permutation_p, strength
@@ -543,7 +543,7 @@ def reading_figure(
     fig, axes = plt.subplots(2, 2, figsize=(7.5, 5.6), layout="constrained")
     for i, (title, records) in enumerate(found.items()):
         if not records: continue
-        values = [resampled(r, store, 1000, 0) for r in records]
+        values = [accuracies_of(r, store, 1000, 0) for r in records]
         for ax, set in zip(axes.flat, sets):
             draw_series(
                 ax, [r.cell["level"] for r in records], np.stack([v[set] for v in values]), label=title, color=f"C{i}",
@@ -562,14 +562,14 @@ def reading_table(
 ) -> HTML:
     "Paired differences of each reading from the page's own series at the same level."
     names = {"test": "MNIST-Test", "c": "MNIST-C", "a_fixed": "MNIST-A, fixed", "a_white": "MNIST-A, white box"}
-    main, rows = {r.cell["level"]: resampled(r, store, 1000, 0) for r in found[MAIN]}, []
+    main, rows = {r.cell["level"]: accuracies_of(r, store, 1000, 0) for r in found[MAIN]}, []
     for title, records in found.items():
         if title == MAIN: continue
         if not records:
             rows.append({"reading": title, "distance": "", **dict.fromkeys(names.values(), badge("not run"))})
         for r in records:
             if r.cell["factor"] == "clean" and r.cell["net"] == "lenet5" or r.cell["level"] not in main: continue
-            theirs = resampled(r, store, 1000, 0)
+            theirs = accuracies_of(r, store, 1000, 0)
             rows.append(
                 {"reading": title, "distance": f"{r.cell['level']:g}"}
                 | {
@@ -600,7 +600,7 @@ def model_table(records: list[Record], store: Store, caption: str = "") -> HTML:
         {"test": "MNIST-Test", "c": "MNIST-C", "a_fixed": "MNIST-A, fixed", "a_white": "MNIST-A, white box"}, [],
     )
     for r in records:
-        values = resampled(r, store, 1000, 0)
+        values = accuracies_of(r, store, 1000, 0)
         level = "clean" if r.cell["factor"] == "clean" else f"{r.cell['level']:g}"
         rows.append(
             {
