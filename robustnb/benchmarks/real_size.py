@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import resource
 import signal
 import statistics
@@ -63,17 +64,17 @@ SAME = ("table.csv", "table.json", "summary.csv", "summary.json", "selective.jso
 def tree_memory(pid: int) -> float:  # MB
     "Proportional set size of a process and its descendants."
     total = 0
-    try: family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    try: family = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     except psutil.Error: return 0.0
     for process in family:
-        try: total += process.memory_full_info().pss
-        except (psutil.Error, AttributeError): pass
-    return total / 1e6
+        try: total += int(re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text(), re.M)[1])
+        except (OSError, TypeError): pass  # it has just ended
+    return total * 1024 / 1e6
 
 def watched(
     words: Sequence[str],  # after `robustnb`
     kill_after: float | None = None,  # seconds after which the whole group is killed
-    every: float = 1.0,  # seconds between two looks
+    every: float = 3.0,  # seconds between two looks
 ) -> dict:  # cpu, wall (seconds), memory [looks] (MB), code
     "Run the command line as a process group of its own, and watch it."
     plain = {k: v for k, v in os.environ.items() if not k.startswith("ROBUSTNB_") or k in ("ROBUSTNB_CACHE", "ROBUSTNB_DATA")}
@@ -85,7 +86,8 @@ def watched(
         while child.poll() is None:
             if kill_after is not None and time.monotonic() - start > kill_after: os.killpg(child.pid, signal.SIGKILL)
             elif kill_after is None: looks.append(tree_memory(child.pid))
-            time.sleep(every if kill_after is None else 0.05)
+            try: child.wait(every if kill_after is None else 0.05)
+            except subprocess.TimeoutExpired: pass
         if child.returncode and kill_after is None:
             said.seek(0)
             raise RuntimeError(f"robustnb {' '.join(map(str, words))} ended with {child.returncode}:\n{said.read().decode()[-2000:]}")
