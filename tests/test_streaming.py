@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,29 +115,39 @@ def test_the_global_generator_stays_and_the_source_is_not_written_to():
 
 # --- devices, without one ---
 
-PASSES = ("gaussian_noise", "impulse_noise", "speckle_noise", "fog", "brightness", "contrast", "saturate")  # nothing of them asks a fake tensor for a value
+def on_a_card(large):
+    "In a child: all corruptions on a graphics card that the CPU plays, and an evaluation there."
+    from card import CARD, Card, Checked, Draws, OnCard, on_card
 
-def test_no_tensor_stays_behind_on_the_cpu(monkeypatch):
-    "The way over a graphics card, with tensors that know their device and hold nothing."
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    Real = torch.Generator
+    class Generator(Real):
+        def __new__(cls, device="cpu"): return Draws() if on_card(device) else Real(device)
+    torch.Generator = Generator
+    def shown(name, x): return corrupt(x, name, 3, "imagenet-c", torch.Generator(x.device).manual_seed(0))
+    with Checked(), Card():
+        for mistake in (lambda: torch.ones(2, device=CARD) + torch.ones(2), lambda: torch.rand(2, device=CARD, generator=Real()), lambda: torch.ones(2, device=CARD).numpy(),
+                        lambda: torch.ones(2)[torch.ones(1, device=CARD, dtype=torch.long)]):
+            with pytest.raises((RuntimeError, TypeError)): mistake()
+        for name in CORRUPTIONS + EXTRA:
+            for x in (large, large.float() / 255):
+                y, bound = shown(name, x.to(CARD)), (1.0 if x.dtype == torch.uint8 else 1 / 255) * (name == "motion_blur")  # there by another order of sums
+                assert isinstance(y, OnCard) and (y.cpu().float() - shown(name, x).float()).abs().max() <= bound + 1e-6, name
+    source, rows, asked = as_source(images(9)), [("clean", 0), *((name, 3) for name in CORRUPTIONS + EXTRA if name != "motion_blur")], set()
+    expected = answer_blocks(Sums(), source, rows, Settings("cifar10-c", show=False))
+    for place in ("device", "cpu"):
+        settings = Settings("cifar10-c", corrupt_on=place, channels_last=True, dtype=torch.bfloat16, show=False, device="cuda", workers=0)
+        with Checked(), Card():
+            weight = Sums().weight.to(CARD)
+            def model(x):
+                asked.add((x.device, x.dtype, x.is_contiguous(memory_format=torch.channels_last)))
+                return ((x * 255).round().double().flatten(1) @ weight).remainder(64).float() / 8
+            few = len(rows) if place == "device" else 3
+            assert torch.equal(answer_blocks(model, source, rows[:few], settings), expected[:few])
+    assert asked == {(CARD, torch.float32, True)}
 
-    class Generator(torch.Generator):
-        def __new__(cls, device=None): return torch._C.Generator.__new__(cls, "cpu")
 
-    monkeypatch.setattr(streaming, "check_logits", lambda logits, y: None)
-    monkeypatch.setattr(streaming.torch, "Generator", Generator)
-    device, settings = torch.device("cuda"), Settings("cifar10-c", corrupt_on="device", channels_last=True, dtype=torch.bfloat16, show=False)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        x, y = torch.empty(64, 3, 32, 32, dtype=torch.uint8, device=device), torch.zeros(64, dtype=torch.long)
-        head, asked = torch.empty(3072, 10, device=device), []
-        def model(x):
-            asked.append((x.device.type, x.dtype, x.is_contiguous(memory_format=torch.channels_last)))
-            return x.flatten(1) @ head
-        for piece in pieces(BlockJob(0, tuple(range(0, 64, 3)), tuple((name, 3) for name in PASSES)), x, y, 64, 64, "cifar10-c", 0, 100):
-            assert piece.x.device.type == "cuda"
-            found = ask_piece(model, piece, device, settings)
-            assert found.device.type == "cpu" and found.shape == (len(piece.rows), 2, 22)
-    assert asked == [("cuda", torch.float32, True)] * 2  # 4 and 3 conditions of 22 images
+def test_no_tensor_stays_behind_on_the_cpu():
+    assert forked(on_a_card, torch.randint(0, 256, (1, 3, 96, 96), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)) == 0
 
 
 # --- kills, shards ---
@@ -163,6 +174,65 @@ def test_killed_at_many_moments_it_resumes_to_identical_bytes(tmp_path, workers)
     file.write_bytes(file.read_bytes()[:-70])  # and in the middle of a line
     assert forked(killed_at, 0, tmp_path / "torn", workers) == 0
     assert folder_bytes(tmp_path / "torn") == folder_bytes(tmp_path / "whole") != {}
+
+
+SLOW = """
+import time, torch
+from pathlib import Path
+asked = []
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.at = torch.nn.Parameter(torch.linspace(0, 1, 10))
+    def forward(self, x):
+        asked.append(1)
+        if len(asked) > 4 and Path("slow").exists(): time.sleep(0.3)
+        return -100 * (x.mean((1, 2, 3))[:, None] - self.at) ** 2
+def net():
+    if Path("slow").exists() and Path("stuck").exists():
+        Path("here").touch()
+        time.sleep(60)
+    return Net()
+"""
+
+def typed(words, folder):
+    "The program, as a terminal starts it: a group of processes of its own that Ctrl-C reaches as a whole."
+    from robustnb import cli
+
+    os.setsid()
+    os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.path.insert(0, str(folder))
+    for number in (1, 2): os.dup2(os.open(folder / "said", os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
+    sys.argv = ["robustnb", *map(str, words)]
+    cli.out.file = cli.err.file = sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)
+    cli.main()
+
+
+@pytest.mark.parametrize("moment", ["midway", "opening"])
+def test_ctrl_c_ends_an_evaluation_in_a_sentence(tmp_path, moment):
+    (tmp_path / "slow_nets.py").write_text(SLOW)
+    pictures(tmp_path / "pictures", 130)
+    words = ["evaluate", "slow_nets:net", "pictures", "--corruptions", "contrast,fog", "--severities", "1,2", "--workers", 2, "--out", "torn"]
+    (tmp_path / "slow").touch()
+    if moment == "opening": (tmp_path / "stuck").touch()
+    process = multiprocessing.get_context("fork").Process(target=typed, args=(words, tmp_path))
+    process.start()
+    kept = lambda: [line for f in tmp_path.glob("torn/answers/**/blocks-*") for line in f.read_text().split()]
+    while process.is_alive() and not (len(kept()) > 2 or (tmp_path / "here").exists()): time.sleep(0.02)
+    for _ in range(2):  # impatiently
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.05)
+    process.join(60)
+    said, before = (tmp_path / "said").read_text(), len(kept())
+    assert process.exitcode == 130 and "Traceback" not in said and "interrupted" in said, said
+    with pytest.raises(ProcessLookupError): os.killpg(process.pid, 0)  # nobody is left behind
+    if moment == "opening": return
+    assert "the same command goes on from there" in said and before > 2
+    (tmp_path / "slow").unlink()
+    assert forked(typed, words, tmp_path) == 0 and (tmp_path / "torn/report.html").exists()
+    asked = Journal(next((tmp_path / "torn/answers").iterdir())).read()
+    assert len(asked) == 3 and all(len(found) == 5 for found in asked.values())
 
 
 def test_shards_in_any_number_make_the_bytes_of_one_run(tmp_path):
