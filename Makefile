@@ -1,6 +1,8 @@
 # Two commands matter: `make reproduce` (set up, rerun small cells on real data, build the site) and `make test`.
 # Everything lands in this folder: .venv (the environment), .tools (uv, when the machine has none), .robustnb (runs, records).
 SHELL := /bin/bash
+# Containers often forbid bytecode; then each of some hundred processes compiles torch anew, 5 to 11 s every time.
+unexport PYTHONDONTWRITEBYTECODE
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
