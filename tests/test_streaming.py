@@ -247,16 +247,16 @@ def peak_of(folder, positions, out):
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from Linux's /proc")
 def test_memory_stays_flat(tmp_path):
-    "640 pictures of 224 pixels are 96 MB; a quarter of them takes as much memory as all."
+    "448 pictures of 224 pixels are 67 MB, 202 in three conditions; 160 of them take as much memory as all."
     draw = np.random.default_rng(0)
     (tmp_path / "set/a").mkdir(parents=True)
-    for i in range(640): Image.fromarray(draw.integers(0, 256, (28, 28, 3), dtype=np.uint8)).resize((224, 224)).save(tmp_path / f"set/a/{i:04}.jpg")
+    for i in range(448): Image.fromarray(draw.integers(0, 256, (28, 28, 3), dtype=np.uint8)).resize((224, 224)).save(tmp_path / f"set/a/{i:04}.jpg")
     found = {}
-    for n in (160, 640):
+    for n in (160, 448):
         code = f"from test_streaming import peak_of; peak_of({str(tmp_path / 'set')!r}, range({n}), {str(tmp_path / 'peak')!r})"
         subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, timeout=300)  # afresh: pytest's own process is large
         found[n] = float((tmp_path / "peak").read_text())
-    assert found[640] < 300 and found[640] - found[160] < 40, found
+    assert found[448] < 300 and found[448] - found[160] < 30, found  # a copy of the others would be 43
 
 
 # --- sets on disk ---
