@@ -168,30 +168,6 @@ def test_what_is_new_is_held_to_the_contracts(extended):
         with open(copy / "robustnb" / file, "a") as end: end.write(f"\n{line}\n")
     status, said, _ = run("lint-imports", "--no-cache")
     assert status and "robustnb.papers.toy.protocol -> robustnb.papers.study.protocol" in said and "robustnb.contrib.toy_stripes -> robustnb.models" in said, said
-def test_a_fifth_paper_is_one_folder(tmp_path):
-    "The template, copied into a checkout and exported, is found by commands, verdicts, site and contracts."
-    for name in ("nbs", "robustnb"): shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("settings.ini", "pyproject.toml", "README.md", "_quarto.yml"): shutil.copy(ROOT / name, tmp_path / name)
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != "_modidx.py"}
-    env = {**os.environ, "PYTHONPATH": str(tmp_path), "ROBUSTNB_ROOT": str(tmp_path), "ROBUSTNB_CACHE": str(tmp_path / "cache")}
-    run = lambda *command: subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
-    made = run(sys.executable, "-c", "from robustnb.lab.registry import new_paper; new_paper('toy', 'Toy paper')")
-    assert not made.returncode, made.stderr
-    for notebook in sorted((tmp_path / "nbs/papers/toy").glob("[0-9]*.ipynb")):
-        exported = run("nbdev_export", "--path", str(notebook))
-        assert not exported.returncode, exported.stderr
-    assert {p: p.read_bytes() for p in before} == before, "something shared was edited"
-    said = run(sys.executable, "-c", TRY)
-    assert not said.returncode, said.stderr
-    lines = said.stdout.splitlines()
-    assert "'toy'" in lines[0] and "robustnb.papers.toy.protocol:whole" in lines[0]
-    assert lines[1] == "[['M-01', 'yes', 'holds']]"
-    assert lines[2].startswith("True") and "Toy paper" in lines[2]
-    assert lines[3] == "['toy/table1']"
-    linted = run("lint-imports", "--no-cache")
-    assert not linted.returncode, linted.stdout
-    with open(tmp_path / "robustnb/papers/toy/protocol.py", "a") as file: file.write("\nfrom ..study.protocol import study_cells\n")
-    assert run("lint-imports", "--no-cache").returncode, "a paper that imports another must break the build"
 
 
 def test_the_audit_of_the_lock_is_told_in_a_few_lines():
