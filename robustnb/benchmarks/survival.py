@@ -178,6 +178,8 @@ MENDED = (  # where, what went wrong, what happens now
     ('checkpoints', 'a file of weights in place of one raised KeyError', 'ValueError that names the file'),
     ('temperature scaling', 'logits and labels of other shapes raised IndexError or RuntimeError', 'ValueError with both shapes'),
     ('batch norm adapted', 'one value a channel made the variance NaN in silence', 'ValueError that asks for two images'),
+    ('cache', "a file of another user, or on a failing disk, was taken for a damaged one and removed", 'only what was read and is broken is removed'),
+    ('command line', 'two users of one cache, or a worker that the system had ended, were told in words of the system, the worker with a traceback', 'a sentence that says whose the file is, or how to go on'),
 )
 
 # %% ../../nbs/benchmarks/06_survival.ipynb #b8df003e
