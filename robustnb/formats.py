@@ -11,6 +11,7 @@ __all__ = ['IDX', 'FOLDERS', 'UNPACKED', 'PICTURE_SIZES', 'ROOTS', 'PICTURES', '
 
 # %% ../nbs/02_formats.ipynb #3c1112bb
 import csv
+import errno
 import gzip
 import hashlib
 import io
@@ -330,6 +331,8 @@ def cached(path: Path, name: str) -> ImageSet | None:  # None: not there
                 torch.from_numpy(file["x"]), torch.from_numpy(file["y"]).long(), tuple(file["classes"].tolist()), name
             )
     except Exception as error:  # numpy and zipfile have a dozen ways to say that a file is broken
+        unread = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)  # of another user, a bad disk
+        if unread or isinstance(error, (MemoryError, ImportError)): raise
         print(f"{path} is truncated or corrupt ({error}); it is removed", file=sys.stderr)
         path.unlink(missing_ok=True)
 

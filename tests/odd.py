@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 TRIED = int(os.environ.get("ROBUSTNB_PROPERTIES", 6))
@@ -21,6 +21,16 @@ COUNTS = Path(os.environ["ROBUSTNB_FAULTS"]) / "odd" if "ROBUSTNB_FAULTS" in os.
 def tried(examples=TRIED):
     "Hypothesis' settings: the same examples each time, no clock, no store of failures."
     return settings(deadline=None, max_examples=examples, derandomize=True, database=None, suppress_health_check=list(HealthCheck), print_blob=False)
+
+
+ROUND, SEED = 40, int(os.environ.get("ROBUSTNB_SEED", 0))
+
+
+def drawn(strategy, check, turns, least=TRIED):
+    "Check what is drawn: `least` inputs, the same each time; then, in the long form, others by the round, until the share of the time is over."
+    for turn in turns(1):
+        if not turn: tried(least)(given(strategy)(check))()
+        else: settings(tried(ROUND), derandomize=False)(seed(10**6 * SEED + turn)(given(strategy)(check)))()
 
 
 def count(kind):

@@ -125,8 +125,8 @@ def test_fewer_than_three_seeds_leave_the_images_only(tmp_path):
     "Two seeds that differ by 0.2: without a draw of seeds the mean hardly moves."
     for seeds, moves in (((0, 1), False), ((0, 1, 2), True)):
         store = series(Store(tmp_path / str(len(seeds))), lambda level, seed: 0.6 + 0.1 * seed, seeds=seeds)
-        world = StudyFacts(store.records("study"), store, "quick", "fixed", 300)
-        spread = world.array("lenet", "gaussian", "c")[0, 1:].std()
+        results = StudyFacts(store.records("study"), store, "quick", "fixed", 300)
+        spread = results.array("lenet", "gaussian", "c")[0, 1:].std()
         assert (spread > 0.04) == moves
 
 
@@ -139,11 +139,11 @@ def test_the_measurement_is_what_was_recorded_and_ties_stay_ties(tmp_path):
         cell = StudyCell(factor="gaussian", level=level, **PROTOCOLS["quick"])
         cell = dataclasses.asdict(cell if level else clean_cell(cell))
         store.append(Record("study", cell, dict(train=1.0, test=right.mean()), "quick"), {"counts.npz": encode("counts.npz", counts)})
-    world = StudyFacts(store.records("study"), store, "quick", "fixed", 3)
-    levels = world.levels("gaussian")
+    results = StudyFacts(store.records("study"), store, "quick", "fixed", 3)
+    levels = results.levels("gaussian")
     recorded = [0.9871 if level < 7 else 0.9872 for level in levels]
-    assert np.allclose(world.array("lenet", "gaussian", "test")[:, 0], recorded, rtol=0, atol=1e-12)
-    assert world.rho("lenet", "gaussian", "test") == pytest.approx(spearman(levels, recorded)[0], abs=1e-12)
+    assert np.allclose(results.array("lenet", "gaussian", "test")[:, 0], recorded, rtol=0, atol=1e-12)
+    assert results.rho("lenet", "gaussian", "test") == pytest.approx(spearman(levels, recorded)[0], abs=1e-12)
 
 
 def test_images_are_drawn_alike_for_all_models(tmp_path):
@@ -162,9 +162,9 @@ def test_the_rule_of_95_and_5_percent(tmp_path):
 
 def test_resamples_scatter_about_the_measurement(tmp_path):
     store = series(Store(tmp_path), lambda level, seed: 0.8)
-    world = StudyFacts(store.records("study"), store, "quick", "fixed", 1000)
-    assert (world.array("lenet", "gaussian", "test") == 1).all()  # right on every image, whichever are drawn
-    drawn = world.array("lenet", "gaussian", "c")[0]
+    results = StudyFacts(store.records("study"), store, "quick", "fixed", 1000)
+    assert (results.array("lenet", "gaussian", "test") == 1).all()  # right on every image, whichever are drawn
+    drawn = results.array("lenet", "gaussian", "c")[0]
     assert drawn[0] == 0.8 and abs(drawn[1:].mean() - 0.8) < 0.003 and abs(drawn[1:].std() - (0.16 / 400) ** 0.5) < 0.002
 
 
@@ -206,24 +206,24 @@ def test_no_profile_of_any_question_breaks_the_verdicts(tmp_path, profile):
 def test_one_evaluation_tells_what_one_per_resample_tells(tmp_path):
     "Every predicate of the study that can be decided, over both nets and three seeds."
     store, decided, mixed = noise(Store(tmp_path), "quick", ("lenet5", "alexnet8"), (0, 1, 2)), 0, 0
-    world = StudyFacts(store.records("study"), store, "quick", "fixed", 40)
+    results = StudyFacts(store.records("study"), store, "quick", "fixed", 40)
     for claim in claim_table().query("paper == 'study'").itertuples():
-        names = world.names()
+        names = results.names()
         try: evaluate_predicate(claim.predicate, names, whole=True)
         except Missing: continue
-        together, slowly = evaluate_vectorised(claim.predicate, world, names), list(evaluate_looped(claim.predicate, world, names))
+        together, slowly = evaluate_vectorised(claim.predicate, results, names), list(evaluate_looped(claim.predicate, results, names))
         assert together is not None and together.tolist() == slowly, claim.id
         decided, mixed = decided + 1, mixed + (0 < sum(slowly) < 41)
-    assert decided > 60 and mixed > 10 and world.at == 0
+    assert decided > 60 and mixed > 10 and results.at == 0
 
 
 def test_what_arrays_cannot_say_is_told_resample_by_resample(tmp_path):
     store = series(Store(tmp_path), lambda level, seed: 0.5 + level / 40)
-    world = StudyFacts(store.records("study"), store, "quick", "fixed", 30)
-    names = world.names()
+    results = StudyFacts(store.records("study"), store, "quick", "fixed", 30)
+    names = results.names()
     for text in ('[s("lenet","gaussian","c")][0] == s("lenet","gaussian","c")', '["a", "b"][round(v("lenet","gaussian","c",2))] == "b"'):
-        assert evaluate_vectorised(text, world, names) is None
-        assert len(list(evaluate_looped(text, world, names))) == 31 and world.at == 0
+        assert evaluate_vectorised(text, results, names) is None
+        assert len(list(evaluate_looped(text, results, names))) == 31 and results.at == 0
 
 
 WRITTEN_DOWN = {

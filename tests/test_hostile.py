@@ -29,6 +29,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
+from odd import drawn
+
 from robustnb import formats, scorecard
 from robustnb.corrupted_sets import BEGUN, Target, begin, own_picture, write_set
 from robustnb.data import from_package, members
@@ -285,21 +287,19 @@ def note(reader):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_damaged_inputs_raise_documented_errors_only(reader, tmp_path):
+def test_damaged_inputs_raise_documented_errors_only(reader, tmp_path, turns):
     whole, read, errors = READERS[reader]
     inner = tmp_path / "a/b/c/d/inner"
     inner.mkdir(parents=True)
     if reader != "CIFAR batch": read(whole, inner)  # the valid input is read
-    before = torch.get_rng_state()
+    before, memory = torch.get_rng_state(), peak()
 
-    @calm
-    @given(damaged(whole))
     def each(content):
         note(reader)
         try: read(content, inner)
         except errors as error: assert str(error)
-    each()
-    assert torch.equal(before, torch.get_rng_state())
+    drawn(damaged(whole), each, turns, INPUTS)
+    assert torch.equal(before, torch.get_rng_state()) and peak() - memory < 2000
     assert snapshot(tmp_path) - {p.relative_to(tmp_path) for p in inner.rglob("*")} == {Path(*"abcd"[:i]) for i in range(1, 5)} | {Path("a/b/c/d/inner")}
 
 
@@ -487,21 +487,27 @@ def test_predicates_beyond_the_language(predicate):
     with pytest.raises((PredicateError, Missing)): evaluate_predicate(predicate, {})
 
 
-@calm
-@given(st.lists(st.sampled_from([*"[](){},:+-*/.<=> ", "1", "1e999", "'a'", "x", "for x in", "range", "max", "lambda", "round", "sum", "not", "in", "if", "**", "f(", "key=", "dict"]), max_size=14).map("".join) | st.text(max_size=20))
-def test_predicates_of_any_text(predicate):
-    note("predicate")
-    try: evaluate_predicate(predicate, {"f": len, "x": [1.0, 2.0]})
-    except (PredicateError, Missing): pass
+PREDICATES = st.lists(st.sampled_from([*"[](){},:+-*/.<=> ", "1", "1e999", "'a'", "x", "for x in", "range", "max", "lambda", "round", "sum", "not", "in", "if", "**", "f(", "key=", "dict"]), max_size=14).map("".join) | st.text(max_size=20)
 
 
-@calm
-@given(st.text(max_size=30) | st.sampled_from(["x={[]:1}", "x=" + "-" * 100_000 + "1", "x=" + "(" * 5000, "x=\0", "x=" + "9" * 5000, "x={**{}}"]))
-def test_parameters_of_any_text(text):
-    note("parameter")
-    try: name, value = parse_setting(text)
-    except NotebookError: pass
-    else: assert isinstance(name, str)
+def test_predicates_of_any_text(turns):
+    def each(predicate):
+        note("predicate")
+        try: evaluate_predicate(predicate, {"f": len, "x": [1.0, 2.0]})
+        except (PredicateError, Missing): pass
+    drawn(PREDICATES, each, turns, INPUTS)
+
+
+PARAMETERS = st.text(max_size=30) | st.sampled_from(["x={[]:1}", "x=" + "-" * 100_000 + "1", "x=" + "(" * 5000, "x=\0", "x=" + "9" * 5000, "x={**{}}"])
+
+
+def test_parameters_of_any_text(turns):
+    def each(text):
+        note("parameter")
+        try: name, value = parse_setting(text)
+        except NotebookError: pass
+        else: assert isinstance(name, str)
+    drawn(PARAMETERS, each, turns, INPUTS)
 
 
 SCRIPT = "<script>alert(1)</script>"

@@ -168,3 +168,11 @@ def test_what_is_new_is_held_to_the_contracts(extended):
         with open(copy / "robustnb" / file, "a") as end: end.write(f"\n{line}\n")
     status, said, _ = run("lint-imports", "--no-cache")
     assert status and "robustnb.papers.toy.protocol -> robustnb.papers.study.protocol" in said and "robustnb.contrib.toy_stripes -> robustnb.models" in said, said
+
+
+def test_the_audit_of_the_lock_is_told_in_a_few_lines():
+    from audit import told
+
+    packages = [{"name": "a", "version": "1", "vulns": [{"id": "CVE-1"}, {"id": "CVE-1"}, {"id": "CVE-2"}]}, {"name": "b", "version": "2", "vulns": []}, {"name": "c", "skip_reason": "unknown"}]
+    assert told(json.dumps({"dependencies": packages})) == ["warning: a 1: CVE-1, CVE-2", "3 packages: 1 with known vulnerabilities, 1 that the index of advisories does not know"]
+    assert told("") == told("[]") == ["warning: pip-audit could not be had, or could not ask"]

@@ -10,11 +10,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from odd import Odd, arguments, attempt, batches, count, print_of, print_of_model, tried, worldly
+from odd import Odd, arguments, attempt, batches, count, drawn, print_of, print_of_model, worldly
 from robustnb import adversarial, attacks, augment, calibration, contrastive, dem_hec, domain, entropy, gradcam, levels, metrics, resampling, robustness, statistics, training, uncertainty, worst_case
 from robustnb.corruptions import REGISTRY, contributed, corrupt, find_contributed
 from robustnb.operations import OPERATIONS
@@ -86,13 +84,11 @@ def hold_transform(name, odd: Odd):
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_images_to_images(name):
-    @tried()
-    @given(batches())
+def test_images_to_images(name, turns):
     def each(odd):
         count("images")
         hold_transform(name, odd)
-    each()
+    drawn(batches(), each, turns)
 
 
 # --- models with images
@@ -169,13 +165,11 @@ def hold_asked(name, odd: Odd):
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_models_with_images(name):
-    @tried()
-    @given(batches())
+def test_models_with_images(name, turns):
     def each(odd):
         count("images")
         hold_asked(name, odd)
-    each()
+    drawn(batches(), each, turns)
 
 
 # --- numbers to numbers
@@ -230,8 +224,8 @@ def numbers(found):
     return [] if isinstance(found, str) else [float(n) for n in np.ravel(found)]
 
 
-def hold_number(name, drawn):
-    given, sound = drawn
+def hold_number(name, made):
+    given, sound = made
     more = {"generator": seeds()} if "generator" in inspect.signature(FUNCTIONS[name]).parameters else {}
     before, kept = worldly(), {key: print_of(value) for key, value in given.items() if hasattr(value, "shape")}
     def call():
@@ -259,13 +253,11 @@ UNDEFINED = {"statistics.p_of_r", "statistics.pearson", "statistics.spearman", "
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_numbers_to_numbers(name):
-    @tried()
-    @given(draws_for(name))
-    def each(drawn):
+def test_numbers_to_numbers(name, turns):
+    def each(made):
         count("numbers")
-        hold_number(name, drawn)
-    each()
+        hold_number(name, made)
+    drawn(draws_for(name), each, turns)
 
 
 # --- what was found so, by its words

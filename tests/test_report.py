@@ -54,14 +54,14 @@ def store_of(folder, factor="gaussian", profile="quick", right=lambda level: 0.5
     return store
 
 
-def worlds_of(store, profile="quick"):
+def results_by_reading(store, profile="quick"):
     return {title: StudyFacts(store.records("study"), store, profile, reading, 100) for title, reading in {"fixed": "fixed", "white box": "white_box"}.items()}
 
 
 def test_a_table_of_the_study_prints_the_papers_numbers_as_printed(tmp_path):
     rises = lambda level: [0.5, 0.6, 0.55, 0.7, 0.8, 0.75, 0.9][[0.0, *GRIDS["quick"]["gaussian"]].index(level)]
-    worlds = worlds_of(store_of(tmp_path, right=rises))
-    parsed = Parsed(report.correlation_table(worlds, "gaussian", caption="Made up").data)
+    all_results = results_by_reading(store_of(tmp_path, right=rises))
+    parsed = Parsed(report.correlation_table(all_results, "gaussian", caption="Made up").data)
     printed = paper_table("study_table2", True).query("model == 'LeNet-5'")
     theirs, ours = slice(0, None, 2), slice(1, None, 2)  # the rows alternate
     assert [cell[:5] for cell in parsed.column("r")[theirs]] == [*printed.r, printed.r.iloc[-1]] and parsed.column("variance")[theirs] == [*printed.variance, printed.variance.iloc[-1]]
@@ -86,21 +86,21 @@ def test_printed_rows_line_up_with_the_numbers():
 
 def test_the_multiple_correlation_has_its_chance_level_and_signs(tmp_path):
     store = store_of(tmp_path, "dual", right=lambda level: 0.3 + 0.04 * level[1] - 0.02 * level[0])
-    worlds = worlds_of(store)
-    found = report.multiple_statistics(worlds["fixed"], "lenet", "dual", "c")
+    all_results = results_by_reading(store)
+    found = report.multiple_statistics(all_results["fixed"], "lenet", "dual", "c")
     assert found["signs"] == "Gaussian −, FGSM +" and found["n"] == 9 and found["R"] > 0.99
-    slopes = coefficients(worlds["fixed"].levels("dual"), worlds["fixed"].array("lenet", "dual", "c")[:, 0])[1:]
+    slopes = coefficients(all_results["fixed"].levels("dual"), all_results["fixed"].array("lenet", "dual", "c")[:, 0])[1:]
     assert np.allclose(slopes, [-0.02, 0.04], atol=0.003)
-    parsed = Parsed(report.multiple_table(worlds, "dual").data)
+    parsed = Parsed(report.multiple_table(all_results, "dual").data)
     assert [cell[:5] for cell in parsed.column("R, paper")[1:]] == ["0.105", "0.653", "0.653"] and parsed.column("p, paper")[2] == "1.00·10−4"
 
 
 def test_fgsm_has_a_mean_of_the_paper_for_each_segment(tmp_path):
-    worlds = worlds_of(store_of(tmp_path, "fgsm", right=lambda level: 0.4 + level / 40))
-    figure = report.level_figure(worlds, "fgsm", "l2 distance")
+    all_results = results_by_reading(store_of(tmp_path, "fgsm", right=lambda level: 0.4 + level / 40))
+    figure = report.level_figure(all_results, "fgsm", "l2 distance")
     dashed = [(tuple(line.get_xdata()), line.get_ydata()[0]) for line in figure.axes[3].get_lines() if line.get_linestyle() == "--"]
     assert dashed == [((0.0, 8.0), 0.737), ((8.5, 12.0), 0.676)]
-    rows = Parsed(report.correlation_table(worlds, "fgsm").data).column("")
+    rows = Parsed(report.correlation_table(all_results, "fgsm").data).column("")
     assert rows[0] == "MNIST-Test, segment I, paper" and "segment II" not in " ".join(rows)  # two levels of quick are no series
     matplotlib.pyplot.close(figure)
 
@@ -126,18 +126,18 @@ def test_a_difference_in_words_never_passes_noise_for_an_effect(tmp_path):
         counts |= dict(a_fixed=counts["test"], a_white=~counts["c"])
         cell = dict(net="lenet5", factor="gaussian" if level else "clean", level=level, seed=0, mode="add")
         store.append(Record("study", cell, dict(train=0.99), "quick"), {"counts.npz": encode("counts.npz", {k: v.astype(np.uint8) for k, v in counts.items()})})
-    world = worlds_of(store)["fixed"]
-    assert "no difference that we can tell" in lab_report.format_difference(report.change(world, "lenet", "gaussian", "test", 2.0))
-    found = report.change(world, "lenet", "gaussian", "c", 12.0)
+    results = results_by_reading(store)["fixed"]
+    assert "no difference that we can tell" in lab_report.format_difference(report.change(results, "lenet", "gaussian", "test", 2.0))
+    found = report.change(results, "lenet", "gaussian", "c", 12.0)
     assert found.value == pytest.approx(0.48) and lab_report.format_difference(found).startswith("gains 0.480")
-    assert report.best_level(world, "lenet", "gaussian", "c") == (12.0, [12.0]) and len(report.best_level(world, "lenet", "gaussian", "test")[1]) > 3
-    back = report.change(world, "lenet", "gaussian", "c", 0.0, 12.0)
+    assert report.best_level(results, "lenet", "gaussian", "c") == (12.0, [12.0]) and len(report.best_level(results, "lenet", "gaussian", "test")[1]) > 3
+    back = report.change(results, "lenet", "gaussian", "c", 0.0, 12.0)
     assert back.value == -found.value and back.low == pytest.approx(-found.high)
 
 
 def test_nothing_measured_says_so(tmp_path):
-    worlds = worlds_of(store_of(tmp_path))
-    for empty in (report.correlation_table(worlds, "fgsm"), report.multiple_table(worlds, "four")): assert "Not run" in empty.data
+    all_results = results_by_reading(store_of(tmp_path))
+    for empty in (report.correlation_table(all_results, "fgsm"), report.multiple_table(all_results, "four")): assert "Not run" in empty.data
     assert "Not run" in lab_report.banner([], "full").data and "No records" in lab_report.provenance_line([]).data
 
 
@@ -168,7 +168,7 @@ def test_beside_keeps_what_was_not_run_and_refuses_what_the_paper_has_not():
 
 
 def test_the_figure_shows_ours_and_the_papers_mean(tmp_path):
-    figure = report.level_figure(worlds_of(store_of(tmp_path, right=lambda level: 0.4 + level / 40)), "gaussian", "l2 distance")
+    figure = report.level_figure(results_by_reading(store_of(tmp_path, right=lambda level: 0.4 + level / 40)), "gaussian", "l2 distance")
     c = figure.axes[2]
     drawn = {line.get_label(): line for line in c.get_lines()}
     assert np.allclose(drawn["ours"].get_ydata(), [0.4 + level / 40 for level in (0.0, *GRIDS["quick"]["gaussian"])], atol=0.002)

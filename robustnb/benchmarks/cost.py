@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STEP', 'COPIES', 'READINGS', 'METHODS', 'TRAIN', 'TEST', 'SIDES', 'PASSES', 'FAMILY', 'Share', 'share_of', 'sets_of',
            'fine_tuning_passes', 'study_passes', 'pretrain_passes', 'dem_hec_passes', 'eriep_passes', 'table4_passes',
-           'outline', 'share', 'place_of', 'work_of', 'memory_of', 'Named', 'kind_of', 'measured', 'rate_for',
-           'checked', 'Gpu', 'hours', 'cells_of', 'bill']
+           'outline', 'share_at', 'share', 'place_of', 'work_of', 'memory_of', 'Named', 'kind_of', 'measured',
+           'rate_for', 'checked', 'Gpu', 'hours', 'cells_of', 'bill']
 
 # %% ../../nbs/benchmarks/07_cost.ipynb #4238a236
 import math
@@ -40,7 +40,7 @@ class Share:
 
 
 def share_of(
-    net: nn.Module,  # on the meta device
+    net: nn.Module,  # also one on the meta device
     shape: tuple[int, int, int],  # of an image, [C,H,W]
 ) -> Share:
     "Count operations, parameters and activations; the network's modes are put back."
@@ -120,10 +120,10 @@ def outline(
     net: str,  # of this package, of its papers, or torchvision's
     small: int = 0,  # side of small images: torchvision's residual networks get a stem for them; 0: their own
 ) -> nn.Module:
-    "A network without numbers, on the meta device."
+    "A network of any weights; a large one on the meta device."
     own = MODELS | pretraining.NETS | eriep.NETS | {"thin8": eriep_large.thin8}
     if net in own:
-        with seeded(0): return own[net]().to("meta")
+        with seeded(0): return own[net]()
     from torchvision.models import get_model
 
     with torch.device("meta"):
@@ -133,13 +133,20 @@ def outline(
 
 
 @cache
-def share(experiment: str, net: str, data: str) -> Share:
-    "What one image costs in the network of a cell."
-    side = 28 if experiment == "study" else SIDES.get(data.partition("/")[0], 32)  # its sample is of MNIST
-    if net == "vit_l_16": side = 384  # it enlarges its images
+def share_at(
+    net: str,
+    side: int,  # of the images, pixels
+) -> Share:
+    "What one image of this size costs in a network of this name."
     built = outline(net, 0 if side > 64 else side)
     channels = next(m.in_channels for m in built.modules() if isinstance(m, nn.Conv2d))
     return share_of(built, (channels, side, side))
+
+
+def share(experiment: str, net: str, data: str) -> Share:
+    "What one image costs in the network of a cell."
+    side = 28 if experiment == "study" else SIDES.get(data.partition("/")[0], 32)  # its sample is of MNIST
+    return share_at(net, 384 if net == "vit_l_16" else side)  # which enlarges its images
 
 
 def place_of(experiment: str, cell) -> tuple[str, str]:  # network, data

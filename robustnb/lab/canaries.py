@@ -300,8 +300,10 @@ def offered(
         for e, d in described.items()
         if f"{d.function.__module__}:{d.function.__name__}" == function
     }
-    given = getattr(importlib.import_module(module), "canaries", None)
-    cells = given() if given else list(dict.fromkeys(c for d in mine.values() for c in d.cells(PROFILES[0])))
+    there = importlib.import_module(module)
+    given = getattr(there, "canaries", list)()
+    cells = [c for c in given if isinstance(c, cell_class(getattr(there, name)))]  # a module may have two functions
+    cells = cells or list(dict.fromkeys(c for d in mine.values() for c in d.cells(PROFILES[0])))
     return [Canary(next(iter(mine), name.replace("_", "-")), function, to_json(c, finite=True)) for c in cells]
 
 

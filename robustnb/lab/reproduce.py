@@ -6,7 +6,7 @@
 __all__ = ['RESERVED', 'SERVER', 'PRELOAD', 'RENDERED', 'NotebookError', 'read_parameters', 'Notebook', 'read_notebook',
            'exports_module', 'notebooks', 'matching', 'choose', 'parse_setting', 'same_kind', 'check_parameters',
            'store_state', 'inputs', 'up_to_date', 'failed_copy', 'KernelServer', 'ForkedKernel', 'Kernel',
-           'register_engine', 'modules_of', 'Execution', 'Outcome', 'explain', 'keep', 'fullest', 'Run',
+           'register_engine', 'imported_by', 'modules_of', 'Execution', 'Outcome', 'explain', 'keep', 'fullest', 'Run',
            'kernel_environment', 'execute', 'read_state', 'in_words', 'still', 'last_duration', 'Display', 'prepare',
            'only_runner', 'is_fresh', 'run_one', 'run_all', 'kernels', 'render_all', 'render', 'reproduce']
 
@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -257,11 +258,12 @@ def failed_copy(out: Path) -> Path:
 
 # %% ../../nbs/lab/40_reproduce.ipynb #6c529228
 SERVER = """
-import importlib, json, os, select, signal, sys
+import gc, importlib, json, os, select, signal, sys
 from robustnb.lab.experiments import die_with_parent
 runner, modules, folders = json.loads(sys.argv.pop(1))
 die_with_parent(runner)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.modules["debugpy"] = None  # nobody steps through these kernels; each would compile it anew for half a second
 pipe, out = sys.stdin.fileno(), os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 for name in modules:
@@ -271,6 +273,7 @@ if folders:
     from robustnb.lab import records
     try: records.warm(records.Store(*folders))
     except Exception: pass  # a damaged record: likewise
+gc.freeze()  # a copy's collections need not look through what it was born with
 
 def kernel(request):
     os.setsid()
@@ -286,7 +289,7 @@ server, unread = os.getpid(), b""
 while True:
     if select.select([pipe], [], [], 0.1)[0]:
         read = os.read(pipe, 1 << 16)
-        if not read: break
+        if not read: gc.unfreeze(); break
         *lines, unread = (unread + read).split(b"\\n")
         for line in lines:
             if not (pid := os.fork()):
@@ -441,20 +444,25 @@ def register_engine() -> str:  # its name
     return "robustnb"
 
 
-def modules_of(chosen: list[Notebook]) -> list[str]:
-    "What notebooks import at the top of their cells."
+def imported_by(notebook: Notebook) -> list[str]:
+    "What a notebook imports at the top of its cells, in order."
     found = {}
-    for notebook in chosen:
-        for cell in notebook.cells:
-            try: lines = ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else []
-            except SyntaxError: continue
-            for line in lines:
-                if isinstance(line, ast.Import): found |= dict.fromkeys(alias.name for alias in line.names)
-                elif isinstance(line, ast.ImportFrom) and line.module:
-                    found |= dict.fromkeys(
-                        [line.module] + [f"robustnb.{alias.name}" for alias in line.names] * (line.module == "robustnb")
-                    )
+    for cell in notebook.cells:
+        try: lines = ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else []
+        except SyntaxError: continue
+        for line in lines:
+            if isinstance(line, ast.Import): found |= dict.fromkeys(alias.name for alias in line.names)
+            elif isinstance(line, ast.ImportFrom) and line.module:
+                found |= dict.fromkeys(
+                    [line.module] + [f"robustnb.{alias.name}" for alias in line.names] * (line.module == "robustnb")
+                )
     return list(found)
+
+
+def modules_of(chosen: list[Notebook]) -> list[str]:
+    "What several notebooks import; the modules of one alone would keep all others waiting."
+    users = Counter(module for notebook in chosen for module in imported_by(notebook))
+    return [module for module, count in users.items() if count > 1]
 
 # %% ../../nbs/lab/40_reproduce.ipynb #40f308d5
 @dataclass

@@ -145,52 +145,52 @@ def without_lost(
     for record in records:
         try: found[record.key] = read(record)
         except ValueError as error:
-            text = f"record {record.key} ({name(record)}, seed {record.cell['seed']}) is left out: {error}"
+            text = f"record {record.key} ({name(record)}, seed {record.cell['seed']}, {record.profile}) is left out: {error}"
             warnings.warn(text, stacklevel=3)
     return found
 
 # %% ../../nbs/lab/21_verdicts.ipynb #9d0ee9f5
 def evaluate_vectorised(
     predicate: str,
-    world: Any,
-    names: dict,  # of the world
+    results: Any,
+    names: dict,  # of the results
 ) -> np.ndarray | None:  # [1+R] bool; None: has to be tried one by one
     "Truth of a predicate in the measurement and in each resample, by one evaluation."
-    world.at = None
+    results.at = None
     try: found = truth(AtOnce(names | AT_ONCE)(parsed(predicate), {}))
     except (Missing, PredicateError, ArithmeticError, ValueError, RecursionError): return None
-    finally: world.at = 0
-    return np.broadcast_to(found, (world.size,))
+    finally: results.at = 0
+    return np.broadcast_to(found, (results.size,))
 
 
-def evaluate_looped(predicate: str, world: Any, names: dict) -> Iterator[bool]:  # 1+R values
+def evaluate_looped(predicate: str, results: Any, names: dict) -> Iterator[bool]:  # 1+R values
     "The same, resample after resample."
     try:
-        for world.at in range(world.size): yield bool(evaluate_predicate(predicate, names))
-    finally: world.at = 0
+        for results.at in range(results.size): yield bool(evaluate_predicate(predicate, names))
+    finally: results.at = 0
 
 
 def evaluate_claim(
     predicate: str,
-    world: Any,
+    results: Any,
     facts: dict | None = None,  # numbers that a page computed
-    resamples: int = RESAMPLES,  # at most those of the world
+    resamples: int = RESAMPLES,  # at most those of the results
 ) -> dict:  # verdict, share, n_seeds
     "Holds, fails, inconclusive or not run."
-    names, world.used = world.names(facts), set()
+    names, results.used = results.names(facts), set()
     try:
         evaluate_predicate(predicate, names, whole=True)  # anything missing: not run, even if the rest would decide
-        true = evaluate_vectorised(predicate, world, names)
-        if true is None: true = evaluate_looped(predicate, world, names)
-        true = [bool(value) for value in islice(true, min(resamples, world.size - 1) + 1)]
+        true = evaluate_vectorised(predicate, results, names)
+        if true is None: true = evaluate_looped(predicate, results, names)
+        true = [bool(value) for value in islice(true, min(resamples, results.size - 1) + 1)]
     except Missing as missing:
         return dict(
             verdict="not run", share=float("nan"), n_seeds=0, why=str(missing.args[0]),
             damaged=isinstance(missing, Damaged),
         )
-    finally: world.at = 0
+    finally: results.at = 0
     share = mean(true[1:]) if len(true) > 1 else float(true[0])
-    seeds = min((n for _, _, n in world.used), default=len(world.seeds))
+    seeds = min((n for _, _, n in results.used), default=len(results.seeds))
     return dict(
         verdict="holds" if share >= 0.95 else "fails" if share <= 0.05 else "inconclusive", share=share,
         n_seeds=seeds, why="", damaged=False,

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['C7', 'NOISE', 'ENV', 'DIG', 'SEV', 'BB', 'LISTS', 'UNPRINTED', 'FACTS', 'READ', 'PAPER_DATA', 'PAPER_NETS', 'WHEN',
            'BEFORE_AFTER', 'OURS', 'TABLE3', 'INVARIANTS', 'CALLED', 'printed_names', 'main_keys', 'records_of',
-           'large_records', 'answers_of', 'entropies_of', 'all_means', 'DemHecData', 'Ran', 'DemHecWorld',
-           'computed_facts', 'dem_hec_worlds', 'is_computed', 'left_out', 'try_claim', 'dem_hec_verdicts']
+           'large_records', 'answers_of', 'entropies_of', 'all_means', 'DemHecData', 'Ran', 'DemHecResults',
+           'computed_facts', 'dem_hec_results', 'is_computed', 'left_out', 'try_claim', 'dem_hec_verdicts']
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #eef1b125
 import re
@@ -235,10 +235,10 @@ class Ran(dict):
     def __missing__(self, name): raise Missing(f"{name}: no network was fine-tuned on it")
 
 
-class DemHecWorld(DemHecData):
+class DemHecResults(DemHecData):
     "`DemHecData` with the functions of claims.csv."
 
-    computed: dict = {}  # facts about the method; filled by `dem_hec_worlds`
+    computed: dict = {}  # facts about the method; filled by `dem_hec_results`
     checked: str = ""  # profile of the record behind them
 
     def __init__(self, *given, **options):
@@ -329,21 +329,21 @@ def computed_facts(
     return found, checks[0].profile if checks else ""
 
 
-def dem_hec_worlds(
+def dem_hec_results(
     store: Store,
     profile: str | None,  # smoke | quick | reduced | full; None: the best there is
     resamples: int = RESAMPLES,
-) -> list[DemHecWorld]:  # the best protocol first; an empty one where there are no records
+) -> list[DemHecResults]:  # the best protocol first; an empty one where there are no records
     "The records of Dem-HEC, resampled once."
-    worlds = []
+    all_results = []
     for protocol in at_least(profile):
         records = records_of(store, protocol)
         # there they would share a name with the others
         larger = large_records(store, protocol) if protocol != "smoke" else []
-        world = DemHecWorld(records + larger, store, protocol, resamples)
-        world.computed, world.checked = computed_facts(store, records)
-        worlds.append(world)
-    return [world for world in worlds if world.records] or worlds[:1]
+        results = DemHecResults(records + larger, store, protocol, resamples)
+        results.computed, results.checked = computed_facts(store, records)
+        all_results.append(results)
+    return [results for results in all_results if results.records] or all_results[:1]
 
 
 def is_computed(claim: pd.Series) -> bool:
@@ -351,12 +351,12 @@ def is_computed(claim: pd.Series) -> bool:
     return claim.kind == "invariant" or "params" in names_in(claim.predicate)
 
 
-def left_out(claim: pd.Series, world: DemHecWorld) -> list[str]:
+def left_out(claim: pd.Series, results: DemHecResults) -> list[str]:
     "What of all that a claim speaks of was not run, or has something else in its place."
     names, found = names_in(claim.predicate), []
     sets = [x for x in BB if f'"{x}"' in claim.predicate] or [x for x in BB if x.startswith("CIFAR") or "BB" in names]
     for x in sets if names & {"BB", "CLEAN_CIFAR"} else ():
-        ran = world.ran.get(x, [])
+        ran = results.ran.get(x, [])
         if not ran: found.append(f"{x}: not run")
         elif len(ran) < len(BB[x]): found.append(f"{x}: {', '.join(ran)} of {len(BB[x])} nets")
     return found
@@ -364,25 +364,25 @@ def left_out(claim: pd.Series, world: DemHecWorld) -> list[str]:
 
 def try_claim(
     claim: pd.Series,
-    world: DemHecWorld,
+    results: DemHecResults,
     facts: dict | None,
     resamples: int,
 ) -> dict:  # of `evaluate_claim`, with profile and provisional
-    "One claim in one world."
+    "One claim in one results."
     called, fixed = "|".join(name for name in CALLED if name not in (facts or {})), is_computed(claim)
     predicate = re.sub(rf"\b({called})\b", r"\1()", claim.predicate) if called else claim.predicate
-    found = evaluate_claim(predicate, world, facts, resamples)
+    found = evaluate_claim(predicate, results, facts, resamples)
     if found["verdict"] == "not run": return found | dict(profile="", provisional=False)
     if fixed:
         return found | dict(
-            profile=world.checked or world.profile, provisional=False, why="computed", n_seeds=1, share=float("nan")
+            profile=results.checked or results.profile, provisional=False, why="computed", n_seeds=1, share=float("nan")
         )
-    if not world.used: found["n_seeds"] = 1  # about the network before alone
-    missing = left_out(claim, world)
-    off = bool(missing) or found["n_seeds"] < 3 or world.profile != "full"
+    if not results.used: found["n_seeds"] = 1  # about the network before alone
+    missing = left_out(claim, results)
+    off = bool(missing) or found["n_seeds"] < 3 or results.profile != "full"
     return found | dict(
-        profile=world.profile, provisional=off,
-        why="; ".join([f"{world.protocol} protocol"] * (world.protocol != "full") + missing),
+        profile=results.profile, provisional=off,
+        why="; ".join([f"{results.protocol} protocol"] * (results.protocol != "full") + missing),
     )
 
 
@@ -394,9 +394,9 @@ def dem_hec_verdicts(
     resamples: int,
 ) -> Iterator[dict]:
     "A row per claim, from the best protocol that decides it."
-    worlds = dem_hec_worlds(store, profile, resamples)
+    all_results = dem_hec_results(store, profile, resamples)
     for _, claim in claims.iterrows():
-        for world in worlds:
-            found = try_claim(claim, world, facts, resamples)
+        for results in all_results:
+            found = try_claim(claim, results, facts, resamples)
             if found["verdict"] != "not run" or found["damaged"]: break
         yield dict(claim) | dict(about="measured", reading="literal") | found

@@ -9,7 +9,7 @@ __all__ = ['METHOD_TITLES', 'CLEAN_ROW', 'SEVEN3', 'FIFTEEN5', 'CONDITION_SETS',
            'printed_figure', 'ranked', 'widest', 'cost_of', 'compare_table', 'method_ranking', 'compare_figure',
            'rates_figure', 'by_corruption_figure', 'table3', 'field_table', 'table4', 'clean_rows', 'clean_table',
            'clean_figure', 'shown_large', 'large_banner', 'printed6', 'before_after', 'table6', 'subset_table',
-           'ablation_worlds', 'setting_change', 'restricted', 'diverged', 'seed_range', 'ablation_table',
+           'ablation_results', 'setting_change', 'restricted', 'diverged', 'seed_range', 'ablation_table',
            'ablation_figure', 'effects', 'history_figure']
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #b9573483
@@ -68,9 +68,9 @@ def enough(store: Store, profile: str, needed: tuple[str, ...] = BEFORE_AFTER, d
 def shown(store: Store, profile: str, needed: tuple[str, ...] = BEFORE_AFTER, data: str = "cifar10", **options) -> DemHecData:
     "The networks that a page shows, resampled."
     protocol, records = best(store, profile, needed, data, **options)
-    world = DemHecData(records, store, protocol or profile)
-    world.at = None  # all resamples at once
-    return world
+    results = DemHecData(records, store, protocol or profile)
+    results.at = None  # all resamples at once
+    return results
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #854d9287
 def protocol_banner(
@@ -119,27 +119,27 @@ GROUPS = {
 GROUPS = {name: rows for name, rows in GROUPS.items() if rows}  # the four categories of Table 3
 
 
-def nets_of(world: DemHecData, methods: tuple[str, ...] = BEFORE_AFTER) -> list[tuple[str, str]]:  # (data, net)
+def nets_of(results: DemHecData, methods: tuple[str, ...] = BEFORE_AFTER) -> list[tuple[str, str]]:  # (data, net)
     "The networks that have all of some methods."
-    places = dict.fromkeys((data, net) for data, net, *_ in world.records)
-    return [place for place in places if world.seeds_of(*place, methods)]
+    places = dict.fromkeys((data, net) for data, net, *_ in results.records)
+    return [place for place in places if results.seeds_of(*place, methods)]
 
 
 def mean_accuracy(
-    world: DemHecData,
+    results: DemHecData,
     place: tuple[str, str],  # data, net
     method: str,  # a key of METHODS
     rows: tuple,  # conditions
 ) -> Estimate | None:  # per cent; None: not run
     "Mean accuracy over conditions."
-    try: values = world.array(*place, method, rows, (method,))
+    try: values = results.array(*place, method, rows, (method,))
     except Missing: return None
     # a network that serves all seeds is one
-    return summary(values, len({world.record(*place, method, seed).key for seed in world.seeds_of(*place, (method,))}))
+    return summary(values, len({results.record(*place, method, seed).key for seed in results.seeds_of(*place, (method,))}))
 
 
 def gain(
-    world: DemHecData,
+    results: DemHecData,
     place: tuple[str, str],  # data, net
     method: str,  # a key of METHODS
     rows: tuple,  # conditions
@@ -147,9 +147,9 @@ def gain(
 ) -> Estimate | None:  # points; None: not run
     "What a method adds to another's accuracy, on the same images and seeds."
     both = (over, method)
-    try: values = world.array(*place, method, rows, both) - world.array(*place, over, rows, both)
+    try: values = results.array(*place, method, rows, both) - results.array(*place, over, rows, both)
     except Missing: return None
-    return summary(values, len(world.seeds_of(*place, both)))
+    return summary(values, len(results.seeds_of(*place, both)))
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #ae537aad
 PRINTED_CORRUPTIONS = {ours: printed for printed, ours in OURS.items()}  # corruptions as printed
@@ -173,7 +173,7 @@ def printed_pair(
 
 
 def pair_table(
-    world: DemHecData,
+    results: DemHecData,
     place: tuple[str, str],  # data, net
     caption: str = "",
 ) -> HTML:
@@ -193,8 +193,8 @@ def pair_table(
             )
         )
         mine = (
-            mean_accuracy(world, place, "none", at), mean_accuracy(world, place, "dem_hec", at),
-            gain(world, place, "dem_hec", at),
+            mean_accuracy(results, place, "none", at), mean_accuracy(results, place, "dem_hec", at),
+            gain(results, place, "dem_hec", at),
         )
         rows.append(
             row | {
@@ -210,13 +210,13 @@ def signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #b9bd0808
-def pair_figure(world: DemHecData, place: tuple[str, str]) -> plt.Figure:
+def pair_figure(results: DemHecData, place: tuple[str, str]) -> plt.Figure:
     "Gain of Dem-HEC over the network before, with intervals, beside the paper's."
     theme()
     fig, axes = plt.subplots(1, 3, figsize=(7.4, 3.3), sharey=True, sharex=True, layout="constrained")
     for ax, severity in zip(axes, SEV):
         for i, name in enumerate(OURS.values()):
-            printed, found = printed_pair(place, name, severity), gain(world, place, "dem_hec", ((name, severity),))
+            printed, found = printed_pair(place, name, severity), gain(results, place, "dem_hec", ((name, severity),))
             if printed:
                 ax.plot(
                     printed[1] - printed[0], i - 0.15, "D", mfc="none", color="C3", label="paper" if not i else None
@@ -259,26 +259,26 @@ def printed_figure(name: str) -> plt.Figure:
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #46f42070
 def ranked(
-    world: DemHecData,
+    results: DemHecData,
     place: tuple[str, str],  # data, net
     rows: tuple = FIFTEEN5,  # conditions
 ) -> list[str]:
     "Methods with records, the most accurate first."
-    found = {method: mean_accuracy(world, place, method, rows) for method in METHODS}
+    found = {method: mean_accuracy(results, place, method, rows) for method in METHODS}
     return sorted((m for m, value in found.items() if value), key=lambda m: -found[m].value)
 
 
-def widest(world: DemHecData, place: tuple[str, str]) -> tuple:  # conditions
+def widest(results: DemHecData, place: tuple[str, str]) -> tuple:  # conditions
     "All fifteen corruptions where they were asked, else the paper's 7 x 3, else what was asked."
     for rows in (FIFTEEN5, SEVEN3):
-        if mean_accuracy(world, place, "none", rows): return rows
-    cell = next(record.cell for key, record in world.records.items() if key[:2] == place)
+        if mean_accuracy(results, place, "none", rows): return rows
+    cell = next(record.cell for key, record in results.records.items() if key[:2] == place)
     return tuple((name, severity) for name in cell["corruptions"] for severity in cell["severities"])
 
 
-def cost_of(world: DemHecData, place: tuple[str, str], method: str) -> float:
+def cost_of(results: DemHecData, place: tuple[str, str], method: str) -> float:
     "Passes for each image and epoch of fine-tuning; 0 where nothing is trained."
-    record = next(r for (data, net, name, _), r in world.records.items() if (data, net, name) == (*place, method))
+    record = next(r for (data, net, name, _), r in results.records.items() if (data, net, name) == (*place, method))
     return passes(
         DemHecCell(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in record.cell.items() if k != "base"},
@@ -288,37 +288,37 @@ def cost_of(world: DemHecData, place: tuple[str, str], method: str) -> float:
 
 
 def compare_table(
-    world: DemHecData,
+    results: DemHecData,
     place: tuple[str, str],  # data, net
     caption: str = "",
 ) -> HTML:
     "Accuracy of each method, and what it has over Dem-HEC. n.s.: the interval holds 0."
     rows = []
-    for method in ranked(world, place, widest(world, place)):
+    for method in ranked(results, place, widest(results, place)):
         row = {
             "method": f"<strong>{METHOD_TITLES[method]}</strong>" if method == "dem_hec" else METHOD_TITLES[method],
-            "seeds": mean_accuracy(world, place, method, CLEAN_ROW).n_seeds,
-            "passes an image": f"{cost_of(world, place, method):.1f}",
+            "seeds": mean_accuracy(results, place, method, CLEAN_ROW).n_seeds,
+            "passes an image": f"{cost_of(results, place, method):.1f}",
         }
         for name, at in CONDITION_SETS.items():
-            row[name] = percent(found) if (found := mean_accuracy(world, place, method, at)) else ""
+            row[name] = percent(found) if (found := mean_accuracy(results, place, method, at)) else ""
         for name, at in list(CONDITION_SETS.items())[1:]:
-            found = gain(world, place, method, at, "dem_hec") if method != "dem_hec" else None
+            found = gain(results, place, method, at, "dem_hec") if method != "dem_hec" else None
             row[f"{name}, over Dem-HEC"] = format_points(found) if found else ""
         rows.append(row)
     return table(pd.DataFrame(rows), caption)
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #d0a1dfec
 def method_ranking(
-    world: DemHecData,
+    results: DemHecData,
     place: tuple[str, str],  # data, net
     rows: tuple = FIFTEEN5,  # conditions
 ) -> str:  # Markdown
     "Which methods are better and worse than Dem-HEC, and which cannot be told from it."
     words = {"better": [], "worse": [], "not to be told from it": []}
-    for method in ranked(world, place, rows):
+    for method in ranked(results, place, rows):
         if method == "dem_hec": continue
-        found = gain(world, place, method, rows, "dem_hec")
+        found = gain(results, place, method, rows, "dem_hec")
         word = "better" if found.low > 0 else "worse" if found.high < 0 else "not to be told from it"
         words[word].append(
             f"{METHOD_TITLES[method]} " + f"({found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}])".replace("-", "−")
@@ -326,16 +326,16 @@ def method_ranking(
     return "; ".join(f"**{word}**: {', '.join(names)}" for word, names in words.items() if names)
 
 
-def compare_figure(world: DemHecData, place: tuple[str, str]) -> plt.Figure:
+def compare_figure(results: DemHecData, place: tuple[str, str]) -> plt.Figure:
     "Accuracy by method on clean images, 7 x 3 and 15 x 5."
     theme()
-    order = ranked(world, place, widest(world, place))
+    order = ranked(results, place, widest(results, place))
     fig, ax = plt.subplots(figsize=(6.4, 0.9 + 0.3 * len(order)), layout="constrained")
     for (name, rows), marker, colour, shift in zip(CONDITION_SETS.items(), "so^", ("0.45", "C1", "C0"), (-0.18, 0.0, 0.18)):
         for i, method in enumerate(order):
-            found = mean_accuracy(world, place, method, rows)
+            found = mean_accuracy(results, place, method, rows)
             if found: draw_interval(ax, found, i + shift, marker, color=colour, label=name if not i else None)
-        own = mean_accuracy(world, place, "dem_hec", rows)
+        own = mean_accuracy(results, place, "dem_hec", rows)
         if own: ax.axvline(own.value, color=colour, lw=0.8, ls="--", zorder=0)
     ax.set(yticks=range(len(order)), ylim=(len(order) - 0.4, -0.6), xlabel="accuracy, %")
     ax.set_yticklabels([METHOD_TITLES[m] for m in order])
@@ -345,28 +345,28 @@ def compare_figure(world: DemHecData, place: tuple[str, str]) -> plt.Figure:
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #dc9798aa
 def rates_figure(
-    world: DemHecData,
+    results: DemHecData,
     slower: DemHecData,  # the same at the lower rate
     place: tuple[str, str],  # data, net
 ) -> plt.Figure:
     "Accuracy at the paper's learning rate (filled) and at a fifth of it (hollow), on clean and on corrupted images."
     theme()
-    rows = widest(world, place)
-    order = [m for m in ranked(world, place, rows) if METHODS[m] is not None]
+    rows = widest(results, place)
+    order = [m for m in ranked(results, place, rows) if METHODS[m] is not None]
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 1.0 + 0.28 * len(order)), sharey=True, layout="constrained")
-    rate = next(record.cell["lr"] for record in world.records.values() if record.cell["method"] == order[0])
+    rate = next(record.cell["lr"] for record in results.records.values() if record.cell["method"] == order[0])
     for ax, at, title in zip(
         axes, (CLEAN_ROW, rows), ("clean images", "15 x 5" if rows == FIFTEEN5 else "corrupted images")
     ):
         for shown_world, shift, style, label in (
-            (world, -0.13, dict(color="C0"), f"rate {rate:g}"),
+            (results, -0.13, dict(color="C0"), f"rate {rate:g}"),
             (slower, 0.13, dict(color="C1", mfc="white"), f"rate {LOWER_RATE:g}"),
         ):
             for i, method in enumerate(order):
                 found = mean_accuracy(shown_world, place, method, at)
                 if found: draw_interval(ax, found, i + shift, **style)
             ax.plot([], [], "o", label=label, **style)
-        base = mean_accuracy(world, place, "none", at)
+        base = mean_accuracy(results, place, "none", at)
         if base: ax.axvline(base.value, color="0.4", lw=1, ls="--", zorder=0)
         ax.set(
             title=title, yticks=range(len(order)), yticklabels=[METHOD_TITLES[m] for m in order],
@@ -376,17 +376,17 @@ def rates_figure(
     return fig
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #8918cb2d
-def by_corruption_figure(world: DemHecData, place: tuple[str, str]) -> plt.Figure:
+def by_corruption_figure(results: DemHecData, place: tuple[str, str]) -> plt.Figure:
     "Gain over the network before by method and corruption, mean of all severities that were asked."
     theme()
-    asked = next(iter(world.records.values())).cell
+    asked = next(iter(results.records.values())).cell
     names = [
         n for n in (*OURS.values(), *(n for n in CORRUPTIONS if n not in OURS.values())) if n in asked["corruptions"]
     ]
-    order = [m for m in ranked(world, place, widest(world, place)) if m != "none"]
+    order = [m for m in ranked(results, place, widest(results, place)) if m != "none"]
     values = np.array([
         [
-            f.value if (f := gain(world, place, method, tuple((name, s) for s in asked["severities"]))) else np.nan
+            f.value if (f := gain(results, place, method, tuple((name, s) for s in asked["severities"]))) else np.nan
             for name in names
         ]
         for method in order
@@ -409,7 +409,7 @@ def by_corruption_figure(world: DemHecData, place: tuple[str, str]) -> plt.Figur
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #f8ac2c78
 def table3(
-    world: DemHecData,
+    results: DemHecData,
     place: tuple[str, str],  # data, net
     caption: str = "",
 ) -> HTML:
@@ -422,7 +422,7 @@ def table3(
             row[f"{category}, paper"] = (
                 f"{printed[(printed.method == method) & (printed.category == category)].accuracy.item():.2f}"
             )
-            found = mean_accuracy(world, place, TABLE3[method], GROUPS[category.lower()]) if method in TABLE3 else None
+            found = mean_accuracy(results, place, TABLE3[method], GROUPS[category.lower()]) if method in TABLE3 else None
             row[f"{category}, ours"] = percent(found) if found else "not rerun" if method not in TABLE3 else "not run"
         rows.append(row)
     extra = {"method": "before (not in the paper's table)"}
@@ -430,14 +430,14 @@ def table3(
         extra |= {
             f"{category}, paper": "",
             f"{category}, ours": (
-                percent(found) if (found := mean_accuracy(world, place, "none", GROUPS[category.lower()])) else "not run"
+                percent(found) if (found := mean_accuracy(results, place, "none", GROUPS[category.lower()])) else "not run"
             ),
         }
     return table(pd.DataFrame([*rows, extra]), caption)
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #9b66c646
 def field_table(
-    world: DemHecData,
+    results: DemHecData,
     place: tuple[str, str],  # data, net
     caption: str = "",
 ) -> HTML:
@@ -455,8 +455,8 @@ def field_table(
             f"Dem-HEC, {net}", "the paper", same.after.mean(), text(clean.get(net, np.nan)), text(same.after.mean()),
             "",
         ))
-    for method in ranked(world, place, SEVEN3):
-        found = [mean_accuracy(world, place, method, at) for at in (SEVEN3, CLEAN_ROW, SEVEN3, FIFTEEN5)]
+    for method in ranked(results, place, SEVEN3):
+        found = [mean_accuracy(results, place, method, at) for at in (SEVEN3, CLEAN_ROW, SEVEN3, FIFTEEN5)]
         rows.append(
             (f"{METHOD_TITLES[method]}, {place[1]}", "ours", found[0].value, *(percent(f) if f else "" for f in found[1:]))
         )
@@ -470,7 +470,7 @@ def field_table(
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #9ffc2699
 def table4(
-    world: DemHecData,
+    results: DemHecData,
     place: tuple[str, str],  # data, net
     caption: str = "",
 ) -> HTML:
@@ -480,7 +480,7 @@ def table4(
         at = CLEAN_ROW if name == "Clean" else tuple((OURS[name], s) for s in SEV)
         same = printed[printed.corruption == name].set_index("method").accuracy
         row = {"test images": name, **{f"paper, {method}": f"{value:.2f}" for method, value in same.items()}}
-        mine = dict(before=mean_accuracy(world, place, "none", at), after=mean_accuracy(world, place, "dem_hec", at))
+        mine = dict(before=mean_accuracy(results, place, "none", at), after=mean_accuracy(results, place, "dem_hec", at))
         rows.append(row | {f"ours, {when}": percent(value) if value else "not run" for when, value in mine.items()})
     return table(pd.DataFrame(rows), caption)
 
@@ -491,7 +491,7 @@ CLEAN_DATA = {
 
 
 def clean_rows(
-    worlds: list[DemHecData],
+    all_results: list[DemHecData],
 ) -> pd.DataFrame:  # data, net, paper_before, paper_after (NaN: not printed), before, after, change: `Estimate` or None
     "Clean accuracy before and after, of every network that is printed or was run."
     printed = paper_table("dem_hec_clean")
@@ -500,7 +500,7 @@ def clean_rows(
         (CLEAN_DATA.get(r.dataset, r.dataset), PAPER_NETS.get(r.backbone, r.backbone)): (r.before, r.after)
         for r in printed.itertuples()
     }
-    ours = {place: world for world in worlds for place in nets_of(world)}
+    ours = {place: results for results in all_results for place in nets_of(results)}
     rows = []
     for place in dict.fromkeys([*ours, *found]):
         mine = (
@@ -565,9 +565,9 @@ def shown_large(
     records = [
         r for r in large_records(store, profile) if r.cell["base"]["data"] == ("sample" if profile == "smoke" else data)
     ]
-    world = DemHecData(records, store, profile)
-    world.at = None  # all resamples at once
-    return world, records
+    results = DemHecData(records, store, profile)
+    results.at = None  # all resamples at once
+    return results, records
 
 
 def large_banner(records: list[Record], profile: str) -> HTML:  # profile: smoke | quick | reduced | full
@@ -591,7 +591,7 @@ def printed6() -> dict[str, tuple[float, float]]:  # test images as printed -> b
 
 
 def before_after(
-    world: DemHecData,
+    results: DemHecData,
     place: tuple[str, str],  # data, net
     sets: dict[str, tuple],  # a title -> conditions
     printed: dict[str, tuple],  # a title -> texts of the paper: before, after, gain
@@ -601,8 +601,8 @@ def before_after(
     rows = []
     for title, at in sets.items():
         mine = (
-            mean_accuracy(world, place, "none", at), mean_accuracy(world, place, "dem_hec", at),
-            gain(world, place, "dem_hec", at),
+            mean_accuracy(results, place, "none", at), mean_accuracy(results, place, "dem_hec", at),
+            gain(results, place, "dem_hec", at),
         )
         rows.append(
             {"test images": title}
@@ -615,25 +615,25 @@ def before_after(
     return table(pd.DataFrame(rows), caption)
 
 
-def table6(world: DemHecData, place: tuple[str, str], caption: str = "") -> HTML:
+def table6(results: DemHecData, place: tuple[str, str], caption: str = "") -> HTML:
     "Table 6: clean images, and the mean over severities 1, 3 and 5 of each corruption."
     printed = {name: (f"{b:.2f}", f"{a:.2f}", signed(a - b)) for name, (b, a) in printed6().items()}
     return before_after(
-        world, place, {"Clean": CLEAN_ROW} | {name: tuple((OURS[name], s) for s in SEV) for name in C7}, printed, caption
+        results, place, {"Clean": CLEAN_ROW} | {name: tuple((OURS[name], s) for s in SEV) for name in C7}, printed, caption
     )
 
 
-def subset_table(world: DemHecData, place: tuple[str, str], caption: str = "") -> HTML:
+def subset_table(results: DemHecData, place: tuple[str, str], caption: str = "") -> HTML:
     "Appendix A.2: what the text says of a twentieth of ImageNet, and our numbers by category."
     number = lambda value: f"{value:+g}".replace("-", "−")
     said = {
         r.category: ("", "", number(r.low) + (f" to {number(r.high)}" if r.high > r.low else ""))
         for r in paper_table("dem_hec_imagenet_subset").itertuples()
     }
-    return before_after(world, place, {"clean": CLEAN_ROW, **GROUPS, "15 x 5": FIFTEEN5}, said, caption)
+    return before_after(results, place, {"clean": CLEAN_ROW, **GROUPS, "15 x 5": FIFTEEN5}, said, caption)
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #390c7f22
-def ablation_worlds(
+def ablation_results(
     store: Store,
     profile: str,  # smoke | quick | reduced | full
 ) -> tuple[str | None, dict[str, DemHecData]]:  # protocol; setting -> its networks, with the pretrained one
@@ -654,46 +654,46 @@ def ablation_worlds(
         base = [
             r for r in main if r.cell["method"] == "none" and r.cell["base"] == grouped["as proposed"][0].cell["base"]
         ]
-        worlds = {
+        all_results = {
             name: DemHecData(grouped[name] + base, store, protocol)
             for name in (*ablations(grouped["as proposed"][0].cell["base"]["net"]), *FURTHER)
             if name in grouped
         }
-        for world in worlds.values(): world.at = None
-        return protocol, worlds
+        for results in all_results.values(): results.at = None
+        return protocol, all_results
     return None, {}
 
 
 def setting_change(
-    worlds: dict[str, DemHecData],  # of `ablation_worlds`
+    all_results: dict[str, DemHecData],  # of `ablation_results`
     name: str,  # a setting
     rows: tuple,  # conditions
 ) -> Estimate | None:  # points; None: not run
     "What a setting's seeds have over those of the proposed one, on the same images; the same seeds are drawn together."
-    place, = {(data, net) for data, net, *_ in worlds[name].records}
-    try: values = [worlds[n].array(*place, "dem_hec", rows, ("dem_hec",)) for n in (name, "as proposed")]
+    place, = {(data, net) for data, net, *_ in all_results[name].records}
+    try: values = [all_results[n].array(*place, "dem_hec", rows, ("dem_hec",)) for n in (name, "as proposed")]
     except Missing: return None
-    return summary(values[0] - values[1], len(worlds[name].seeds_of(*place, ("dem_hec",))))
+    return summary(values[0] - values[1], len(all_results[name].seeds_of(*place, ("dem_hec",))))
 
 
-def restricted(world: DemHecData, seeds: tuple[int, ...]) -> DemHecData:
+def restricted(results: DemHecData, seeds: tuple[int, ...]) -> DemHecData:
     "The same numbers of some seeds only."
     part = object.__new__(DemHecData)
-    part.__dict__ |= world.__dict__ | dict(seeds=list(seeds), memo={}, used=set())
+    part.__dict__ |= results.__dict__ | dict(seeds=list(seeds), memo={}, used=set())
     return part
 
 
-def diverged(world: DemHecData) -> bool:
+def diverged(results: DemHecData) -> bool:
     "Did the training of a setting end in numbers that are none?"
-    return any("diverged" in record.metrics for record in world.records.values())
+    return any("diverged" in record.metrics for record in results.records.values())
 
 
-def seed_range(worlds: dict[str, DemHecData], rows: tuple) -> tuple[float, float] | None:  # None: fewer than two seeds
+def seed_range(all_results: dict[str, DemHecData], rows: tuple) -> tuple[float, float] | None:  # None: fewer than two seeds
     "The smallest and the largest difference of a seed of the proposed setting from their mean, in points."
-    world = worlds["as proposed"]
-    place, = {(data, net) for data, net, *_ in world.records}
-    seeds = world.seeds_of(*place, ("dem_hec",))
-    means = [restricted(world, (seed,)).array(*place, "dem_hec", rows, ("dem_hec",))[0] for seed in seeds]
+    results = all_results["as proposed"]
+    place, = {(data, net) for data, net, *_ in results.records}
+    seeds = results.seeds_of(*place, ("dem_hec",))
+    means = [restricted(results, (seed,)).array(*place, "dem_hec", rows, ("dem_hec",))[0] for seed in seeds]
     return (min(means) - np.mean(means), max(means) - np.mean(means)) if len(seeds) > 1 else None
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #65ea1a47
@@ -704,28 +704,28 @@ SETTING_LABELS = {
 
 
 def ablation_table(
-    worlds: dict[str, DemHecData],  # of `ablation_worlds`
+    all_results: dict[str, DemHecData],  # of `ablation_results`
     caption: str = "",
     beside: DemHecData | None = None,  # has the network before, and the one with crops and mirrors only
 ) -> HTML:
     """Accuracy by setting, and what each has over the proposed one; last the networks without any of it. n.s.: the
     interval holds 0."""
     rows = []
-    for name, world in worlds.items():
-        place, = {(data, net) for data, net, *_ in world.records}
+    for name, results in all_results.items():
+        place, = {(data, net) for data, net, *_ in results.records}
         row = {
             "setting": f"<strong>{name}</strong>" if name == "as proposed" else SETTING_LABELS.get(name, name),
-            "seeds": len(world.seeds_of(*place, ("dem_hec",))),
-            "passes an image": f"{cost_of(world, place, 'dem_hec'):.1f}",
+            "seeds": len(results.seeds_of(*place, ("dem_hec",))),
+            "passes an image": f"{cost_of(results, place, 'dem_hec'):.1f}",
         }
         for title, at in CONDITION_SETS.items():
             row[title] = (
                 percent(found)
-                if (found := mean_accuracy(world, place, "dem_hec", at))
-                else "diverged" if diverged(world) else ""
+                if (found := mean_accuracy(results, place, "dem_hec", at))
+                else "diverged" if diverged(results) else ""
             )
         for title, at in CONDITION_SETS.items():
-            found = setting_change(worlds, name, at) if name != "as proposed" else None
+            found = setting_change(all_results, name, at) if name != "as proposed" else None
             row[f"{title}, change"] = format_points(found) if found else ""
         rows.append(row)
     for method in ("standard", "none") if beside is not None and rows else ():
@@ -747,23 +747,23 @@ def ablation_table(
     return table(pd.DataFrame(rows), caption)
 
 
-def ablation_figure(worlds: dict[str, DemHecData]) -> plt.Figure:
+def ablation_figure(all_results: dict[str, DemHecData]) -> plt.Figure:
     """Change by setting against the proposed one, for clean images, 7 x 3 and 15 x 5; the grey band is the range of
     the proposed setting's seeds around their mean."""
     theme()
-    order = [name for name in worlds if name != "as proposed"]
-    sets = [(title, at) for title, at in CONDITION_SETS.items() if any(setting_change(worlds, name, at) for name in order)]
+    order = [name for name in all_results if name != "as proposed"]
+    sets = [(title, at) for title, at in CONDITION_SETS.items() if any(setting_change(all_results, name, at) for name in order)]
     fig, axes = plt.subplots(
         1, len(sets), figsize=(2.2 + 2.1 * len(sets), 0.9 + 0.27 * len(order)), sharey=True, squeeze=False,
         layout="constrained",
     )
     for ax, (title, at), colour in zip(axes[0], sets, ("0.3", "C1", "C0")):
-        band = seed_range(worlds, at)
+        band = seed_range(all_results, at)
         if band: ax.axvspan(*band, color="0.85", zorder=0)
         for i, name in enumerate(order):
-            found = setting_change(worlds, name, at)
+            found = setting_change(all_results, name, at)
             if found: draw_interval(ax, found, i, color=colour)
-            elif diverged(worlds[name]):
+            elif diverged(all_results[name]):
                 ax.text(
                     0.5, i, "diverged", transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=8,
                     color="C3",
@@ -778,17 +778,17 @@ def ablation_figure(worlds: dict[str, DemHecData]) -> plt.Figure:
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #9f017404
 def effects(
-    worlds: dict[str, DemHecData],  # of `ablation_worlds`
+    all_results: dict[str, DemHecData],  # of `ablation_results`
     rows: tuple = FIFTEEN5,  # conditions
 ) -> str:  # Markdown
     "Settings that are better, worse, or not to be told from the proposed one, and those that could not be trained."
-    low, high = seed_range(worlds, rows) or (0.0, 0.0)
+    low, high = seed_range(all_results, rows) or (0.0, 0.0)
     words = {
         "better": [], "worse": [], "not to be told from it": [],
-        "diverged": [SETTING_LABELS.get(name, name) for name in worlds if diverged(worlds[name])],
+        "diverged": [SETTING_LABELS.get(name, name) for name in all_results if diverged(all_results[name])],
     }
-    for name in worlds:
-        found = setting_change(worlds, name, rows) if name != "as proposed" else None
+    for name in all_results:
+        found = setting_change(all_results, name, rows) if name != "as proposed" else None
         if not found: continue
         word = (
             "better"

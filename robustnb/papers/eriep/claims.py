@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNPRINTED', 'FACTS', 'LISTS', 'PAPER_NETS', 'EPM_READINGS', 'INVARIANTS', 'printed_names', 'records_of', 'correct_of',
-           'all_accuracies', 'EriepData', 'EriepWorld', 'attention_records', 'similarity', 'common_means',
-           'attention_values', 'computed_invariants', 'large_records', 'large_values', 'eriep_worlds', 'partial_nets',
+           'all_accuracies', 'EriepData', 'EriepResults', 'attention_records', 'similarity', 'common_means',
+           'attention_values', 'computed_invariants', 'large_records', 'large_values', 'eriep_results', 'partial_nets',
            'claim_scope', 'best_of_nets', 'try_claim', 'eriep_verdicts']
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #533f0886
@@ -104,7 +104,7 @@ class EriepData(Resampled):
         self.cells = {where: values[r.key] for where, r in self.records.items() if r.key in values}
         self.seeds = sorted({where[-1] for where in self.records})
 
-    def seeds_of(self, net: str, *readings: str) -> list[int]:  # none given: standard and the world's own
+    def seeds_of(self, net: str, *readings: str) -> list[int]:  # none given: standard and this reading's
         "Seeds with all of these networks."
         return [
             s
@@ -131,11 +131,11 @@ class EriepData(Resampled):
 INVARIANTS = ("loss_identity", "grad_identity", "sync_exact", "static_between_sync", "policy_discrete")
 
 
-class EriepWorld(EriepData):
+class EriepResults(EriepData):
     "`EriepData` with the functions of claims.csv."
 
-    large: dict = {}  # (data set, method, net) of Table 4 -> resampled accuracies, seeds; filled by `eriep_worlds`
-    similar: dict = {}  # method -> resampled similarity of attention, [1+R]; filled by `eriep_worlds`
+    large: dict = {}  # (data set, method, net) of Table 4 -> resampled accuracies, seeds; filled by `eriep_results`
+    similar: dict = {}  # method -> resampled similarity of attention, [1+R]; filled by `eriep_results`
     invariants: dict = {}  # name -> bool
 
     @property
@@ -227,7 +227,7 @@ def attention_values(
     reading: str,
     resamples: int,
 ) -> dict:  # method -> (means [1+R], seeds), or Damaged
-    "Mean cosine of the maps, standard and a reading's, for `EriepWorld.similar`."
+    "Mean cosine of the maps, standard and a reading's, for `EriepResults.similar`."
     records = attention_records(store, protocol)
     seeds = sorted(s for s in {s for _, s in records} if {("standard", s), (reading, s)} <= set(records))
     if not seeds: return {}
@@ -264,7 +264,7 @@ def large_values(
     reading: str,
     resamples: int,
 ) -> dict:  # printed place -> (per cent [1+R], seeds), or Damaged
-    "Accuracies of Table 4, for `EriepWorld.large`."
+    "Accuracies of Table 4, for `EriepResults.large`."
     records, found = large_records(store, reading), {}
     for place, by_seed in records.items():
         common = sorted(
@@ -284,37 +284,37 @@ def large_values(
     return found
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #1331aaea
-def eriep_worlds(
+def eriep_results(
     store: Store,
     profile: str | None,  # smoke | quick | reduced | full; None: the best there is
     resamples: int = RESAMPLES,
-) -> dict[str, list[EriepWorld]]:  # reading -> worlds, the best protocol first
+) -> dict[str, list[EriepResults]]:  # reading -> results, the best protocol first
     "The records of ERIEP in all readings, resampled once."
-    worlds = {reading: [] for reading in EPM_READINGS}
+    all_results = {reading: [] for reading in EPM_READINGS}
     for protocol in at_least(profile):
         records = records_of(store, protocol)
         values = all_accuracies(records, store, resamples, 0)
-        for reading, found in worlds.items():
-            world = EriepWorld(records, store, protocol, reading, resamples, values=values)
-            world.large = large_values(store, reading, resamples) if protocol == "full" else {}
-            world.similar, world.invariants = attention_values(store, protocol, reading, resamples), computed_invariants(store)
-            if world.large or world.similar or world.invariants or any(world.seeds_of(net) for net in NETS):
-                found.append(world)
-    return worlds
+        for reading, found in all_results.items():
+            results = EriepResults(records, store, protocol, reading, resamples, values=values)
+            results.large = large_values(store, reading, resamples) if protocol == "full" else {}
+            results.similar, results.invariants = attention_values(store, protocol, reading, resamples), computed_invariants(store)
+            if results.large or results.similar or results.invariants or any(results.seeds_of(net) for net in NETS):
+                found.append(results)
+    return all_results
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #0f8cee9c
-def partial_nets(claim: pd.Series, world: EriepWorld) -> bool:
+def partial_nets(claim: pd.Series, results: EriepResults) -> bool:
     "Does a claim speak of all nets of Table 3 where only some were run?"
-    return "EM" in names_in(claim.predicate) and len(world.nets) < len(PAPER_NETS)
+    return "EM" in names_in(claim.predicate) and len(results.nets) < len(PAPER_NETS)
 
 
-def claim_scope(claim: pd.Series, world: EriepWorld) -> str:  # "": on all that it names, at the paper's scale
+def claim_scope(claim: pd.Series, results: EriepResults) -> str:  # "": on all that it names, at the paper's scale
     "On what a claim was tried."
     if claim.kind == "invariant": return "computed"
-    parts = [f"{world.protocol} protocol"] if world.protocol != "full" else []
-    if partial_nets(claim, world): parts.append(f"of {len(PAPER_NETS)} nets: {', '.join(world.nets)}")
-    if "camsim" in claim.predicate and world.protocol != "full":
-        parts.append(f"{attention_cells(world.protocol)[0].net} in place of ResNet-18")
+    parts = [f"{results.protocol} protocol"] if results.protocol != "full" else []
+    if partial_nets(claim, results): parts.append(f"of {len(PAPER_NETS)} nets: {', '.join(results.nets)}")
+    if "camsim" in claim.predicate and results.protocol != "full":
+        parts.append(f"{attention_cells(results.protocol)[0].net} in place of ResNet-18")
     return "; ".join(parts)
 
 
@@ -334,24 +334,24 @@ def best_of_nets(predicate: str) -> bool:
 
 def try_claim(
     claim: pd.Series,
-    world: EriepWorld,
+    results: EriepResults,
     facts: dict | None,
     resamples: int,
 ) -> dict:  # of `evaluate_claim`, and whether the reading's own networks were asked
-    "One claim in one world."
-    if partial_nets(claim, world) and best_of_nets(claim.predicate):
+    "One claim in one results."
+    if partial_nets(claim, results) and best_of_nets(claim.predicate):
         return dict(
             verdict="not run", share=float("nan"), n_seeds=0, why="the best of all four nets", damaged=False,
             profile="", own=False,
         )
-    found = evaluate_claim(claim.predicate, world, facts, resamples) | dict(profile=world.profile)
+    found = evaluate_claim(claim.predicate, results, facts, resamples) | dict(profile=results.profile)
     own = any(
-        world.reading == what or "ERIEP" in (what, *(where if isinstance(where, tuple) else ()))
-        for where, what, _ in world.used
+        results.reading == what or "ERIEP" in (what, *(where if isinstance(where, tuple) else ()))
+        for where, what, _ in results.used
     )
     if claim.kind == "invariant" and found["verdict"] != "not run":
         found |= dict(profile="", share=float("nan"), n_seeds=1)  # computed once, the same in all
-    return found | dict(own=own) | ({} if found["verdict"] == "not run" else dict(why=claim_scope(claim, world)))
+    return found | dict(own=own) | ({} if found["verdict"] == "not run" else dict(why=claim_scope(claim, results)))
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #76aef90a
 def eriep_verdicts(
@@ -362,18 +362,18 @@ def eriep_verdicts(
     resamples: int,
 ) -> Iterator[dict]:
     "A row per claim in the literal reading, and one for each other reading whose networks it asks for."
-    for reading, worlds in eriep_worlds(store, profile, resamples).items():
+    for reading, all_results in eriep_results(store, profile, resamples).items():
         for _, claim in claims.iterrows():
             found = dict(verdict="not run", share=float("nan"), n_seeds=0, why="no records", profile="", own=False)
-            for world in worlds:
-                found = try_claim(claim, world, facts, resamples)
+            for results in all_results:
+                found = try_claim(claim, results, facts, resamples)
                 if found["verdict"] != "not run" or found["damaged"]: break
             decided = found["verdict"] != "not run"
             final = (
                 claim.kind == "invariant"
                 or found["profile"] == "full"
                 and found["n_seeds"] >= 3
-                and not partial_nets(claim, world)
+                and not partial_nets(claim, results)
                 if decided
                 else True
             )

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['READING_TITLES', 'READING_COLOURS', 'DEPTHS', 'LOGS', 'ORDERINGS_CAPTION', 'LEVEL_KINDS', 'net_name', 'best',
-           'enough', 'shown_worlds', 'protocol_banner', 'world_of', 'reading_accuracy', 'reading_gain', 'seed_gains',
-           'seed_spread', 'printed3', 'perturbation_table', 'reading_gain_table', 'few_seeds', 'reading_gain_figure',
-           'sigmas_of', 'noise_series', 'noise_figure', 'depth_table', 'depth_figure', 'log_frame', 'log_figure',
-           'search_figure', 'drift_values', 'drift_estimates', 'drift_table', 'attention_figure', 'orderings_that_hold']
+           'enough', 'shown_results', 'protocol_banner', 'results_with', 'reading_accuracy', 'reading_gain',
+           'seed_gains', 'seed_spread', 'printed3', 'perturbation_table', 'reading_gain_table', 'few_seeds',
+           'reading_gain_figure', 'sigmas_of', 'noise_series', 'noise_figure', 'depth_table', 'depth_figure',
+           'log_frame', 'log_figure', 'search_figure', 'drift_values', 'drift_estimates', 'drift_table',
+           'attention_figure', 'orderings_that_hold']
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #7d6d0cf1
 import html
@@ -26,7 +27,7 @@ from ...lab.records import Record, Store, at_least
 from ...lab.report import banner, draw_series, percent, format_points, format_estimate, table, theme, format_difference
 from ...lab.verdicts import paper_table
 from .claims import (
-    EPM_READINGS, PAPER_NETS, EriepWorld, attention_records, common_means, eriep_worlds, records_of, similarity)
+    EPM_READINGS, PAPER_NETS, EriepResults, attention_records, common_means, eriep_results, records_of, similarity)
 from .protocol import NETS, PERTURBED
 from ...resampling import Estimate, summary
 
@@ -64,14 +65,14 @@ def enough(
     return protocol is not None and protocol != profile
 
 
-def shown_worlds(store: Store, profile: str) -> dict[str, EriepWorld]:  # reading -> its world
+def shown_results(store: Store, profile: str) -> dict[str, EriepResults]:  # reading -> its results
     "The networks that a page shows, in each reading."
     protocol, _ = best(store, profile)
     found = {
-        reading: [w for w in worlds if w.protocol == protocol]
-        for reading, worlds in eriep_worlds(store, profile).items()
+        reading: [w for w in all_results if w.protocol == protocol]
+        for reading, all_results in eriep_results(store, profile).items()
     }
-    return {reading: worlds[0] for reading, worlds in found.items() if worlds}
+    return {reading: all_results[0] for reading, all_results in found.items() if all_results}
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #ac88382b
 def protocol_banner(
@@ -94,67 +95,67 @@ def protocol_banner(
     return banner(records, protocol, "network", text + ("" if protocol == "full" else " Every verdict is provisional."))
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #0e57c24a
-def world_of(worlds: dict[str, EriepWorld], net: str, reading: str) -> EriepWorld | None:
-    "The world that has a net in a reading; the standard networks are in all."
-    if reading != "standard": return worlds.get(reading)
-    return next((world for world in worlds.values() if world.seeds_of(net)), None)
+def results_with(all_results: dict[str, EriepResults], net: str, reading: str) -> EriepResults | None:
+    "The results that have a net in a reading; the standard networks are in all."
+    if reading != "standard": return all_results.get(reading)
+    return next((results for results in all_results.values() if results.seeds_of(net)), None)
 
 
 def reading_accuracy(
-    worlds: dict[str, EriepWorld],
+    all_results: dict[str, EriepResults],
     net: str,  # a key of NETS
     reading: str,  # a key of TITLES
     condition: str,  # such as clean, perturb-1, noise 0.2
 ) -> Estimate | None:  # per cent; None: not run
     "Accuracy of a network in a condition."
-    world = world_of(worlds, net, reading)
-    try: values = world.array(net, "Standard" if reading == "standard" else "ERIEP", condition) if world else None
+    results = results_with(all_results, net, reading)
+    try: values = results.array(net, "Standard" if reading == "standard" else "ERIEP", condition) if results else None
     except Missing: return None
-    return None if values is None else summary(values, len(world.seeds_of(net)))
+    return None if values is None else summary(values, len(results.seeds_of(net)))
 
 
 def reading_gain(
-    worlds: dict[str, EriepWorld],
+    all_results: dict[str, EriepResults],
     net: str,  # a key of NETS
     reading: str,  # one of EPM_READINGS
     condition: str,  # such as clean, perturb-1, noise 0.2
     over: str = "standard",  # the reading that it is compared with
 ) -> Estimate | None:  # points; None: not run
     "What a reading adds to another's accuracy, on the same images and seeds."
-    world, other = worlds.get(reading), worlds.get(reading if over == "standard" else over)
-    if not world or not other or world.seeds_of(net) != other.seeds_of(net): return None
+    results, other = all_results.get(reading), all_results.get(reading if over == "standard" else over)
+    if not results or not other or results.seeds_of(net) != other.seeds_of(net): return None
     try:
-        values = world.array(net, "ERIEP", condition) - other.array(
+        values = results.array(net, "ERIEP", condition) - other.array(
             net, "Standard" if over == "standard" else "ERIEP", condition
         )
     except Missing: return None
-    return summary(values, len(world.seeds_of(net)))
+    return summary(values, len(results.seeds_of(net)))
 
 
 def seed_gains(
-    worlds: dict[str, EriepWorld],
+    all_results: dict[str, EriepResults],
     net: str,  # a key of NETS
     reading: str,  # one of EPM_READINGS
     condition: str,  # such as clean, perturb-1, noise 0.2
     over: str = "standard",  # the reading that it is compared with
 ) -> list[float]:  # points
     "`reading_gain` seed by seed, on all test images."
-    world = worlds[reading]
+    results = all_results[reading]
     return [
-        float(world.cells[net, reading, s][condition][0] - world.cells[net, over, s][condition][0])
-        for s in world.seeds_of(net, reading, over)
+        float(results.cells[net, reading, s][condition][0] - results.cells[net, over, s][condition][0])
+        for s in results.seeds_of(net, reading, over)
     ]
 
 
 def seed_spread(
-    worlds: dict[str, EriepWorld],
+    all_results: dict[str, EriepResults],
     net: str,  # a key of NETS
     reading: str,  # a key of TITLES
     condition: str = "clean",
 ) -> float:  # points; 0 for one seed
     "The best seed's accuracy less the worst one's."
-    world = world_of(worlds, net, reading)
-    return float(np.ptp([world.cells[net, reading, s][condition][0] for s in world.seeds_of(net)]))
+    results = results_with(all_results, net, reading)
+    return float(np.ptp([results.cells[net, reading, s][condition][0] for s in results.seeds_of(net)]))
 
 
 def printed3(net: str, method: str, condition: str) -> float:  # per cent
@@ -168,7 +169,7 @@ def printed3(net: str, method: str, condition: str) -> float:  # per cent
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #384e2176
 def perturbation_table(
-    worlds: dict[str, EriepWorld],
+    all_results: dict[str, EriepResults],
     caption: str = "",
 ) -> HTML:
     "Each cell of the paper's Table 3 beside ours in every reading; nets that were not run say so."
@@ -181,26 +182,26 @@ def perturbation_table(
                     f"{printed3(net, method, condition):.2f}"
                 )
                 for reading in readings:
-                    found = reading_accuracy(worlds, ours, reading, "clean" if condition == "None" else condition)
+                    found = reading_accuracy(all_results, ours, reading, "clean" if condition == "None" else condition)
                     row[f"ours, {READING_TITLES[reading]}"] = percent(found) if found else "not run"
             rows.append(row)
     return table(pd.DataFrame(rows), caption)
 
 
 def reading_gain_table(
-    worlds: dict[str, EriepWorld],
+    all_results: dict[str, EriepResults],
     caption: str = "",
 ) -> HTML:
     """Gains over standard training, the paper's and ours, of the nets that were run; last, one reading over the
     control. n.s.: the interval holds 0."""
     def cell(net, condition, reading, over="standard"):
-        value = reading_gain(worlds, net, reading, condition, over)
+        value = reading_gain(all_results, net, reading, condition, over)
         if not value: return "not run"
-        each = ", ".join(f"{g:+.1f}".replace("-", "−") for g in seed_gains(worlds, net, reading, condition, over))
+        each = ", ".join(f"{g:+.1f}".replace("-", "−") for g in seed_gains(all_results, net, reading, condition, over))
         return format_points(value) + (f"<br><small>{each}</small>" if value.n_seeds > 1 else "")
 
     named, rows = {ours: name for name, ours in PAPER_NETS.items()}, []
-    for net in (net for net in NETS if "literal" in worlds and worlds["literal"].seeds_of(net)):
+    for net in (net for net in NETS if "literal" in all_results and all_results["literal"].seeds_of(net)):
         for condition in ("clean", *PERTURBED):
             printed = (
                 [
@@ -222,21 +223,21 @@ def reading_gain_table(
     return table(pd.DataFrame(rows), caption)
 
 
-def few_seeds(worlds: dict[str, EriepWorld]) -> str:
+def few_seeds(all_results: dict[str, EriepResults]) -> str:
     "How many gains that the intervals tell from 0 Student's t over the seeds tells from 0, too; empty for one seed."
     places = [
         (net, r, c)
-        for r, world in worlds.items()
+        for r, results in all_results.items()
         for net in NETS
-        if len(world.seeds_of(net)) > 1
+        if len(results.seeds_of(net)) > 1
         for c in ("clean", *PERTURBED)
     ]
     clear = [
-        seed_gains(worlds, *place) for place in places if not (found := reading_gain(worlds, *place)).low <= 0 <= found.high
+        seed_gains(all_results, *place) for place in places if not (found := reading_gain(all_results, *place)).low <= 0 <= found.high
     ]
     if not places: return ""
     sure = sum(len(set(gains)) == 1 or ttest_1samp(gains, 0).pvalue < 0.05 for gains in clear)
-    seeds = len(next(iter(worlds.values())).seeds)
+    seeds = len(next(iter(all_results.values())).seeds)
     return (
         f"{seeds} seeds are few, and an interval from resampling them is too narrow: of the {len(places)} gains over"
         f" standard training {len(clear)} have an interval without 0, and by Student's t over the seeds"
@@ -244,10 +245,10 @@ def few_seeds(worlds: dict[str, EriepWorld]) -> str:
     )
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #4639d46f
-def reading_gain_figure(worlds: dict[str, EriepWorld]) -> plt.Figure:
+def reading_gain_figure(all_results: dict[str, EriepResults]) -> plt.Figure:
     "Gain over standard training by test condition and reading, a panel for each net."
     theme()
-    nets = worlds["literal"].nets
+    nets = all_results["literal"].nets
     fig, axes = plt.subplots(
         1, len(nets), figsize=(3.6 + 2.6 * len(nets), 3.2), sharey=True, squeeze=False, layout="constrained"
     )
@@ -258,7 +259,7 @@ def reading_gain_figure(worlds: dict[str, EriepWorld]) -> plt.Figure:
                 color="C3", label="paper" if not i else None,
             )
             for j, reading in enumerate(EPM_READINGS):
-                found = reading_gain(worlds, PAPER_NETS[net], reading, "clean" if condition == "None" else condition)
+                found = reading_gain(all_results, PAPER_NETS[net], reading, "clean" if condition == "None" else condition)
                 if not found: continue
                 error = [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]
                 ax.errorbar(
@@ -274,42 +275,42 @@ def reading_gain_figure(worlds: dict[str, EriepWorld]) -> plt.Figure:
     return fig
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #77378e7d
-def sigmas_of(worlds: dict[str, EriepWorld]) -> list[float]:  # 0 and the recorded strengths
+def sigmas_of(all_results: dict[str, EriepResults]) -> list[float]:  # 0 and the recorded strengths
     "Strengths of the noise."
-    first = next(iter(worlds.values()))
+    first = next(iter(all_results.values()))
     return [0.0, *sorted(first.records[next(iter(first.records))].cell["sigmas"])]
 
 
 def noise_series(
-    worlds: dict[str, EriepWorld],
+    all_results: dict[str, EriepResults],
     net: str,
     reading: str,
 ) -> np.ndarray | None:  # per cent, [levels, 1+R]; None: not run
     "Accuracy by strength of the noise."
-    world = world_of(worlds, net, reading)
+    results = results_with(all_results, net, reading)
     try:
         return (
             np.stack([
-                world.array(net, "Standard" if reading == "standard" else "ERIEP", f"noise {s:g}" if s else "clean")
-                for s in sigmas_of(worlds)
+                results.array(net, "Standard" if reading == "standard" else "ERIEP", f"noise {s:g}" if s else "clean")
+                for s in sigmas_of(all_results)
             ])
-            if world
+            if results
             else None
         )
     except Missing: return None
 
 
 def noise_figure(
-    worlds: dict[str, EriepWorld],
+    all_results: dict[str, EriepResults],
     net: str = "cnn8",  # a key of NETS
 ) -> plt.Figure:
     "Accuracy against Gaussian noise: ours in every reading, the paper's points with dashed lines (Fig. 2)."
     theme()
     fig, ax = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
     for reading in READING_TITLES:
-        values = noise_series(worlds, net, reading)
+        values = noise_series(all_results, net, reading)
         if values is not None:
-            draw_series(ax, sigmas_of(worlds), values, label=f"ours, {READING_TITLES[reading]}", color=READING_COLOURS[reading])
+            draw_series(ax, sigmas_of(all_results), values, label=f"ours, {READING_TITLES[reading]}", color=READING_COLOURS[reading])
     for (method, rows), marker in zip(paper_table("eriep_fig2").groupby("method", sort=False), "Ds"):
         ax.plot(
             rows.noise_level, rows.approx_accuracy, marker + "--", mfc="none",
@@ -318,7 +319,7 @@ def noise_figure(
         )
     ax.set(
         xlabel="standard deviation of the noise, on the scale [0,1]", ylabel="accuracy, %", ylim=(0, 100),
-        xticks=sigmas_of(worlds),
+        xticks=sigmas_of(all_results),
     )
     ax.legend(fontsize=8)
     return fig
@@ -328,21 +329,21 @@ DEPTHS = {4: "cnn4", 8: "cnn8", 12: "cnn12", 16: "cnn16"}
 
 
 def depth_table(
-    worlds: dict[str, EriepWorld],
+    all_results: dict[str, EriepResults],
     sigma: float = 0.2,  # standard deviation of the noise, one of `sigmas_of`
     caption: str = "",
 ) -> HTML:
     "Accuracy under noise and the gain, by depth and reading; depths that were not run say so."
     rows = []
     for depth, net in DEPTHS.items():
-        base = reading_accuracy(worlds, net, "standard", f"noise {sigma:g}")
+        base = reading_accuracy(all_results, net, "standard", f"noise {sigma:g}")
         row = {
             "convolutions": depth, "seeds": base.n_seeds if base else "",
             "standard": percent(base) if base else "not run",
         }
         for reading in EPM_READINGS:
             found, more = (
-                reading_accuracy(worlds, net, reading, f"noise {sigma:g}"), reading_gain(worlds, net, reading, f"noise {sigma:g}"),
+                reading_accuracy(all_results, net, reading, f"noise {sigma:g}"), reading_gain(all_results, net, reading, f"noise {sigma:g}"),
             )
             row[READING_TITLES[reading]] = f"{percent(found)}<br><small>{format_points(more)}</small>" if found else "not run"
         rows.append(row)
@@ -350,7 +351,7 @@ def depth_table(
 
 
 def depth_figure(
-    worlds: dict[str, EriepWorld],
+    all_results: dict[str, EriepResults],
     sigma: float = 0.2,  # standard deviation of the noise, one of `sigmas_of`
 ) -> plt.Figure:
     "Gain under noise against depth (Fig. 3)."
@@ -359,8 +360,8 @@ def depth_figure(
     for j, reading in enumerate(READING_TITLES):
         found = {
             d: (
-                reading_accuracy(worlds, net, reading, f"noise {sigma:g}"),
-                reading_gain(worlds, net, reading, f"noise {sigma:g}") if reading != "standard" else None,
+                reading_accuracy(all_results, net, reading, f"noise {sigma:g}"),
+                reading_gain(all_results, net, reading, f"noise {sigma:g}") if reading != "standard" else None,
             )
             for d, net in DEPTHS.items()
         }

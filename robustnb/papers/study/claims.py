@@ -6,7 +6,7 @@
 __all__ = ['NETS', 'TS', 'DL', 'SEGMENTS', 'PRINTED', 'STUDY_FUNCTIONS', 'STUDY_FACTS', 'STUDY_WORDS', 'COUNTED', 'TOGETHER',
            'STUDY_READINGS', 'SETS', 'MIXED', 'study_tables', 'printed_study', 'counts_in', 'counts_of', 'products',
            'accuracies_of', 'setting_of_record', 'accuracies_by_record', 'Reading', 'protocol', 'belongs',
-           'grid_levels', 'Measured', 'Series', 'StudyWorld', 'StudyFacts', 'study_worlds', 'study_verdicts',
+           'grid_levels', 'Measured', 'Series', 'StudyResults', 'StudyFacts', 'study_results', 'study_verdicts',
            'tried_claims']
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #9f15abcc
@@ -283,7 +283,7 @@ class Series(Measured):
         )
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #d768bfbb
-class StudyWorld(Series):
+class StudyResults(Series):
     "`Series` with the functions of study_findings.csv."
 
     def chosen(self, exp: str, lo=None, hi=None) -> list[int]:
@@ -350,8 +350,8 @@ class StudyWorld(Series):
         return [x for exp in ("gaussian", "fgsm", "imbalance", "dual") for x in self.s(net, exp, set)]
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #88db77b3
-class StudyFacts(StudyWorld):
-    "`StudyWorld` with what the data sheets tell about the training sets."
+class StudyFacts(StudyResults):
+    "`StudyResults` with what the data sheets tell about the training sets."
 
     def sheets(self, exp: str) -> list[dict]:
         "Data sheets of a factor, any net and seed, by level."
@@ -419,23 +419,23 @@ class StudyFacts(StudyWorld):
         return {n: Missing(n) for n in STUDY_FACTS} | self.memo["facts"] | functions | STUDY_WORDS | (facts or {})
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #6903ede3
-def study_worlds(
+def study_results(
     store: Store,
     profiles: tuple,  # in order
     resamples: int,
-) -> dict[str, list[StudyFacts]]:  # reading -> a world for each profile that has records of its own
+) -> dict[str, list[StudyFacts]]:  # reading -> results for each profile that has records of its own
     "The study's records in every reading, resampled once for all of them."
-    records, worlds = store.records("study"), {name: [] for name in STUDY_READINGS}
+    records, all_results = store.records("study"), {name: [] for name in STUDY_READINGS}
     for profile in profiles:
         mine = [
             r for r in records if r.profile == profile and any(belongs(r, reading) for reading in STUDY_READINGS.values())
         ]
         values = accuracies_by_record(mine, store, resamples, 0)
         for name, reading in STUDY_READINGS.items():
-            world = StudyFacts(mine, store, profile, name, resamples, values=values)
-            has_own = any(reading.own(net, factor) for net, factor, *_ in world.records)
-            if world.records and (has_own or name in ("fixed", "white_box")): worlds[name].append(world)
-    return worlds
+            results = StudyFacts(mine, store, profile, name, resamples, values=values)
+            has_own = any(reading.own(net, factor) for net, factor, *_ in results.records)
+            if results.records and (has_own or name in ("fixed", "white_box")): all_results[name].append(results)
+    return all_results
 
 
 def study_verdicts(
@@ -446,14 +446,14 @@ def study_verdicts(
     resamples: int,
 ) -> Iterator[dict]:
     "A row per claim and reading, from the best profile that decides it."
-    for reading, worlds in study_worlds(store, profiles, resamples).items():
+    for reading, all_results in study_results(store, profiles, resamples).items():
         for _, claim in claims.iterrows():
             if reading == "white_box" and not any(name in claim.predicate for name in ('"a"', "TS")): continue
             found, own = dict(verdict="not run", share=float("nan"), n_seeds=0, why="no records"), False
-            for world in worlds:
-                if claim.kind == "finding setup" and world.profile != "full": continue
-                found = evaluate_claim(claim.predicate, world, facts, resamples) | dict(profile=world.profile)
-                own = any(STUDY_READINGS[reading].own(net, exp) for net, exp, _ in world.used)
+            for results in all_results:
+                if claim.kind == "finding setup" and results.profile != "full": continue
+                found = evaluate_claim(claim.predicate, results, facts, resamples) | dict(profile=results.profile)
+                own = any(STUDY_READINGS[reading].own(net, exp) for net, exp, _ in results.used)
                 if found["verdict"] != "not run" or found["damaged"]: break
             decided = found["verdict"] != "not run"
             if reading in ("fixed", "white_box") or own and decided:

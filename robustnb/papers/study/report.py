@@ -99,25 +99,25 @@ def page_series(
     return {title: StudyFacts(records, store, profile, reading) for title, reading in SERIES_TITLES.items()}
 
 
-def n_seeds(world: StudyFacts, net: str, exp: str) -> int:  # 0: not run
+def n_seeds(results: StudyFacts, net: str, exp: str) -> int:  # 0: not run
     "How many seeds have all levels of a series."
-    try: world.array(net, exp, "test")
+    try: results.array(net, exp, "test")
     except Missing: return 0
-    return world.memo[net, exp, "test"][1]
+    return results.memo[net, exp, "test"][1]
 
 
-def nets_run(world: StudyFacts, *exps: str) -> tuple[str, ...]:
+def nets_run(results: StudyFacts, *exps: str) -> tuple[str, ...]:
     "The nets that have all levels of all the series."
-    return tuple(net for net in NET_NAMES if all(n_seeds(world, net, exp) for exp in exps))
+    return tuple(net for net in NET_NAMES if all(n_seeds(results, net, exp) for exp in exps))
 
 
-def nets_line(world: StudyFacts, *exps: str) -> HTML:
+def nets_line(results: StudyFacts, *exps: str) -> HTML:
     "Which nets were run, with how many models and seeds."
     parts = []
     for net, name in NET_NAMES.items():
         # the clean model is in every single-factor series
         again = max(0, len([exp for exp in exps if exp not in FACTORS]) - 1)
-        models, seeds = sum(len(world.levels(exp)) for exp in exps) - again, [n_seeds(world, net, exp) for exp in exps]
+        models, seeds = sum(len(results.levels(exp)) for exp in exps) - again, [n_seeds(results, net, exp) for exp in exps]
         parts.append(
             f"{name}: {models} models for each of {min(seeds)} seed{'s' * (min(seeds) != 1)}."
             if min(seeds)
@@ -126,13 +126,13 @@ def nets_line(world: StudyFacts, *exps: str) -> HTML:
     return HTML(f"<p>{' '.join(parts)}</p>")
 
 # %% ../../../nbs/papers/study/30_report.ipynb #71f15718
-def level_accuracy(world: StudyFacts, net: str, exp: str, set: str, level) -> Estimate:
+def level_accuracy(results: StudyFacts, net: str, exp: str, set: str, level) -> Estimate:
     "Accuracy of the model of one level."
-    return summary(world.array(net, exp, set)[world.levels(exp).index(level)], n_seeds(world, net, exp))
+    return summary(results.array(net, exp, set)[results.levels(exp).index(level)], n_seeds(results, net, exp))
 
 
 def change(
-    world: StudyFacts,
+    results: StudyFacts,
     net: str,  # lenet | alexnet
     exp: str,  # gaussian | fgsm | imbalance | label | dual
     set: str,  # train | test | c | a
@@ -140,22 +140,22 @@ def change(
     since=None,  # level of the model that it is compared with; None: the first
 ) -> Estimate:
     "Paired difference of accuracy between two models of a series."
-    values, levels = world.array(net, exp, set), world.levels(exp)
+    values, levels = results.array(net, exp, set), results.levels(exp)
     return summary(
-        values[levels.index(level)] - values[0 if since is None else levels.index(since)], n_seeds(world, net, exp)
+        values[levels.index(level)] - values[0 if since is None else levels.index(since)], n_seeds(results, net, exp)
     )
 
 
 def best_level(
-    world: StudyFacts,
+    results: StudyFacts,
     net: str,  # lenet | alexnet
     exp: str,  # gaussian | fgsm | imbalance | label | dual
     set: str,  # test | c | a
 ) -> tuple:  # the level; the levels that cannot be told from it, itself among them
     "The level of the most accurate model, and those whose paired difference to it covers zero."
-    values, levels = world.array(net, exp, set), world.levels(exp)
+    values, levels = results.array(net, exp, set), results.levels(exp)
     best = int(values[:, 0].argmax())
-    return levels[best], [level for level in levels if change(world, net, exp, set, level, levels[best]).high >= 0]
+    return levels[best], [level for level in levels if change(results, net, exp, set, level, levels[best]).high >= 0]
 
 # %% ../../../nbs/papers/study/30_report.ipynb #bda24596
 @cache
@@ -170,21 +170,21 @@ def printed_rows() -> pd.DataFrame:  # r, p, mean, variance as text, by (net, ex
 
 # %% ../../../nbs/papers/study/30_report.ipynb #98676bf9
 def series_statistics(
-    world: StudyFacts,
+    results: StudyFacts,
     net: str,  # lenet | alexnet
     exp: str,  # gaussian | fgsm | imbalance | label
     set: str,  # test | c | a
     segment: str = "all",  # all | I | II
 ) -> dict:  # n, r, r_low, r_high, p, exact_p, mean, mean_low, mean_high, variance and its interval
     "Our statistics of one series with percentile intervals over the resamples."
-    world.at = 0
-    levels, values = world.part(net, exp, set, segment)
+    results.at = 0
+    levels, values = results.part(net, exp, set, segment)
     found = dict(
-        n=len(levels), r=world.rho(net, exp, set, segment), p=world.pv(net, exp, set, segment),
-        mean=world.mu(net, exp, set, segment), variance=world.var(net, exp, set, segment),
+        n=len(levels), r=results.rho(net, exp, set, segment), p=results.pv(net, exp, set, segment),
+        mean=results.mu(net, exp, set, segment), variance=results.var(net, exp, set, segment),
     )
     for name, key in dict(r="rho", mean="mu", variance="var").items():
-        spread = world.memo[key, (net, exp, set, segment)][1:]
+        spread = results.memo[key, (net, exp, set, segment)][1:]
         found[f"{name}_low"], found[f"{name}_high"] = (
             np.percentile(spread[~np.isnan(spread)], [2.5, 97.5]) if not np.isnan(spread).all() else (np.nan, np.nan)
         )
@@ -196,7 +196,7 @@ def series_statistics(
 
 # %% ../../../nbs/papers/study/30_report.ipynb #bf541463
 def same_strength(
-    world: StudyFacts,
+    results: StudyFacts,
     net: str,  # lenet | alexnet
     exp: str,  # gaussian | fgsm | imbalance | label
     set: str,  # test | c | a
@@ -205,34 +205,34 @@ def same_strength(
 ) -> tuple[str, bool]:  # verdict, provisional
     """Is our r of the paper's sign and strength? By the rule for claims: in 95% of the resamples it holds, in 5% it
     fails."""
-    world.rho(net, exp, set, segment)
-    drawn = [r for r in world.memo["rho", (net, exp, set, segment)][1:] if r == r]
+    results.rho(net, exp, set, segment)
+    drawn = [r for r in results.memo["rho", (net, exp, set, segment)][1:] if r == r]
     if not drawn: return "not run", False
     share = sum(strength(r) == strength(printed) and r * printed > 0 for r in drawn) / len(drawn)
-    seeds = n_seeds(world, net, exp)
+    seeds = n_seeds(results, net, exp)
     return (
         "holds" if share >= 0.95 else "fails" if share <= 0.05 else "inconclusive"
-    ), seeds < 3 or world.profile != "full"
+    ), seeds < 3 or results.profile != "full"
 
 # %% ../../../nbs/papers/study/30_report.ipynb #5e59fba4
 def correlations(
-    worlds: dict[str, StudyFacts],
+    all_results: dict[str, StudyFacts],
     exp: str,
     nets: tuple,
 ) -> list[dict]:  # a row a net, segment and test set
     "Our statistics of all series of a table, the paper's row with each, and p adjusted by Holm over them."
-    found, printed, first = [], printed_rows(), next(iter(worlds))
-    for net, (set, title), (reading, world) in product(nets, TEST_SETS.items(), worlds.items()):
+    found, printed, first = [], printed_rows(), next(iter(all_results))
+    for net, (set, title), (reading, results) in product(nets, TEST_SETS.items(), all_results.items()):
         for segment in SEGMENTS[net] if exp == "fgsm" else ["all"]:
             if set != "a" and reading != first: continue
-            try: ours = series_statistics(world, net, exp, set, segment)
+            try: ours = series_statistics(results, net, exp, set, segment)
             except (Missing, ValueError): continue
             paper = printed.loc[(net, exp, set, segment)]
             name = f"{title}, {reading}" if set == "a" else title
             found.append(
                 dict(
                     net=net, segment=segment, set=name, paper=paper,
-                    verdict=same_strength(world, net, exp, set, segment, float(paper.r)),
+                    verdict=same_strength(results, net, exp, set, segment, float(paper.r)),
                 )
                 | ours
             )
@@ -259,14 +259,14 @@ def correlation_rows(row: dict, title: str) -> list[dict]:  # the paper's row an
 
 
 def correlation_table(
-    worlds: dict[str, StudyFacts],  # title of the reading -> its series
+    all_results: dict[str, StudyFacts],  # title of the reading -> its series
     exp: str,  # gaussian | fgsm | imbalance | label
     nets: tuple = ("lenet",),
     caption: str = "",
 ) -> HTML:
     "Tables 2-5 of the study: r, p, mean and variance, the paper's and ours."
     rows = []
-    for row in correlations(worlds, exp, nets):
+    for row in correlations(all_results, exp, nets):
         title = ", ".join(
             [NET_NAMES[row["net"]]] * (len(nets) > 1) + [row["set"]] + [f"segment {row['segment']}"] * (exp == "fgsm")
         )
@@ -278,13 +278,13 @@ FACTORS = {"dual": ("Gaussian", "FGSM"), "four": ("Gaussian", "FGSM", "imbalance
 
 
 def multiple_statistics(
-    world: StudyFacts,
+    results: StudyFacts,
     net: str,  # lenet | alexnet
     exp: str,  # dual | four
     set: str,  # test | c | a
 ) -> dict:  # n, k, R, R_low, R_high, p, expected, signs
     "Our multiple correlation of one test set with all factors."
-    levels, values = world.levels(exp), world.array(net, exp, set)
+    levels, values = results.levels(exp), results.array(net, exp, set)
     R, p = multiple_correlation(levels, values)
     low, high = np.nanpercentile(R[1:], [2.5, 97.5]) if np.isfinite(R[1:]).any() else (np.nan, np.nan)
     signs = ["+" if b > 0 else "−" for b in coefficients(levels, values[:, 0])[1:]]
@@ -296,16 +296,16 @@ def multiple_statistics(
 
 
 def multiple_table(
-    worlds: dict[str, StudyFacts],  # title of the reading -> its series
+    all_results: dict[str, StudyFacts],  # title of the reading -> its series
     exp: str,  # dual | four
     nets: tuple = ("lenet",),
     caption: str = "",
 ) -> HTML:
     "Tables 6-7 of the study: R and p, the paper's and ours."
     found, printed = [], printed_rows()
-    for net, (set, title), (reading, world) in product(nets, TEST_SETS.items(), worlds.items()):
-        if set != "a" and reading != next(iter(worlds)): continue
-        try: ours = multiple_statistics(world, net, exp, set)
+    for net, (set, title), (reading, results) in product(nets, TEST_SETS.items(), all_results.items()):
+        if set != "a" and reading != next(iter(all_results)): continue
+        try: ours = multiple_statistics(results, net, exp, set)
         except (Missing, ValueError): continue
         title = ", ".join([NET_NAMES[net]] * (len(nets) > 1) + [f"{title}, {reading}" if set == "a" else title])
         found.append(dict(title=title, paper=printed.loc[(net, exp, set, "all")]) | ours)
@@ -340,7 +340,7 @@ def draw_printed(ax, net: str, exp: str, set: str, ends: tuple) -> None:  # ends
 
 
 def level_figure(
-    worlds: dict[str, StudyFacts],  # title of the reading -> its series
+    all_results: dict[str, StudyFacts],  # title of the reading -> its series
     exp: str,  # gaussian | fgsm | imbalance | label
     xlabel: str,  # the factor, with its unit
     nets: tuple = ("lenet",),
@@ -352,15 +352,15 @@ def level_figure(
     )
     for row, net in zip(axes.reshape(len(nets), 4), nets):
         for ax, (set, title) in zip(row, {"train": "training set", **TEST_SETS}.items()):
-            for i, (reading, world) in enumerate(worlds.items()):
+            for i, (reading, results) in enumerate(all_results.items()):
                 if set != "a" and i: continue
                 try:
                     draw_series(
-                        ax, world.levels(exp), world.array(net, exp, set),
+                        ax, results.levels(exp), results.array(net, exp, set),
                         label=f"ours, {reading}" if set == "a" else "ours", color=f"C{i}",
                     )
                 except Missing: continue
-            draw_printed(ax, net, exp, set, (world.levels(exp)[0], world.levels(exp)[-1]))
+            draw_printed(ax, net, exp, set, (results.levels(exp)[0], results.levels(exp)[-1]))
             ax.set(title=f"{NET_NAMES[net]}, {title}", xlabel=xlabel, ylim=(0, 1.02))
         for ax in row[::2]: ax.set_ylabel("accuracy")
         for ax in row[2:]: ax.legend(fontsize=8, loc="best")
@@ -368,24 +368,24 @@ def level_figure(
 
 # %% ../../../nbs/papers/study/30_report.ipynb #75bac90f
 def grid_figure(
-    worlds: dict[str, StudyFacts],  # title of the reading -> its series
+    all_results: dict[str, StudyFacts],  # title of the reading -> its series
     net: str = "lenet",  # lenet | alexnet
 ) -> plt.Figure:
     "Accuracy over the grid of two factors: training set and the test sets (the study's Fig. 6)."
     theme()
     panels = [
-        (f"{title}, {reading}" if set == "a" else title, set, world)
+        (f"{title}, {reading}" if set == "a" else title, set, results)
         for set, title in {"train": "training set", **TEST_SETS}.items()
-        for reading, world in worlds.items()
-        if set == "a" or world is next(iter(worlds.values()))
+        for reading, results in all_results.items()
+        if set == "a" or results is next(iter(all_results.values()))
     ]
     fig, axes = plt.subplots(
         -(-len(panels) // 3), 3, figsize=(9.6, 3.3 * -(-len(panels) // 3)), squeeze=False, layout="constrained"
     )
     for ax in axes.flat[len(panels):]: ax.set_axis_off()
-    for ax, (title, set, world) in zip(axes.flat, panels):
-        values = world.array(net, "dual", set)[:, 0]
-        square = pd.Series(values, pd.MultiIndex.from_tuples(world.levels("dual"))).unstack()
+    for ax, (title, set, results) in zip(axes.flat, panels):
+        values = results.array(net, "dual", set)[:, 0]
+        square = pd.Series(values, pd.MultiIndex.from_tuples(results.levels("dual"))).unstack()
         square = square.set_axis([f"{v:g}" for v in square.index], axis=0).set_axis(
             [f"{v:g}" for v in square.columns], axis=1
         )
@@ -400,42 +400,42 @@ def grid_figure(
 
 # %% ../../../nbs/papers/study/30_report.ipynb #fe27ef23
 def level_means(
-    world: StudyFacts,
+    results: StudyFacts,
     net: str,  # lenet | alexnet
     set: str,  # train | test | c | a
     factor: int,  # 0 Gaussian, 1 FGSM, 2 imbalance, 3 label errors
 ) -> tuple[list, np.ndarray]:  # levels; [levels, 1+R] mean accuracy
     "Mean accuracy at each level of one of the four factors, over all models of that level."
-    values, taken = world.array(net, "four", set), np.array(world.levels("four"))[:, factor]
+    values, taken = results.array(net, "four", set), np.array(results.levels("four"))[:, factor]
     levels = sorted({float(level) for level in taken})
     return levels, np.stack([values[taken == level].mean(0) for level in levels])
 
 
-def effect(world: StudyFacts, net: str, set: str, factor: int) -> Estimate:
+def effect(results: StudyFacts, net: str, set: str, factor: int) -> Estimate:
     "Main effect: mean accuracy at the largest level minus that at the smallest."
-    _, means = level_means(world, net, set, factor)
-    return summary(means[-1] - means[0], n_seeds(world, net, "four"))
+    _, means = level_means(results, net, set, factor)
+    return summary(means[-1] - means[0], n_seeds(results, net, "four"))
 
 
 FACTOR_AXES = ("Gaussian distance", "FGSM distance", "class imbalance CI", "label-error rate LD")
 
 
 def main_effect_figure(
-    worlds: dict[str, StudyFacts],  # title of the reading -> its series
+    all_results: dict[str, StudyFacts],  # title of the reading -> its series
     net: str = "lenet",  # lenet | alexnet
 ) -> plt.Figure:
     "Mean accuracy at each level of each of the four factors."
     theme()
     fig, axes = plt.subplots(2, 2, figsize=(7.5, 5.4), sharey=True, layout="constrained")
     lines = [
-        (f"{title}, {reading}" if set == "a" else title, set, world)
+        (f"{title}, {reading}" if set == "a" else title, set, results)
         for set, title in TEST_SETS.items()
-        for i, (reading, world) in enumerate(worlds.items())
+        for i, (reading, results) in enumerate(all_results.items())
         if set == "a" or not i
     ]
     for factor, ax in enumerate(axes.flat):
-        for i, (title, set, world) in enumerate(lines):
-            draw_series(ax, *level_means(world, net, set, factor), label=title, color=f"C{i}")
+        for i, (title, set, results) in enumerate(lines):
+            draw_series(ax, *level_means(results, net, set, factor), label=title, color=f"C{i}")
         ax.set(xlabel=FACTOR_AXES[factor], ylim=(0, 1.02))
     for ax in axes[:, 0]: ax.set_ylabel("mean accuracy")
     fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
@@ -659,23 +659,23 @@ SINGLE = {"gaussian": "Gaussian noise", "fgsm": "FGSM", "imbalance": "class imba
 
 
 def advice_figure(
-    worlds: dict[str, StudyFacts],  # title of the reading -> its series
+    all_results: dict[str, StudyFacts],  # title of the reading -> its series
     net: str = "lenet",  # lenet | alexnet
 ) -> plt.Figure:
     "Change of accuracy against the clean-trained model, at each factor's best and largest level."
     theme()
     panels = [
-        (f"{title}, {reading}" if set == "a" else title, set, world)
+        (f"{title}, {reading}" if set == "a" else title, set, results)
         for set, title in TEST_SETS.items()
-        for i, (reading, world) in enumerate(worlds.items())
+        for i, (reading, results) in enumerate(all_results.items())
         if set == "a" or not i
     ]
     fig, axes = plt.subplots(2, 2, figsize=(7.5, 5.2), sharey=True, layout="constrained")
-    for ax, (title, set, world) in zip(axes.flat, panels):
+    for ax, (title, set, results) in zip(axes.flat, panels):
         for i, exp in enumerate(SINGLE):
-            marks = dict(best=best_level(world, net, exp, set)[0], largest=world.levels(exp)[-1])
+            marks = dict(best=best_level(results, net, exp, set)[0], largest=results.levels(exp)[-1])
             for j, (name, level) in enumerate(marks.items()):
-                found = change(world, net, exp, set, level)
+                found = change(results, net, exp, set, level)
                 error = [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]
                 ax.errorbar(
                     found.value, i + 0.18 * (2 * j - 1), xerr=error, fmt="o^"[j], color=f"C{j}",
@@ -691,17 +691,17 @@ def advice_figure(
 
 
 def advice_table(
-    worlds: dict[str, StudyFacts],  # title of the reading -> its series
+    all_results: dict[str, StudyFacts],  # title of the reading -> its series
     net: str = "lenet",  # lenet | alexnet
     caption: str = "",
 ) -> HTML:
     """For each factor and test set: the best level, those that cannot be told from it, gain there and change at the
     largest level."""
-    rows, first = [], next(iter(worlds))
-    for exp, (set, title), (reading, world) in product(SINGLE, TEST_SETS.items(), worlds.items()):
+    rows, first = [], next(iter(all_results))
+    for exp, (set, title), (reading, results) in product(SINGLE, TEST_SETS.items(), all_results.items()):
         if set != "a" and reading != first: continue
-        level, alike = best_level(world, net, exp, set)
-        last = world.levels(exp)[-1]
+        level, alike = best_level(results, net, exp, set)
+        last = results.levels(exp)[-1]
         rows.append({
             "factor": SINGLE[exp], "test set": f"{title}, {reading}" if set == "a" else title,
             "best level": (
@@ -709,10 +709,10 @@ def advice_table(
                 + second_line(f"like it: {alike[0]:g} to {alike[-1]:g}" if len(alike) > 1 else "no other like it")
             ),
             "gain there": (
-                format_difference(change(world, net, exp, set, level))
-                if level != world.levels(exp)[0]
+                format_difference(change(results, net, exp, set, level))
+                if level != results.levels(exp)[0]
                 else "it is the clean-trained net"
             ),
-            "at the largest level": f"{last:g}: " + format_difference(change(world, net, exp, set, last)),
+            "at the largest level": f"{last:g}: " + format_difference(change(results, net, exp, set, last)),
         })
     return table(pd.DataFrame(rows), caption)

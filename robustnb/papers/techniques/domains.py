@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'PAIRS', 'PROTOCOLS', 'SEEDS', 'whole', 'DomainCell', 'coloured', 'domains', 'recipe_of', 'build_model',
-           'source_only_net', 'adapted', 'run_domain_cell', 'domain_cells', 'DomainExperiment']
+           'source_only_net', 'adapted', 'run_domain_cell', 'domain_cells', 'DomainExperiment', 'canaries']
 
 # %% ../../../nbs/papers/techniques/12_domains.ipynb #489fafde
 from collections.abc import Callable
@@ -133,3 +133,9 @@ class DomainExperiment:
 
 
 whole = DomainExperiment()
+
+# %% ../../../nbs/papers/techniques/12_domains.ipynb #adc3fe8d
+def canaries() -> list[DomainCell]:
+    "Tiny cells that use each method and pair of the records."
+    base = dict(data="sample", images=60, epochs=1, batch=20, n_test=20, n_corrupted=2, severities=(3,))
+    return [DomainCell(method, pair, **base) for pair in PAIRS for method in METHODS]

@@ -6,7 +6,7 @@
 __all__ = ['PHOTO_NETS', 'CHOSEN_BY', 'PLANS', 'ASKING', 'ROWS', 'PROTOCOLS', 'SEEDS', 'whole', 'PhotoCell', 'photo_net',
            'build_model', 'photos', 'sets_of', 'corrupted_photos', 'plain_plan', 'trained', 'standard', 'ensemble',
            'ensemble_adversarial', 'temperature', 'laplace', 'made_of', 'answered_photos', 'attacked_photos',
-           'run_photo_cell', 'photo_cells', 'PhotoExperiment']
+           'run_photo_cell', 'photo_cells', 'PhotoExperiment', 'canaries']
 
 # %% ../../../nbs/papers/techniques/14_photographs.ipynb #46f7c97f
 from collections.abc import Callable
@@ -242,3 +242,10 @@ class PhotoExperiment:
 
 
 whole = PhotoExperiment()
+
+# %% ../../../nbs/papers/techniques/14_photographs.ipynb #41e03794
+def canaries() -> list[PhotoCell]:
+    "Tiny cells that use each technique and net of the records."
+    base = dict(data="sample", images=40, held=20, epochs=1, batch=20, n_test=20, n_corrupted=4, severities=(3,))
+    tiny = PhotoCell(**base, n_attacked=8, n_worst=4)
+    return [replace(tiny, technique=name) for name in (*PLANS, *ASKING)] + [replace(tiny, net="resnet20")]

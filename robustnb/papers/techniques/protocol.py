@@ -10,7 +10,7 @@ __all__ = ['TEMPERATURE', 'CHOSEN_BY', 'TECHNIQUES', 'BENCH', 'SHORT', 'NETS', '
            'pgd_short', 'trades', 'free', 'fine_tuned', 'foreign', 'ensemble_adversarial', 'distilled', 'Sampled',
            'mc_dropout_row', 'ensemble', 'temperature', 'laplace', 'variational_row', 'skip_net', 'net_plain',
            'net_skip', 'net_attention', 'made_of', 'run_bench_cell', 'MaskingCell', 'Rounded', 'slopes',
-           'run_masking_cell', 'small', 'bench_cells', 'masking_cells', 'Experiment']
+           'run_masking_cell', 'small', 'bench_cells', 'masking_cells', 'Experiment', 'canaries']
 
 # %% ../../../nbs/papers/techniques/10_protocol.ipynb #a161de8e
 import time
@@ -392,3 +392,14 @@ class Experiment:
 
 
 bench, masking = Experiment(), Experiment("techniques-masking", run_masking_cell, masking_cells)
+
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #9c64f95e
+def canaries() -> list[BenchCell | MaskingCell]:
+    "Tiny cells that use each technique and check of the records."
+    base = dict(data="sample", images=40, held=20, epochs=1, batch=20, n_test=20, n_corrupted=4, severities=(3,))
+    attacked = BenchCell(**base, n_attacked=8, n_worst=4)
+    tiny = replace(attacked, n_attacked=0, n_worst=0)
+    rows = [replace(tiny, technique=name) for name in TECHNIQUES]
+    rows += [replace(tiny, technique="rotations", amount=45.0, kind=kind) for kind in ("nearest", "bicubic")]
+    checks = [MaskingCell(attacked, rounded, n=8, steps=2, queries=5) for rounded in (False, True)]
+    return [attacked, *rows, replace(tiny, imbalance=0.8), *checks]

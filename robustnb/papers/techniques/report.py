@@ -9,7 +9,7 @@ __all__ = ['TITLES', 'TECHNIQUE_FAMILIES', 'COLUMNS', 'ASKED', 'LOWER', 'PROVISI
            'transfer_table', 'net_table', 'masking_table', 'few_table', 'rotation_table', 'photo_rows', 'photo_table',
            'ours_of', 'reference_table', 'band', 'dropout_figure', 'angle_figure', 'entropy_figure', 'shown_or_reason',
            'opening', 'winner', 'key', 'figure_of', 'named', 'bench_advice', 'domain_advice', 'transfer_advice',
-           'advice', 'best_world', 'front', 'family_page']
+           'advice', 'best_results', 'front', 'family_page']
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #e55eec9e
 import html
@@ -27,7 +27,7 @@ from ...lab.records import Store, describe_machine
 from ...lab.report import banner, number, percent, format_points, second_line, table, theme, with_interval
 from ...lab.verdicts import paper_table
 from . import photographs
-from .claims import AT, INTERPOLATIONS, TRIED_PROFILES, SIZES, World, protocol_angles, world_of
+from .claims import AT, INTERPOLATIONS, TRIED_PROFILES, SIZES, BenchResults, protocol_angles, results_of
 from .domains import METHODS
 from .protocol import BENCH, NETS, PS, bench_cells
 from .transfers import WAYS
@@ -57,64 +57,64 @@ def family_of(name: str) -> str: return next((family for family, members in TECH
 def title(name: str) -> str: return html.escape(TITLES.get(name, name.replace("_", " ")))  # a new technique needs no line here
 
 
-def estimate(world: World, group: str, which: tuple, column: str, scale: float = 1.0) -> Estimate:
+def estimate(results: BenchResults, group: str, which: tuple, column: str, scale: float = 1.0) -> Estimate:
     "A column with its interval."
-    return summary(scale * world.values(group, which, column), len(world.by_seed(group, which, column)))
+    return summary(scale * results.values(group, which, column), len(results.by_seed(group, which, column)))
 
 
-def against(world: World, group: str, which: tuple, base: tuple, column: str) -> str:
+def against(results: BenchResults, group: str, which: tuple, base: tuple, column: str) -> str:
     "The difference of two cells for a table; a dash where one is missing."
-    try: return format_points(paired_difference(world, group, which, base, column, 100))
+    try: return format_points(paired_difference(results, group, which, base, column, 100))
     except Missing: return "–"
 
 
-def paired_difference(world: World, group: str, which: tuple, base: tuple, column: str, scale: float = 1.0) -> Estimate:
+def paired_difference(results: BenchResults, group: str, which: tuple, base: tuple, column: str, scale: float = 1.0) -> Estimate:
     "Paired difference of two cells of a group."
-    return summary(scale * (world.values(group, which, column) - world.values(group, base, column)), len(world.by_seed(group, which, column)))
+    return summary(scale * (results.values(group, which, column) - results.values(group, base, column)), len(results.by_seed(group, which, column)))
 
 
-def cell(world: World, group: str, which: tuple, column: str, form=percent, scale: float = 100.0) -> str:
+def cell(results: BenchResults, group: str, which: tuple, column: str, form=percent, scale: float = 100.0) -> str:
     "A column for a table; a dash where the row has none."
-    try: return form(estimate(world, group, which, column, scale))
+    try: return form(estimate(results, group, which, column, scale))
     except Missing: return "–"
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #d90bceb5
-def rows_of(world: World) -> list[str]:
+def rows_of(results: BenchResults) -> list[str]:
     "Techniques of the bench with records."
-    seeds = world.whole("bench")
-    return [which[0] for which in world.cells["bench"][seeds[0]]]
+    seeds = results.whole("bench")
+    return [which[0] for which in results.cells["bench"][seeds[0]]]
 
 
-def value(world: World, name: str, column: str) -> float:  # of the bench, not resampled
-    return float(world.values("bench", (name,), column)[0])
+def value(results: BenchResults, name: str, column: str) -> float:  # of the bench, not resampled
+    return float(results.values("bench", (name,), column)[0])
 
 
-def training_passes(world: World, name: str) -> float:  # in trainings of the standard net
+def training_passes(results: BenchResults, name: str) -> float:  # in trainings of the standard net
     "Passes in training."
-    return value(world, name, "passes") / value(world, "standard", "passes")
+    return value(results, name, "passes") / value(results, "standard", "passes")
 
 
-def training_seconds(world: World, name: str) -> str:
+def training_seconds(results: BenchResults, name: str) -> str:
     "Processor seconds of the row's own training."
-    found = value(world, name, "train_seconds")
+    found = value(results, name, "train_seconds")
     return "–" if found < 0.5 or name in ASKED or name in ("ensemble",) else f"{found:.0f}"
 
 
-def bench_table(world: World, names: Iterable[str] | None = None) -> HTML:
+def bench_table(results: BenchResults, names: Iterable[str] | None = None) -> HTML:
     "Accuracies and costs."
-    names, first = list(names or rows_of(world)), world.records[0].cell
-    rows = [{"": title(name), **{head: cell(world, "bench", (name,), column) for column, head in COLUMNS.items()}, "train − test": cell(world, "bench", (name,), "gap"),
-             "passes": f"{training_passes(world, name):.1f}", "seconds": training_seconds(world, name)} for name in names]
-    bench = next(c for c in bench_cells(world.profile) if c.n_attacked)
-    return table(pd.DataFrame(rows), f"Per cent, 95% intervals over {len(world.whole('bench'))} seeds and test images: {bench.n_test:,} clean, {bench.n_corrupted:,} under 15 corruptions at {len(bench.severities)} severities, {bench.n_attacked:,} under FGSM and PGD-20, "
+    names, first = list(names or rows_of(results)), results.records[0].cell
+    rows = [{"": title(name), **{head: cell(results, "bench", (name,), column) for column, head in COLUMNS.items()}, "train − test": cell(results, "bench", (name,), "gap"),
+             "passes": f"{training_passes(results, name):.1f}", "seconds": training_seconds(results, name)} for name in names]
+    bench = next(c for c in bench_cells(results.profile) if c.n_attacked)
+    return table(pd.DataFrame(rows), f"Per cent, 95% intervals over {len(results.whole('bench'))} seeds and test images: {bench.n_test:,} clean, {bench.n_corrupted:,} under 15 corruptions at {len(bench.severities)} severities, {bench.n_attacked:,} under FGSM and PGD-20, "
                  f"{bench.n_worst:,} in the worst case, radius {bench.eps:g}; 797 of the shifted domain. Trained on {bench.images:,} images for {bench.epochs} epoch{'s' * (bench.epochs != 1)}. Passes: trainings of the standard net, the nets it starts from counted. A dash: the row asks another row's net.")
 
 
-def unsure_table(world: World, names: Iterable[str] | None = None) -> HTML:
+def unsure_table(results: BenchResults, names: Iterable[str] | None = None) -> HTML:
     "How good the probabilities are."
     plain = lambda found: f"{found.value:.3f} <span style='white-space:nowrap;opacity:.75'>[{found.low:.3f}, {found.high:.3f}]</span>"
     heads = {f"{place}_{column}": f"{name}, {where}" for place, where in (("clean", "clean"), ("corrupted", "15 x 5")) for column, name in (("nll", "NLL"), ("ece", "ECE"), ("brier", "Brier"), ("aurc", "AURC"))}
-    rows = [{"": title(name), **{head: cell(world, "bench", (name,), column, plain, 1.0) for column, head in heads.items()}} for name in names or rows_of(world)]
+    rows = [{"": title(name), **{head: cell(results, "bench", (name,), column, plain, 1.0) for column, head in heads.items()}} for name in names or rows_of(results)]
     return table(pd.DataFrame(rows), "Less is better. NLL in nats, Brier score summed over classes, ECE in 15 bins over all answers together, AURC as the mean risk; its intervals take each image's share to first order. Intervals: 95%, over seeds and the same test images as in the bench.")
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #3e612ef8
@@ -124,13 +124,13 @@ def p_of(values: np.ndarray) -> float:  # values [1+R]
     return min(1.0, 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn)))
 
 
-def differences(world: World, base: str = "standard", columns: Sequence[str] = tuple(COLUMNS)) -> pd.DataFrame:  # technique, column, value, low, high, p, adjusted
+def differences(results: BenchResults, base: str = "standard", columns: Sequence[str] = tuple(COLUMNS)) -> pd.DataFrame:  # technique, column, value, low, high, p, adjusted
     "Paired differences of all rows from one, with Holm over all of them."
     rows = []
-    for name in rows_of(world):
+    for name in rows_of(results):
         for column in columns:
             if name == base: continue
-            try: values = 100 * (world.values("bench", (name,), column) - world.values("bench", (base,), column))
+            try: values = 100 * (results.values("bench", (name,), column) - results.values("bench", (base,), column))
             except Missing: continue
             found = summary(values)
             rows.append(dict(technique=name, column=column, value=found.value, low=found.low, high=found.high, p=p_of(values)))
@@ -138,9 +138,9 @@ def differences(world: World, base: str = "standard", columns: Sequence[str] = t
     return made.assign(adjusted=holm(made.p.to_numpy()))
 
 
-def difference_table(world: World) -> HTML:
+def difference_table(results: BenchResults) -> HTML:
     "`differences` for a reader; bold where the adjusted p is below 0.05."
-    made, rows = differences(world), []
+    made, rows = differences(results), []
     for name, own in made.groupby("technique", sort=False):
         by = own.set_index("column")
         shown = lambda row: (lambda text: f"<strong>{text}</strong>" if row.adjusted < 0.05 else f"<span style='opacity:.7'>{text}</span>")(f"{row.value:+.1f}".replace("-", "−") + f" <span style='white-space:nowrap'>[{row.low:+.1f}, {row.high:+.1f}]</span>".replace("-", "−").replace("style='white−space", "style='white-space"))
@@ -148,15 +148,15 @@ def difference_table(world: World) -> HTML:
     return table(pd.DataFrame(rows), f"Points against standard training. Bold: p below 0.05 after Holm over the {len(made)} differences of this table; three seeds and 1,000 resamples cannot give a p below 0.002 before it.")
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #5dae3931
-def tradeoff_figure(world: World) -> plt.Figure:
+def tradeoff_figure(results: BenchResults) -> plt.Figure:
     "What each technique gives up for what it gains."
     theme()
     fig, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
     kinds = ["standard", *TECHNIQUE_FAMILIES]
     looks = (("clean", "worst", "clean, %", "worst case, %"), (None, "corrupted", "cost, standard trainings", "15 x 5, %"), ("corrupted", "corrupted_ece", "15 x 5, %", "ECE, 15 x 5"))
     for ax, (across, up, label, other) in zip(axes, looks):
-        for name in rows_of(world):
-            try: x, y = (training_passes(world, name) if across is None else 100 * value(world, name, across)), value(world, name, up) * (1 if "ece" in up else 100)
+        for name in rows_of(results):
+            try: x, y = (training_passes(results, name) if across is None else 100 * value(results, name, across)), value(results, name, up) * (1 if "ece" in up else 100)
             except Missing: continue
             kind = kinds.index(family_of(name))
             ax.scatter(x, y, color=f"C{kind}", marker="*osD^v"[kind], s=60 if kind == 0 else 26, zorder=3)
@@ -168,82 +168,82 @@ def tradeoff_figure(world: World) -> plt.Figure:
     return fig
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #1e7db955
-def domain_table(world: World, pair: str) -> HTML:
+def domain_table(results: BenchResults, pair: str) -> HTML:
     "Domain adaptation; not comparable: it sees images of the target."
     rows = []
     for name in METHODS:
-        row = {"": title(name), **{head: cell(world, pair, (name,), column) for column, head in dict(source="source", target="target", third="third domain").items()}}
-        row["distance"] = cell(world, pair, (name,), "distance", lambda found: f"{found.value:.2f}", 1.0)
-        if pair == "digits": row |= {"15 x 5": cell(world, pair, (name,), "corrupted")}
-        row["target, against source only"] = "" if name == "source_only" else against(world, pair, (name,), ("source_only",), "target")
+        row = {"": title(name), **{head: cell(results, pair, (name,), column) for column, head in dict(source="source", target="target", third="third domain").items()}}
+        row["distance"] = cell(results, pair, (name,), "distance", lambda found: f"{found.value:.2f}", 1.0)
+        if pair == "digits": row |= {"15 x 5": cell(results, pair, (name,), "corrupted")}
+        row["target, against source only"] = "" if name == "source_only" else against(results, pair, (name,), ("source_only",), "target")
         rows.append(row)
     names = {"digits": "MNIST to the UCI digits; third: MNIST-M in grey", "mnist_m": "MNIST to MNIST-M, patches of 14 pixels; third: UCI digits"}
-    return table(pd.DataFrame(rows), f"{names[pair]}. {len(world.whole(pair))} seeds. Distance: proxy A-distance of test features, 0 (not told apart) to 2. No target label was used for any choice but in the last row, which trains on them. In a table of its own because these rows see images of the target.")
+    return table(pd.DataFrame(rows), f"{names[pair]}. {len(results.whole(pair))} seeds. Distance: proxy A-distance of test features, 0 (not told apart) to 2. No target label was used for any choice but in the last row, which trains on them. In a table of its own because these rows see images of the target.")
 
 
-def transfer_table(world: World) -> HTML:
+def transfer_table(results: BenchResults) -> HTML:
     "Transfer; not comparable: few labels, other classes."
-    sizes = sorted({which[1] for which in world.cells["transfer low_digits"][world.whole("transfer low_digits")[0]]})
-    rows = [{"": title(way), **{f"{n:,} images": cell(world, "transfer low_digits", (way, n), "right") for n in sizes},
-             **{f"steps to 80%, {n:,}": cell(world, "transfer low_digits", (way, n), "reached", lambda found: f"{found.value:.2f}" if found.value <= 1 else "never", 1.0) for n in sizes}} for way in WAYS]
+    sizes = sorted({which[1] for which in results.cells["transfer low_digits"][results.whole("transfer low_digits")[0]]})
+    rows = [{"": title(way), **{f"{n:,} images": cell(results, "transfer low_digits", (way, n), "right") for n in sizes},
+             **{f"steps to 80%, {n:,}": cell(results, "transfer low_digits", (way, n), "reached", lambda found: f"{found.value:.2f}" if found.value <= 1 else "never", 1.0) for n in sizes}} for way in WAYS]
     return table(pd.DataFrame(rows), "Digits 5 to 9 with few labelled images, by a net that learned 0 to 4. Per cent, and the share of the steps until 80% of held-out images are right. In a table of its own: another task.")
 
 
-def net_table(world: World) -> HTML:
+def net_table(results: BenchResults) -> HTML:
     "Skip connections and attention; not comparable: other nets."
-    rows = [{"": title(name), **{head: cell(world, "net", (name,), column) for column, head in dict(clean="clean", corrupted="15 x 5", corrupted_noise="noise", corrupted_blur="blur", corrupted_weather="weather", corrupted_digital="digital").items()},
-             "parameters": cell(world, "net", (name,), "parameters", lambda found: f"{found.value:,.0f}", 1.0)} for name in NETS]
+    rows = [{"": title(name), **{head: cell(results, "net", (name,), column) for column, head in dict(clean="clean", corrupted="15 x 5", corrupted_noise="noise", corrupted_blur="blur", corrupted_weather="weather", corrupted_digital="digital").items()},
+             "parameters": cell(results, "net", (name,), "parameters", lambda found: f"{found.value:,.0f}", 1.0)} for name in NETS]
     return table(pd.DataFrame(rows), "Three small nets at nearly equal parameters, on fewer images. In a table of its own: other nets, another budget.")
 
 
-def masking_table(world: World) -> HTML:
+def masking_table(results: BenchResults) -> HTML:
     "The checks, and what distillation does."
-    seeds, rows = world.whole("masking"), []
-    names = [which[0] for which in world.cells["masking"][seeds[0]]]
+    seeds, rows = results.whole("masking"), []
+    names = [which[0] for which in results.cells["masking"][seeds[0]]]
     for name in names:
-        records = [world.cells["masking"][seed][(name,)] for seed in seeds]
+        records = [results.cells["masking"][seed][(name,)] for seed in seeds]
         failed = sorted({check for record in records for check, (_, passed) in record.metrics["checks"].items() if not passed}, key=list(records[0].metrics["checks"]).index)
-        rows.append({"": title(name), "PGD": cell(world, "masking", (name,), "pgd"), "PGD on the margin": cell(world, "masking", (name,), "margin"), "PGD on logits / 100": cell(world, "masking", (name,), "divided"),
-                     "slope of the loss": cell(world, "masking", (name,), "slope_loss", lambda found: number(found.value), 1.0), "slope of the margin": cell(world, "masking", (name,), "slope_margin", lambda found: number(found.value), 1.0),
+        rows.append({"": title(name), "PGD": cell(results, "masking", (name,), "pgd"), "PGD on the margin": cell(results, "masking", (name,), "margin"), "PGD on logits / 100": cell(results, "masking", (name,), "divided"),
+                     "slope of the loss": cell(results, "masking", (name,), "slope_loss", lambda found: number(found.value), 1.0), "slope of the margin": cell(results, "masking", (name,), "slope_margin", lambda found: number(found.value), 1.0),
                      "checks failed in any seed": ", ".join(failed) or "none", "reading": "<strong>masked</strong>" if failed else ""})
     return table(pd.DataFrame(rows), f"At the small radius. Slopes: mean l2 norm of the gradient at test images, logits as they are. {len(seeds)} seeds; seven checks each.")
 
 
-def few_table(world: World) -> HTML:
+def few_table(results: BenchResults) -> HTML:
     "Regularisers on few images."
     rows = []
     for name, amount, kind in [("standard", 0.0, ""), ("weight_decay", 0.0, ""), ("batch_norm", 0.0, ""), ("label_smoothing", 0.0, ""), ("early_stopping", 0.0, ""), ("dropout", 0.5, ""), ("rotations", 10.0, "bilinear")]:
         which = (name, amount, kind)
-        row = {"": title(name), **{head: cell(world, "few", which, column) for column, head in dict(train="train", clean="test", gap="train − test", corrupted="15 x 5").items()}}
-        for column, head in dict(clean="test", corrupted="15 x 5").items(): row[f"{head}, against standard"] = "" if name == "standard" else against(world, "few", which, ("standard", 0.0, ""), column)
+        row = {"": title(name), **{head: cell(results, "few", which, column) for column, head in dict(train="train", clean="test", gap="train − test", corrupted="15 x 5").items()}}
+        for column, head in dict(clean="test", corrupted="15 x 5").items(): row[f"{head}, against standard"] = "" if name == "standard" else against(results, "few", which, ("standard", 0.0, ""), column)
         rows.append(row)
-    few = next(c for c in bench_cells(world.profile) if not c.n_attacked)
-    return table(pd.DataFrame(rows), f"{few.images:,} training images, {few.epochs} epoch{'s' * (few.epochs != 1)}, {len(world.whole('few'))} seeds. Early stopping watches {few.held:,} held-out training images.")
+    few = next(c for c in bench_cells(results.profile) if not c.n_attacked)
+    return table(pd.DataFrame(rows), f"{few.images:,} training images, {few.epochs} epoch{'s' * (few.epochs != 1)}, {len(results.whole('few'))} seeds. Early stopping watches {few.held:,} held-out training images.")
 
 
-def rotation_table(world: World) -> HTML:
+def rotation_table(results: BenchResults) -> HTML:
     "Rotations by range and interpolation."
-    rows = [{"range": f"±{amount:g}°", "interpolation": kind, "test": cell(world, "few", ("rotations", amount, kind), "clean"), "15 x 5": cell(world, "few", ("rotations", amount, kind), "corrupted"),
-             "seconds": cell(world, "few", ("rotations", amount, kind), "train_seconds", lambda found: f"{found.value:.1f}", 1.0)} for amount, kind in [*((10.0, kind) for kind in INTERPOLATIONS), (45.0, "bilinear"), (180.0, "bilinear")]]
-    return table(pd.DataFrame([{"range": "none", "interpolation": "", "test": cell(world, "few", ("standard", 0.0, ""), "clean"), "15 x 5": cell(world, "few", ("standard", 0.0, ""), "corrupted"), "seconds": cell(world, "few", ("standard", 0.0, ""), "train_seconds", lambda found: f"{found.value:.1f}", 1.0)}, *rows]), "On few training images.")
+    rows = [{"range": f"±{amount:g}°", "interpolation": kind, "test": cell(results, "few", ("rotations", amount, kind), "clean"), "15 x 5": cell(results, "few", ("rotations", amount, kind), "corrupted"),
+             "seconds": cell(results, "few", ("rotations", amount, kind), "train_seconds", lambda found: f"{found.value:.1f}", 1.0)} for amount, kind in [*((10.0, kind) for kind in INTERPOLATIONS), (45.0, "bilinear"), (180.0, "bilinear")]]
+    return table(pd.DataFrame([{"range": "none", "interpolation": "", "test": cell(results, "few", ("standard", 0.0, ""), "clean"), "15 x 5": cell(results, "few", ("standard", 0.0, ""), "corrupted"), "seconds": cell(results, "few", ("standard", 0.0, ""), "train_seconds", lambda found: f"{found.value:.1f}", 1.0)}, *rows]), "On few training images.")
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #1a10cac5
-def photo_rows(world: World) -> dict[str, int]:
+def photo_rows(results: BenchResults) -> dict[str, int]:
     "Techniques on photographs with records, and their seeds."
-    found = {name: len(world.cells.get(f"photos {name}", {})) for name in photographs.ROWS}
-    if not any(found.values()): raise Missing(f"photographs in the {world.profile} profile")
+    found = {name: len(results.cells.get(f"photos {name}", {})) for name in photographs.ROWS}
+    if not any(found.values()): raise Missing(f"photographs in the {results.profile} profile")
     return {name: seeds for name, seeds in found.items() if seeds}
 
 
-def photo_table(world: World) -> HTML:
+def photo_table(results: BenchResults) -> HTML:
     "The bench's techniques on photographs; not comparable: other images, another net, a small budget."
-    known, one, rows = photo_rows(world), photographs.photo_cells(world.profile)[0], []
+    known, one, rows = photo_rows(results), photographs.photo_cells(results.profile)[0], []
     heads = dict(clean="clean", corrupted=f"15 x {len(one.severities)}", fgsm="FGSM", pgd="PGD-20", pgd_small=f"PGD-20, {255 * one.small_eps:g}/255", worst="worst case", gap="train − test")
     plain = lambda found: f"{found.value:.2f} <span style='white-space:nowrap;opacity:.75'>[{found.low:.2f}, {found.high:.2f}]</span>"
     unsure = dict(clean_nll="NLL", clean_ece="ECE", corrupted_ece=f"ECE, 15 x {len(one.severities)}", corrupted_aurc=f"AURC, 15 x {len(one.severities)}")
-    passes = lambda name: world.values(f"photos {name}", (name,), "passes")[0]
+    passes = lambda name: results.values(f"photos {name}", (name,), "passes")[0]
     for name, seeds in known.items():
-        ask = lambda column, *how, name=name: cell(world, f"photos {name}", (name,), column, *how)
+        ask = lambda column, *how, name=name: cell(results, f"photos {name}", (name,), column, *how)
         rows.append({"": title(name), "seeds": seeds, **{head: ask(column) for column, head in heads.items()}, **{head: ask(column, plain, 1.0) for column, head in unsure.items()},
                      "passes": f"{passes(name) / passes('standard'):.1f}" if "standard" in known else f"{passes(name):,.0f}"})
     lacking = [title(name) for name in photographs.ROWS if name not in known]
@@ -253,25 +253,25 @@ def photo_table(world: World) -> HTML:
 
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #22bf2c66
-def ours_of(world: World, expression: str) -> Estimate:
+def ours_of(results: BenchResults, expression: str) -> Estimate:
     "An expression over the records, with its interval."
-    world.at = None
-    try: return summary(np.asarray(AtOnce(world.names())(parsed(expression), {}), float))
-    finally: world.at = 0
+    results.at = None
+    try: return summary(np.asarray(AtOnce(results.names())(parsed(expression), {}), float))
+    finally: results.at = 0
 
 
 def reference_table(
-    world: World,
+    results: BenchResults,
     page: str,  # of references.csv: adversarial, domain, uncertainty, cifar10
 ) -> HTML:
     "Printed beside ours."
     rows, found = [], paper_table("techniques_references", text=True)
     for row in found[found.page == page].itertuples():
         form = percent if row.what.endswith("%") else format_points if row.what.endswith("points") else lambda e: with_interval(*e[:3])
-        try: ours = form(ours_of(world, row.ours))
+        try: ours = form(ours_of(results, row.ours))
         except Missing: ours = "not run"
         rows.append({"": row.what, "printed": row.printed.replace("-", "−"), "ours": ours, "where printed": html.escape(row.who), "why they differ": html.escape(row.why)})
-    return table(pd.DataFrame(rows), f"Ours: the {world.profile} records, 95% intervals over seeds and test images.")
+    return table(pd.DataFrame(rows), f"Ours: the {results.profile} records, 95% intervals over seeds and test images.")
 
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #898c7228
@@ -282,34 +282,34 @@ def band(ax, x: Sequence, values: np.ndarray, label: str):  # values [len(x),1+R
     ax.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
 
 
-def dropout_figure(world: World) -> plt.Figure:
+def dropout_figure(results: BenchResults) -> plt.Figure:
     "Test accuracy and the gap by p."
     theme()
     fig, axes = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
     for ax, column, label in zip(axes, ("clean", "gap"), ("test accuracy, %", "train − test, points")):
-        values = [world.values("few", ("standard", 0.0, ""), column), *(world.values("few", ("dropout", p, ""), column) for p in PS)]
+        values = [results.values("few", ("standard", 0.0, ""), column), *(results.values("few", ("dropout", p, ""), column) for p in PS)]
         band(ax, [0, *PS], 100 * np.stack(values), "dropout")
         ax.axvspan(0.2, 0.5, color="0.9", zorder=0)
         ax.set(xlabel="p (grey: said to be usual)", ylabel=label)
     return fig
 
 
-def angle_figure(world: World, names: Sequence[str] = ("standard", "rotations", "pgd")) -> plt.Figure:
+def angle_figure(results: BenchResults, names: Sequence[str] = ("standard", "rotations", "pgd")) -> plt.Figure:
     "Accuracy on turned images."
     theme()
     fig, ax = plt.subplots(figsize=(4.6, 2.8), layout="constrained")
-    for name in (n for n in names if n in rows_of(world)): band(ax, protocol_angles(), 100 * np.stack([world.values("bench", (name,), f"angle_{a}") for a in protocol_angles()]), TITLES.get(name, name))
+    for name in (n for n in names if n in rows_of(results)): band(ax, protocol_angles(), 100 * np.stack([results.values("bench", (name,), f"angle_{a}") for a in protocol_angles()]), TITLES.get(name, name))
     ax.set(xlabel="angle of the test images, degrees", ylabel="accuracy, %")
     ax.legend(fontsize=7)
     return fig
 
 
-def entropy_figure(world: World) -> plt.Figure:
+def entropy_figure(results: BenchResults) -> plt.Figure:
     "Mean predictive entropy by severity."
     theme()
     fig, ax = plt.subplots(figsize=(4.6, 2.8), layout="constrained")
-    for name in (n for n in ("standard", "dropout", *TECHNIQUE_FAMILIES["uncertainty"]) if n in rows_of(world)):
-        values = world.entropies(name)
+    for name in (n for n in ("standard", "dropout", *TECHNIQUE_FAMILIES["uncertainty"]) if n in rows_of(results)):
+        values = results.entropies(name)
         ax.plot(range(len(values)), values[:, 0], marker="o", markersize=3, label=TITLES[name])
     ax.set(xlabel="severity (0: clean)", ylabel="mean entropy, nats")
     ax.legend(fontsize=7)
@@ -325,121 +325,121 @@ def shown_or_reason(make, *args):
     except Missing as missing: return HTML(f"<p><strong>Not run.</strong> {html.escape(str(missing.args[0]))}.</p>")
 
 
-def opening(world: World, *experiments: str) -> HTML:
+def opening(results: BenchResults, *experiments: str) -> HTML:
     "The banner of a page: what was run, by whom, when."
-    used = [r for r in world.records if r.experiment in experiments]
+    used = [r for r in results.records if r.experiment in experiments]
     seeded = [replace(r, cell={"seed": r.cell.get("bench", {}).get("seed", 0)} | r.cell) for r in used]  # records are shared
-    return banner(seeded, world.profile, note=PROVISIONAL_NOTE.format(world.profile.capitalize(), ", fewer images and epochs than are usual" if world.profile != "full" else ""))
+    return banner(seeded, results.profile, note=PROVISIONAL_NOTE.format(results.profile.capitalize(), ", fewer images and epochs than are usual" if results.profile != "full" else ""))
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #6add784d
 def winner(
-    world: World,
+    results: BenchResults,
     rows: Sequence,  # techniques of the bench, or cells of `group`
     column: str,
-    group: str = "bench",  # as in `World.values`
+    group: str = "bench",  # as in `BenchResults.values`
 ) -> tuple:  # best, second, whether the two can be told apart
     "The best row in a column."
     less, known = column.rpartition("_")[2] in LOWER, []
     for row in rows:
-        try: known.append((world.values(group, key(row), column)[0], row))
+        try: known.append((results.values(group, key(row), column)[0], row))
         except Missing: continue
     ordered = [row for _, row in sorted(known, key=lambda pair: pair[0], reverse=not less)]
     if len(ordered) < 2: raise Missing(f"{column}: two rows are needed to name the better one")
-    gap = paired_difference(world, group, key(ordered[0]), key(ordered[1]), column)
+    gap = paired_difference(results, group, key(ordered[0]), key(ordered[1]), column)
     return ordered[0], ordered[1], not gap.low <= 0 <= gap.high
 
 
 def key(row) -> tuple: return row if isinstance(row, tuple) else (row,)
 
 
-def figure_of(world: World, row, column: str, group: str = "bench") -> str:
+def figure_of(results: BenchResults, row, column: str, group: str = "bench") -> str:
     "A number of a sentence with its interval; accuracies in per cent."
-    if column.rpartition("_")[2] in LOWER: return with_interval(*estimate(world, group, key(row), column)[:3])
-    return percent(estimate(world, group, key(row), column, 100)).replace(" <span", "% <span", 1)
+    if column.rpartition("_")[2] in LOWER: return with_interval(*estimate(results, group, key(row), column)[:3])
+    return percent(estimate(results, group, key(row), column, 100)).replace(" <span", "% <span", 1)
 
 
-def named(world: World, rows: Sequence, column: str, group: str = "bench") -> str:
+def named(results: BenchResults, rows: Sequence, column: str, group: str = "bench") -> str:
     "The winner with its number, and the second where it cannot be told from it."
-    first, second, apart = winner(world, rows, column, group)
+    first, second, apart = winner(results, rows, column, group)
     unsure = "" if apart else f"; not to be told from {title(key(second)[0])}"
-    return f"**{title(key(first)[0])}** ({figure_of(world, first, column, group)}{unsure})"
+    return f"**{title(key(first)[0])}** ({figure_of(results, first, column, group)}{unsure})"
 
 
-def bench_advice(world: World) -> list[str]:
+def bench_advice(results: BenchResults) -> list[str]:
     "Three sentences: attackers, corruptions, confidence."
-    honest = [n for n in rows_of(world) if n != "distilled"]
-    plain = [name for name in honest if training_passes(world, name) <= 1.05]
+    honest = [n for n in rows_of(results) if n != "distilled"]
+    plain = [name for name in honest if training_passes(results, name) <= 1.05]
     robust, unsure = [n for n in honest if n in AT], [n for n in honest if n in ("standard", *TECHNIQUE_FAMILIES["uncertainty"])]
-    best, standard = winner(world, robust, "worst")[0], lambda column: figure_of(world, "standard", column)
-    lost = format_points(paired_difference(world, "bench", (best,), ("standard",), "clean", 100))
-    risk, error = (figure_of(world, "temperature", f"corrupted_{column}") for column in ("aurc", "ece"))
+    best, standard = winner(results, robust, "worst")[0], lambda column: figure_of(results, "standard", column)
+    lost = format_points(paired_difference(results, "bench", (best,), ("standard",), "clean", 100))
+    risk, error = (figure_of(results, "temperature", f"corrupted_{column}") for column in ("aurc", "ece"))
     return [
-        f"If attackers are to be expected: {named(world, robust, 'worst')} keeps most in the worst case, where standard "
-        f"training keeps {standard('worst')}; it costs {training_passes(world, best):.1f} trainings and changes clean accuracy by {lost} points.",
-        f"If images will be noisy or blurred, and only one training can be paid: {named(world, plain, 'corrupted')} is best under "
-        f"15 corruptions, standard training has {standard('corrupted')}; whatever is spent, {named(world, honest, 'corrupted')}.",
-        f"If it matters to know when the net is wrong: {named(world, unsure, 'corrupted_aurc')} has the lowest area under the "
-        f"risk-coverage curve on corrupted images and {named(world, unsure, 'corrupted_ece')} the lowest calibration error; "
+        f"If attackers are to be expected: {named(results, robust, 'worst')} keeps most in the worst case, where standard "
+        f"training keeps {standard('worst')}; it costs {training_passes(results, best):.1f} trainings and changes clean accuracy by {lost} points.",
+        f"If images will be noisy or blurred, and only one training can be paid: {named(results, plain, 'corrupted')} is best under "
+        f"15 corruptions, standard training has {standard('corrupted')}; whatever is spent, {named(results, honest, 'corrupted')}.",
+        f"If it matters to know when the net is wrong: {named(results, unsure, 'corrupted_aurc')} has the lowest area under the "
+        f"risk-coverage curve on corrupted images and {named(results, unsure, 'corrupted_ece')} the lowest calibration error; "
         f"one temperature, which costs nothing, has {risk} and {error}.",
     ]
 
 
-def domain_advice(world: World) -> str:
+def domain_advice(results: BenchResults) -> str:
     "A sentence on unlabelled images of the new domain."
     methods = [m for m in METHODS if m != "target_only"]
-    best = winner(world, methods, "target", "digits")[0]
-    others = ", ".join(f"{title(m)} {figure_of(world, m, 'target', 'digits')}" for m in methods if m not in (best, "source_only"))
-    base = figure_of(world, "source_only", "target", "digits")
-    won = "no method beats" if best == "source_only" else f"{named(world, methods, 'target', 'digits')} is best, before"
+    best = winner(results, methods, "target", "digits")[0]
+    others = ", ".join(f"{title(m)} {figure_of(results, m, 'target', 'digits')}" for m in methods if m not in (best, "source_only"))
+    base = figure_of(results, "source_only", "target", "digits")
+    won = "no method beats" if best == "source_only" else f"{named(results, methods, 'target', 'digits')} is best, before"
     return f"If unlabelled images of the new domain are there: from MNIST to the UCI digits, {won} the net that never saw them ({base}; {others})."
 
 
-def transfer_advice(world: World) -> str:
+def transfer_advice(results: BenchResults) -> str:
     "A sentence on few labels."
     group = "transfer low_digits"
-    few = min(which[1] for which in world.cells[group][world.whole(group)[0]])
+    few = min(which[1] for which in results.cells[group][results.whole(group)[0]])
     ways = [(way, few) for way in WAYS]
-    scratch = figure_of(world, ("scratch", few), "right", group)
-    return f"If there are few labels: with {few} images of new digits, {named(world, ways, 'right', group)} is best; from scratch {scratch}."
+    scratch = figure_of(results, ("scratch", few), "right", group)
+    return f"If there are few labels: with {few} images of new digits, {named(results, ways, 'right', group)} is best; from scratch {scratch}."
 
 
-def advice(world: World) -> list[str]:
+def advice(results: BenchResults) -> list[str]:
     "Five sentences: what to pick under which constraint."
-    sayings = bench_advice(world)
+    sayings = bench_advice(results)
     for make, what in ((domain_advice, "If unlabelled images of the new domain are there"), (transfer_advice, "If there are few labels")):
-        try: sayings.append(make(world))
+        try: sayings.append(make(results))
         except Missing as missing: sayings.append(f"{what}: not run ({missing.args[0]}).")
     return sayings
 
 
-def best_world(store: Store) -> World:
+def best_results(store: Store) -> BenchResults:
     "The best profile in which the bench has a whole seed; the roughest where none has."
     for profile in TRIED_PROFILES:
-        world = world_of(store, profile)
-        if "bench" in world.cells: return world
-    return world
+        results = results_of(store, profile)
+        if "bench" in results.cells: return results
+    return results
 
 
-def front(world: World) -> Markdown:
+def front(results: BenchResults) -> Markdown:
     "The five sentences, with what they rest on."
-    try: lines = advice(world)
+    try: lines = advice(results)
     except Missing as missing: return Markdown(f"**Not run.** {missing.args[0]}.")
-    bench, seeds = next(c for c in bench_cells(world.profile) if c.n_attacked), len(world.whole("bench"))
-    devices = ", ".join(sorted({describe_machine(r.device) for r in world.records}))
-    rests = (f"**{world.profile.capitalize()} run**: MNIST, a small net, {bench.images:,} training images, {bench.epochs} epochs, {seeds} seed{'s' * (seeds != 1)}; "
-             f"{bench.n_test:,} clean test images, {bench.n_corrupted:,} corrupted, {bench.n_worst:,} in the worst case; {len(world.records)} records made on {devices}. "
+    bench, seeds = next(c for c in bench_cells(results.profile) if c.n_attacked), len(results.whole("bench"))
+    devices = ", ".join(sorted({describe_machine(r.device) for r in results.records}))
+    rests = (f"**{results.profile.capitalize()} run**: MNIST, a small net, {bench.images:,} training images, {bench.epochs} epochs, {seeds} seed{'s' * (seeds != 1)}; "
+             f"{bench.n_test:,} clean test images, {bench.n_corrupted:,} corrupted, {bench.n_worst:,} in the worst case; {len(results.records)} records made on {devices}. "
              "In brackets 95% intervals over seeds and images; the best of several rows is named, so its number is a little too good.")
     return Markdown(f"{rests}\n\n" + "\n".join(f"{i}. {text}" for i, text in enumerate(lines, 1)))
 
 
-def family_page(world: World, family: str) -> Markdown:
+def family_page(results: BenchResults, family: str) -> Markdown:
     "When to use a family, when not, what it costs: from the bench's differences to standard training."
-    made = differences(world, columns=[*COLUMNS])
+    made = differences(results, columns=[*COLUMNS])
     own = made[made.technique.isin(TECHNIQUE_FAMILIES[family])]
     told = lambda rows: "; ".join(f"{title(r.technique)} {r.value:+.1f}".replace("-", "−") + f" points ({COLUMNS[r.column]})" for r in rows.itertuples()) or "nothing that can be told from chance"
     sure = own[(own.low > 0) | (own.high < 0)]
     gains, losses = sure[sure.value > 0].sort_values("value", ascending=False), sure[sure.value < 0].sort_values("value")
-    costs = {name: training_passes(world, name) for name in TECHNIQUE_FAMILIES[family] if name in rows_of(world)}
+    costs = {name: training_passes(results, name) for name in TECHNIQUE_FAMILIES[family] if name in rows_of(results)}
     cheap, dear = min(costs, key=costs.get), max(costs, key=costs.get)
     return Markdown(f"**Use it for** what it gains over standard training: {told(gains.head(5))}.\n\n**Not for** what it loses: {told(losses.head(5))}.\n\n"
                     f"**It costs** {costs[cheap]:.1f} trainings ({title(cheap)}) to {costs[dear]:.1f} ({title(dear)}) of the standard net.\n\n*The largest five each, of differences whose 95% interval leaves out 0; not corrected for their number (the bench's table is).*")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'TARGET_SIZES', 'PROTOCOLS', 'whole', 'TransferCell', 'of_classes', 'transfer_sets', 'source_net', 'tuned',
-           'run_transfer_cell', 'transfer_cells', 'TransferExperiment']
+           'run_transfer_cell', 'transfer_cells', 'TransferExperiment', 'canaries']
 
 # %% ../../../nbs/papers/techniques/13_transfers.ipynb #2568e807
 from collections.abc import Callable
@@ -118,3 +118,8 @@ class TransferExperiment:
 
 
 whole = TransferExperiment()
+
+# %% ../../../nbs/papers/techniques/13_transfers.ipynb #6a37d85b
+def canaries() -> list[TransferCell]:
+    "Tiny cells that use each way of the records."
+    return [TransferCell(way, data="sample", images=60, epochs=1, steps=3, held=20, n_test=20) for way in WAYS]
