@@ -15,7 +15,7 @@ __all__ = ['app', 'out', 'err', 'Profile', 'Records', 'Workers', 'Stale', 'Execu
            'open_images_and_model', 'check_constants', 'ready_model', 'planned_evaluation', 'find_target',
            'run_evaluation', 'evaluate_model', 'evaluate_one', 'list_weights', 'merge_shards', 'corrupt_set',
            'pages_from_records', 'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_published',
-           'check_data', 'mendable', 'main']
+           'check_data', 'mendable', 'worker_died', 'others', 'told', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import errno
@@ -1044,7 +1044,30 @@ HEAVY = {"robustnb.formats": "DataError", "robustnb.sources": "ModelError"}  # i
 def mendable(error: Exception) -> bool:
     "Is it a mistake that a person can mend, as its text says?"
     heavy = (getattr(sys.modules[module], name) for module, name in HEAVY.items() if module in sys.modules)
-    return isinstance(error, (*MENDABLE, *heavy)) or isinstance(error, OSError) and error.errno in DISK
+    return isinstance(error, (*MENDABLE, *heavy)) or isinstance(error, OSError) and error.errno in DISK or worker_died(error)
+
+
+def worker_died(error: Exception) -> bool:
+    "Did a process that makes images end before its time?"
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def others(path: str | None) -> str:
+    "Whose a file or its folder is, where it is another user's."
+    at = next((p for p in (Path(path), *Path(path).parents) if p.exists()), None) if path else None
+    if at is None or at.stat().st_uid == os.geteuid(): return ""
+    try: name = at.owner()
+    except KeyError: name = f"user {at.stat().st_uid}"
+    return f" ({at} belongs to {name}; let both of you write there, or name another folder; ROBUSTNB_CACHE=FOLDER moves the cache)"
+
+
+def told(error: Exception) -> str:
+    "What is said of a mistake that a person can mend."
+    again = "what is finished is kept, and the same command goes on from there"
+    if worker_died(error): return f"a process that makes images was ended from outside (out of memory?); {again}, with --workers 0 in one process"
+    if getattr(error, "errno", None) not in DISK: return str(error)
+    denied = error.errno in (errno.EACCES, errno.EPERM) and isinstance(error.filename, str)
+    return f"{error.strerror}: {error.filename or 'while writing'}{others(error.filename) if denied else ''}; {again}"
 
 
 def main() -> None:
@@ -1055,8 +1078,7 @@ def main() -> None:
     except CellsFailed as error: status, text = 1, error
     except Exception as error:
         if not mendable(error): raise
-        status, text = 2, error
-        if getattr(error, "errno", None) in DISK: text = f"{error.strerror}: {error.filename or 'while writing'}; what is finished is kept, and the same command goes on from there"
+        status, text = 2, told(error)
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", markup=False)
     sys.exit(status)
 
