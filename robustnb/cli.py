@@ -13,9 +13,9 @@ __all__ = ['app', 'out', 'err', 'Profile', 'Records', 'Workers', 'Stale', 'Execu
            'evaluate_published', 'with_weights', 'tell_comparison', 'evaluate_several', 'compare_reports', 'shard_of',
            'write_card', 'report_or_shard', 'interruptible', 'going_on', 'settle_options', 'settle_published',
            'open_images_and_model', 'check_constants', 'ready_model', 'planned_evaluation', 'find_target',
-           'run_evaluation', 'evaluate_model', 'evaluate_one', 'list_weights', 'merge_shards', 'corrupt_set',
-           'pages_from_records', 'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_published',
-           'check_data', 'mendable', 'worker_died', 'others', 'told', 'main']
+           'run_evaluation', 'evaluate_model', 'open_one', 'evaluate_one', 'list_weights', 'merge_shards',
+           'corrupt_set', 'pages_from_records', 'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data',
+           'check_published', 'check_data', 'mendable', 'worker_died', 'others', 'told', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import errno
@@ -544,13 +544,13 @@ def evaluate_published(
 
     start = time.monotonic()
     with in_one_line():
-        for step in (open_published_set, open_published_model, check_published_model): step(given)
+        check_published_model(given)
         given.asked = planned_published(given)
         find_target(given, given.published.name)
     options = dict(batch=given.batch, dtype=given.dtype, device=given.place, workers=given.workers, channels_last=given.channels_last, shard=given.part, executor=given.executor)
     with going_on():
         answers = measure_published(given.asking, given.published, given.rows, given.unhurt, given.images, given.asked.folder(given.above), given.prepared, **options)
-    return report_or_shard(given, answers, f"{len(answers.rows)} conditions, {time.monotonic() - start:.0f} s")
+    return report_or_shard(given, answers, start)
 
 # %% ../nbs/66_cli.ipynb #6bb421fd
 def with_weights(text: str) -> tuple[str, Path | None]:  # model, file of weights
@@ -581,6 +581,7 @@ def evaluate_several(models: list[tuple[str, Path | None]], settings: dict) -> N
     for model, weights in models:  # before hours are spent on the first
         gone = next((f for f in (weights, Path(model) if Path(model).suffix in FILES else None) if f is not None and not f.exists()), None)
         if gone is not None and (model, str(gone)) not in shipped(): raise ChoiceError(f"{model}: there is no file {gone}")
+    for model, weights in models[1:]: open_one(SimpleNamespace(**settings | dict(model=model, weights=weights)))
     for number, (model, weights) in enumerate(models):
         own = above and above / f"{number + 1}-{clear_name(model)}"
         err.print(f"model {number + 1} of {len(models)}: {model}", markup=False)
@@ -615,11 +616,12 @@ def write_card(asked, answers, target: Path) -> None:
     for row in card.summary.itertuples(): out.print(f"{row.quantity:36} {row.value:.3f}  [{row.low:.3f}, {row.high:.3f}]", markup=False)
 
 
-def report_or_shard(given: SimpleNamespace, answers, took: str) -> Path | None:  # the report's folder; None: a shard
+def report_or_shard(given: SimpleNamespace, answers, start: float) -> Path | None:  # the report's folder; None: a shard
     "Say what a shard did, or write the report."
     from robustnb.scorecard import passing_facts
 
-    asked = given.asked
+    asked, n = given.asked, len(answers.rows)
+    took = f"{n} condition{'s' * (n != 1)}, {time.monotonic() - start:.0f} s"
     if given.part != (0, 1):
         return out.print(f"shard {given.shard}: {len(answers):,} of {sum(asked.blocks.values()):,} images, {took}; when all shards are done: robustnb merge {shown_path(given.above)} ... --out FOLDER", markup=False)
     asked.facts |= passing_facts(" ".join(["robustnb", *sys.argv[1:]]))
@@ -684,13 +686,15 @@ def open_images_and_model(given: SimpleNamespace) -> None:
     "The images as the model's hub prepares them, which of them are meant, and the model."
     from robustnb import scorecard
     from robustnb.hubs import find_hub, prepared_source
-    from robustnb.sources import balanced_positions, open_source
+    from robustnb.sources import PictureFiles, TarFiles, balanced_positions, open_source
 
     hub = find_hub(given.model, given.weights, given.size)
     source = open_source(given.data, given.split, given.size, given.class_index, given.data_dir)
     given.source = prepared_source(source, hub and hub.preparation, given.size is not None)
     given.chosen = balanced_positions(given.source, given.images)
     given.opened, given.assumed = scorecard.opened(hub or given.model, given.source.head(), given.weights, given.normalize, given.class_index is not None)
+    if isinstance(given.source, (PictureFiles, TarFiles)) and given.source.size == 224 and given.size is None:
+        given.assumed = {"pictures": "read at 224 x 224 pixels: what is larger or smaller is resized by its shorter side (bilinear) and cut to the middle (--size for another)", **given.assumed}
 
 
 def check_constants(given: SimpleNamespace) -> None:
@@ -754,7 +758,7 @@ def run_evaluation(given: SimpleNamespace) -> Path | None:  # the report's folde
     with going_on():
         answers = measure(Answering(given.opened, given.model), given.source, given.names, given.levels, given.whose, asked.folder(given.above), given.chosen,
                           device=given.place, shard=given.part, **options)
-    return report_or_shard(given, answers, f"{len(given.rows)} conditions, {time.monotonic() - start:.0f} s")
+    return report_or_shard(given, answers, start)
 
 # %% ../nbs/66_cli.ipynb #1342b5d6
 @app.command("evaluate")
@@ -796,21 +800,29 @@ def evaluate_model(
     with interruptible(): return evaluate_several([(model, weights), *map(with_weights, also)], vars(given)) if also else evaluate_one(given)  # of no use to a shell
 
 
-def evaluate_one(given: SimpleNamespace) -> Path | None:  # the report's folder; None: a shard
-    "`evaluate` for one model."
-    on_cluster(given.executor, given.address)
+def open_one(given: SimpleNamespace) -> None:
+    "Options, images and model of an evaluation; what does not fit together is refused here."
     from robustnb.formats import READERS
-    from robustnb.scorecard import namesakes
 
     settle_options(given)
-    for note in namesakes(given.model, given.data): err.print(f"note: {note}", markup=False)
     given.published = None if given.data in READERS else published_set(given.data, given.class_index, given.size)
-    if given.published is not None:
-        settle_published(given)
-        return evaluate_published(given)
-    if given.clean: raise ChoiceError("--clean is for published sets; other images are clean themselves")
+    if given.published is not None: settle_published(given)
+    elif given.clean: raise ChoiceError("--clean is for published sets; other images are clean themselves")
+    steps = (open_images_and_model, check_constants) if given.published is None else (open_published_set, open_published_model)
     with in_one_line():
-        for step in (open_images_and_model, check_constants, ready_model): step(given)
+        for step in steps: step(given)
+
+
+def evaluate_one(given: SimpleNamespace) -> Path | None:  # the report's folder; None: a shard
+    "`evaluate` for one model."
+    from robustnb.scorecard import namesakes
+
+    on_cluster(given.executor, given.address)
+    for note in namesakes(given.model, given.data): err.print(f"note: {note}", markup=False)
+    open_one(given)
+    if given.published is not None: return evaluate_published(given)
+    with in_one_line():
+        ready_model(given)
         given.asked = planned_evaluation(given)
         find_target(given, given.source.name)
     return run_evaluation(given)

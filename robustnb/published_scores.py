@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DETERMINISTIC', 'OnlyOutputs', 'kept_under', 'measure_published', 'published_evaluation', 'tabulate_published',
-           'summarise_published', 'PublishedCard', 'as_jpeg', 'twins', 'compare_files', 'clean_as_published']
+           'summarise_published', 'PublishedCard', 'as_jpeg', 'twins', 'own_sizes', 'compare_files',
+           'clean_as_published']
 
 # %% ../nbs/55a_published_scores.ipynb #24416e7d
 import io
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .basics import progress
-from .corrupted_sets import encoded
+from .corrupted_sets import encoded, own_picture
 from .corruptions import REGISTRY, corrupt
 from .hubs import Preparation, PreparedFiles
 from .published import PublishedSet
@@ -188,6 +189,17 @@ def twins(
     return tuple(map(list, zip(*pairs[::step][:images])))
 
 
+def own_sizes(
+    published: Source, clean: Source, theirs_at: Sequence[int], ours_at: Sequence[int],
+) -> list[tuple[Tensor, Tensor]]:  # of each pair uint8 [1,C,H,W]; [] where they are not pictures of the same sizes
+    "Pairs of pictures as large as they are: `robustnb corrupt` leaves sizes alone."
+    files = clean.source if isinstance(clean, PreparedFiles) else clean
+    if not (isinstance(published, PictureFiles) and isinstance(files, PictureFiles)): return []
+    both = [(published.paths[i], files.paths[j]) for i, j in zip(theirs_at, ours_at)]
+    pairs = [tuple(own_picture(path, str(path))[None] for path in some) for some in both]
+    return pairs if all(a.shape == b.shape for a, b in pairs) else []
+
+
 def compare_files(
     published: PublishedSet,
     clean: Source,  # the images that were corrupted
@@ -201,19 +213,21 @@ def compare_files(
     for name, severity in progress(rows, "conditions") if show else rows:
         source = published.source((name, severity))
         theirs_at, ours_at = twins(source, clean, images)
-        size = source.shape[-2:]
-        theirs, x = source.read(theirs_at)[0], clean.read(ours_at)[0]
-        if x.shape != theirs.shape:
-            raise ModelError(
-                f"{clean.name} has images of {' x '.join(map(str, x.shape[-2:]))} pixels, {published.name} of"
-                f" {' x '.join(map(str, size))}"
+        pairs = own_sizes(source, clean, theirs_at, ours_at) or [(source.read(theirs_at)[0], clean.read(ours_at)[0])]
+        gaps = []
+        for theirs, x in pairs:
+            if x.shape != theirs.shape:
+                raise ModelError(
+                    f"{clean.name} has images of {' x '.join(map(str, x.shape[-2:]))} pixels, {published.name} of"
+                    f" {' x '.join(map(str, theirs.shape[-2:]))}"
+                )
+            ours = corrupt(
+                x, name, severity, benchmark or published.benchmark or "cifar10-c", torch.Generator().manual_seed(0)
             )
-        ours = corrupt(
-            x, name, severity, benchmark or published.benchmark or "cifar10-c", torch.Generator().manual_seed(0)
-        )
-        if isinstance(source, PictureFiles) and source.paths[0].suffix.lower() in (".jpeg", ".jpg"):
-            ours = as_jpeg(ours)
-        gap = (ours.int() - theirs.int()).abs()
+            if isinstance(source, PictureFiles) and source.paths[0].suffix.lower() in (".jpeg", ".jpg"):
+                ours = as_jpeg(ours)
+            gaps.append((ours.int() - theirs.int()).abs().flatten())
+        gap = torch.cat(gaps)
         differ = int((gap > 0).sum())
         found.append((name, severity, len(theirs_at), gap.numel(), differ, differ / gap.numel(), int(gap.max())))
     return pd.DataFrame(found, columns=["corruption", "severity", "images", "bytes", "differ", "share", "largest"])
@@ -224,7 +238,8 @@ def clean_as_published(
     published: PublishedSet,
 ) -> Source:  # at the size of the published ones
     "Clean ImageNet pictures as the published generator reads them: shorter side 256, the middle 224."
-    size = published.source(published.rows[0]).shape[-2:]
+    size, first = published.source(published.rows[0]).shape[-2:], published.places.get(published.rows[0])
+    if first and (first.parents[1] / "manifest.json").is_file(): return source  # of `robustnb corrupt`, which cuts nothing
     if published.form == "imagenet-c" and isinstance(source, PictureFiles) and size == (224, 224):
         return PreparedFiles(source, Preparation((224, 224), 256))
     return source

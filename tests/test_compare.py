@@ -92,6 +92,8 @@ def test_a_file_that_is_missing_is_told_before_the_first_model_runs(robustnb, tm
     for other in ("lenet5=gone.pt", "gone.onnx"):
         status, said, error = robustnb("evaluate", "two_nets:good", *ASKED, "--also", other, "--out", "all")
         assert status == 2 and "there is no file gone" in error and "model 1" not in said and not (tmp_path / "all").exists()
+    status, said, error = robustnb("evaluate", "two_nets:good", *ASKED, "--also", "two_nets:gone", "--out", "all")  # nor one that does not fit
+    assert status == 2 and "gone" in error and "model 1" not in said and not (tmp_path / "all").exists()
 
 
 def made(right, rows, name="m"):
