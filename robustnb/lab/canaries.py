@@ -176,7 +176,10 @@ def program() -> str:
     )
     parts = [inspect.getsource(f) for f in (rebuild, cell_class, leaves, in_lab, cell_function, answer_request)]
     return "\n\n".join(
-        [imports, *parts, "asked = json.load(sys.stdin)\nPath(asked['answer']).write_text(json.dumps(answer_request(asked)))"]
+        [
+            imports, *parts,
+            "asked = json.load(sys.stdin)\nPath(asked['answer']).write_text(json.dumps(answer_request(asked)))"
+        ]
     )
 
 # %% ../../nbs/lab/02_canaries.ipynb #68744b85
@@ -630,6 +633,8 @@ def unsound_canaries(note: dict, root: Path, run: bool) -> list[str]:
         if again != c.cell: wrong.append(f"a canary of {c.function} is no cell of it: {again}")
     if wrong or not run: return wrong
     with tempfile.TemporaryDirectory() as folder:
-        differs, *_ = compare_packages(unpack(note["commits"][0], root, Path(folder)), Path(robustnb.__file__).parents[1], cells)
+        differs, *_ = compare_packages(
+            unpack(note["commits"][0], root, Path(folder)), Path(robustnb.__file__).parents[1], cells
+        )
     return differs
 

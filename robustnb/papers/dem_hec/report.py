@@ -65,7 +65,9 @@ def enough(store: Store, profile: str, needed: tuple[str, ...] = BEFORE_AFTER, d
     return protocol is not None and protocol != profile
 
 
-def shown(store: Store, profile: str, needed: tuple[str, ...] = BEFORE_AFTER, data: str = "cifar10", **options) -> DemHecData:
+def shown(
+    store: Store, profile: str, needed: tuple[str, ...] = BEFORE_AFTER, data: str = "cifar10", **options
+) -> DemHecData:
     "The networks that a page shows, resampled."
     protocol, records = best(store, profile, needed, data, **options)
     results = DemHecData(records, store, protocol or profile)
@@ -135,7 +137,9 @@ def mean_accuracy(
     try: values = results.array(*place, method, rows, (method,))
     except Missing: return None
     # a network that serves all seeds is one
-    return summary(values, len({results.record(*place, method, seed).key for seed in results.seeds_of(*place, (method,))}))
+    return summary(
+        values, len({results.record(*place, method, seed).key for seed in results.seeds_of(*place, (method,))})
+    )
 
 
 def gain(
@@ -321,7 +325,9 @@ def method_ranking(
         found = gain(results, place, method, rows, "dem_hec")
         word = "better" if found.low > 0 else "worse" if found.high < 0 else "not to be told from it"
         words[word].append(
-            f"{METHOD_TITLES[method]} " + f"({found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}])".replace("-", "−")
+            f"{METHOD_TITLES[method]} " + f"({found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}])".replace(
+                "-", "−"
+            )
         )
     return "; ".join(f"**{word}**: {', '.join(names)}" for word, names in words.items() if names)
 
@@ -331,7 +337,9 @@ def compare_figure(results: DemHecData, place: tuple[str, str]) -> plt.Figure:
     theme()
     order = ranked(results, place, widest(results, place))
     fig, ax = plt.subplots(figsize=(6.4, 0.9 + 0.3 * len(order)), layout="constrained")
-    for (name, rows), marker, colour, shift in zip(CONDITION_SETS.items(), "so^", ("0.45", "C1", "C0"), (-0.18, 0.0, 0.18)):
+    for (name, rows), marker, colour, shift in zip(
+        CONDITION_SETS.items(), "so^", ("0.45", "C1", "C0"), (-0.18, 0.0, 0.18)
+    ):
         for i, method in enumerate(order):
             found = mean_accuracy(results, place, method, rows)
             if found: draw_interval(ax, found, i + shift, marker, color=colour, label=name if not i else None)
@@ -422,7 +430,9 @@ def table3(
             row[f"{category}, paper"] = (
                 f"{printed[(printed.method == method) & (printed.category == category)].accuracy.item():.2f}"
             )
-            found = mean_accuracy(results, place, TABLE3[method], GROUPS[category.lower()]) if method in TABLE3 else None
+            found = mean_accuracy(
+                results, place, TABLE3[method], GROUPS[category.lower()]
+            ) if method in TABLE3 else None
             row[f"{category}, ours"] = percent(found) if found else "not rerun" if method not in TABLE3 else "not run"
         rows.append(row)
     extra = {"method": "before (not in the paper's table)"}
@@ -430,7 +440,9 @@ def table3(
         extra |= {
             f"{category}, paper": "",
             f"{category}, ours": (
-                percent(found) if (found := mean_accuracy(results, place, "none", GROUPS[category.lower()])) else "not run"
+                percent(found) if (
+                    found := mean_accuracy(results, place, "none", GROUPS[category.lower()])
+                ) else "not run"
             ),
         }
     return table(pd.DataFrame([*rows, extra]), caption)
@@ -458,7 +470,10 @@ def field_table(
     for method in ranked(results, place, SEVEN3):
         found = [mean_accuracy(results, place, method, at) for at in (SEVEN3, CLEAN_ROW, SEVEN3, FIFTEEN5)]
         rows.append(
-            (f"{METHOD_TITLES[method]}, {place[1]}", "ours", found[0].value, *(percent(f) if f else "" for f in found[1:]))
+            (
+                f"{METHOD_TITLES[method]}, {place[1]}", "ours", found[0].value,
+                *(percent(f) if f else "" for f in found[1:])
+            )
         )
     rows.sort(key=lambda row: -row[2])
     return table(
@@ -480,7 +495,9 @@ def table4(
         at = CLEAN_ROW if name == "Clean" else tuple((OURS[name], s) for s in SEV)
         same = printed[printed.corruption == name].set_index("method").accuracy
         row = {"test images": name, **{f"paper, {method}": f"{value:.2f}" for method, value in same.items()}}
-        mine = dict(before=mean_accuracy(results, place, "none", at), after=mean_accuracy(results, place, "dem_hec", at))
+        mine = dict(
+            before=mean_accuracy(results, place, "none", at), after=mean_accuracy(results, place, "dem_hec", at)
+        )
         rows.append(row | {f"ours, {when}": percent(value) if value else "not run" for when, value in mine.items()})
     return table(pd.DataFrame(rows), caption)
 
@@ -505,7 +522,9 @@ def clean_rows(
     for place in dict.fromkeys([*ours, *found]):
         mine = (
             (
-                mean_accuracy(ours[place], place, "none", CLEAN_ROW), mean_accuracy(ours[place], place, "dem_hec", CLEAN_ROW),
+                mean_accuracy(ours[place], place, "none", CLEAN_ROW), mean_accuracy(
+                    ours[place], place, "dem_hec", CLEAN_ROW
+                ),
                 gain(ours[place], place, "dem_hec", CLEAN_ROW),
             )
             if place in ours
@@ -619,7 +638,9 @@ def table6(results: DemHecData, place: tuple[str, str], caption: str = "") -> HT
     "Table 6: clean images, and the mean over severities 1, 3 and 5 of each corruption."
     printed = {name: (f"{b:.2f}", f"{a:.2f}", signed(a - b)) for name, (b, a) in printed6().items()}
     return before_after(
-        results, place, {"Clean": CLEAN_ROW} | {name: tuple((OURS[name], s) for s in SEV) for name in C7}, printed, caption
+        results, place, {"Clean": CLEAN_ROW} | {
+            name: tuple((OURS[name], s) for s in SEV) for name in C7
+        }, printed, caption
     )
 
 
@@ -752,7 +773,11 @@ def ablation_figure(all_results: dict[str, DemHecData]) -> plt.Figure:
     the proposed setting's seeds around their mean."""
     theme()
     order = [name for name in all_results if name != "as proposed"]
-    sets = [(title, at) for title, at in CONDITION_SETS.items() if any(setting_change(all_results, name, at) for name in order)]
+    sets = [
+        (title, at)
+        for title, at in CONDITION_SETS.items()
+        if any(setting_change(all_results, name, at) for name in order)
+    ]
     fig, axes = plt.subplots(
         1, len(sets), figsize=(2.2 + 2.1 * len(sets), 0.9 + 0.27 * len(order)), sharey=True, squeeze=False,
         layout="constrained",
