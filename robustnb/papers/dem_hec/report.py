@@ -9,8 +9,8 @@ __all__ = ['METHOD_TITLES', 'CLEAN_ROW', 'SEVEN3', 'FIFTEEN5', 'CONDITION_SETS',
            'printed_figure', 'ranked', 'widest', 'cost_of', 'compare_table', 'method_ranking', 'compare_figure',
            'rates_figure', 'by_corruption_figure', 'table3', 'field_table', 'table4', 'clean_rows', 'clean_table',
            'clean_figure', 'shown_large', 'large_banner', 'printed6', 'before_after', 'table6', 'subset_table',
-           'ablation_results', 'setting_change', 'restricted', 'diverged', 'seed_range', 'ablation_table',
-           'ablation_figure', 'effects', 'history_figure']
+           'ablation_results', 'setting_change', 'restricted', 'diverged', 'seed_range', 'setting_row', 'method_row',
+           'ablation_table', 'ablation_figure', 'effects', 'history_figure']
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #b9573483
 import matplotlib.pyplot as plt
@@ -724,6 +724,41 @@ SETTING_LABELS = {
 }  # settings as a reader sees them
 
 
+def setting_row(all_results: dict[str, DemHecData], name: str) -> dict:  # of `ablation_table`
+    "A setting's accuracies, and what they have over the proposed one."
+    results = all_results[name]
+    place, = {(data, net) for data, net, *_ in results.records}
+    row = {
+        "setting": f"<strong>{name}</strong>" if name == "as proposed" else SETTING_LABELS.get(name, name),
+        "seeds": len(results.seeds_of(*place, ("dem_hec",))),
+        "passes an image": f"{cost_of(results, place, 'dem_hec'):.1f}",
+    }
+    for title, at in CONDITION_SETS.items():
+        found = mean_accuracy(results, place, "dem_hec", at)
+        row[title] = percent(found) if found else "diverged" if diverged(results) else ""
+    for title, at in CONDITION_SETS.items():
+        found = setting_change(all_results, name, at) if name != "as proposed" else None
+        row[f"{title}, change"] = format_points(found) if found else ""
+    return row
+
+
+def method_row(beside: DemHecData, place: tuple, method: str) -> dict | None:  # None: no such network
+    "The same of a network without Dem-HEC."
+    found = {
+        title: (mean_accuracy(beside, place, method, at), gain(beside, place, method, at, "dem_hec"))
+        for title, at in CONDITION_SETS.items()
+    }
+    if not any(value for value, _ in found.values()): return None
+    first = {
+        "setting": f"<em>{METHOD_TITLES[method]}</em>",
+        "seeds": next(value.n_seeds for value, _ in found.values() if value),
+        "passes an image": f"{cost_of(beside, place, method):.1f}",
+    }
+    values = {title: percent(value) if value else "" for title, (value, _) in found.items()}
+    changes = {f"{title}, change": format_points(change) if change else "" for title, (_, change) in found.items()}
+    return first | values | changes
+
+
 def ablation_table(
     all_results: dict[str, DemHecData],  # of `ablation_results`
     caption: str = "",
@@ -731,40 +766,11 @@ def ablation_table(
 ) -> HTML:
     """Accuracy by setting, and what each has over the proposed one; last the networks without any of it. n.s.: the
     interval holds 0."""
-    rows = []
-    for name, results in all_results.items():
-        place, = {(data, net) for data, net, *_ in results.records}
-        row = {
-            "setting": f"<strong>{name}</strong>" if name == "as proposed" else SETTING_LABELS.get(name, name),
-            "seeds": len(results.seeds_of(*place, ("dem_hec",))),
-            "passes an image": f"{cost_of(results, place, 'dem_hec'):.1f}",
-        }
-        for title, at in CONDITION_SETS.items():
-            row[title] = (
-                percent(found)
-                if (found := mean_accuracy(results, place, "dem_hec", at))
-                else "diverged" if diverged(results) else ""
-            )
-        for title, at in CONDITION_SETS.items():
-            found = setting_change(all_results, name, at) if name != "as proposed" else None
-            row[f"{title}, change"] = format_points(found) if found else ""
-        rows.append(row)
-    for method in ("standard", "none") if beside is not None and rows else ():
-        found = {
-            title: (mean_accuracy(beside, place, method, at), gain(beside, place, method, at, "dem_hec"))
-            for title, at in CONDITION_SETS.items()
-        }
-        if not any(value for value, _ in found.values()): continue
-        row = {
-            "setting": f"<em>{METHOD_TITLES[method]}</em>",
-            "seeds": next(value.n_seeds for value, _ in found.values() if value),
-            "passes an image": f"{cost_of(beside, place, method):.1f}",
-        }
-        rows.append(
-            row
-            | {title: percent(value) if value else "" for title, (value, _) in found.items()}
-            | {f"{title}, change": format_points(change) if change else "" for title, (_, change) in found.items()}
-        )
+    rows = [setting_row(all_results, name) for name in all_results]
+    if beside is not None and rows:
+        *_, last = all_results.values()
+        place, = {(data, net) for data, net, *_ in last.records}
+        rows += [row for method in ("standard", "none") if (row := method_row(beside, place, method))]
     return table(pd.DataFrame(rows), caption)
 
 
