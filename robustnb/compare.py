@@ -49,7 +49,8 @@ def read_reports(
     found = [(Path(f), *kept_answers(f)) for f in folders]
     names = [about.get("facts", {}).get("model") or folder.name for folder, _, about in found]
     names = [n if names.count(n) == 1 else f"{n} ({folder.name})" for n, (folder, *_) in zip(names, found)]
-    if twice := next((n for n in names if names.count(n) > 1), None): raise ModelError(f"the reports must be different ones; {twice} was given twice")
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise ModelError(f"the reports must be different ones; {twice} was given twice")
     return [Evaluated(name, answers, about) for name, (_, answers, about) in zip(names, found)]
 
 
@@ -63,14 +64,20 @@ def comparable(found: Sequence[Evaluated]) -> list[str]:  # what a reader must k
     "Notes on a comparison. ModelError where the images or the constants are not the same."
     first, notes = found[0], []
     for other in found[1:]:
-        if len(first.answers) != len(other.answers): raise ModelError(f"{first.name} was evaluated on {len(first.answers):,} images, {other.name} on {len(other.answers):,}; only answers to the same images can be paired")
-        if first.answers.benchmark != other.answers.benchmark: raise ModelError(f"{first.name} was evaluated with the constants of {first.answers.benchmark}, {other.name} with those of {other.answers.benchmark}; evaluate both with one --benchmark")
+        if len(first.answers) != len(other.answers):
+            raise ModelError(f"{first.name} was evaluated on {len(first.answers):,} images, {other.name} on {len(other.answers):,}; only answers to the same images can be paired")
+        if first.answers.benchmark != other.answers.benchmark:
+            raise ModelError(f"{first.name} was evaluated with the constants of {first.answers.benchmark}, {other.name} with those of {other.answers.benchmark}; evaluate both with one --benchmark")
         (name, mark), (other_name, other_mark) = image_set_of(first), image_set_of(other)
-        if name != other_name: raise ModelError(f"{first.name} was evaluated on {name}, {other.name} on {other_name}; only answers to the same images can be paired")
-        if mark != other_mark: notes.append(f"{other.name} was shown the images in another size or preparation than {first.name}")
+        if name != other_name:
+            raise ModelError(f"{first.name} was evaluated on {name}, {other.name} on {other_name}; only answers to the same images can be paired")
+        if mark != other_mark:
+            notes.append(f"{other.name} was shown the images in another size or preparation than {first.name}")
         lacking = set(first.answers.rows) ^ set(other.answers.rows)
-        if not set(first.answers.rows) & set(other.answers.rows): raise ModelError(f"{first.name} and {other.name} have no condition in common")
-        if lacking: notes.append(f"{len(lacking)} conditions are in one of the reports of {first.name} and {other.name} only, and are left out")
+        if not set(first.answers.rows) & set(other.answers.rows):
+            raise ModelError(f"{first.name} and {other.name} have no condition in common")
+        if lacking:
+            notes.append(f"{len(lacking)} conditions are in one of the reports of {first.name} and {other.name} only, and are left out")
     return notes
 
 # %% ../nbs/56_compare.ipynb #917281cc
@@ -88,7 +95,8 @@ def groups(rows: Sequence[tuple[str, int]]) -> dict[tuple[str, str], list[int]]:
     hurt = [i for i, row in enumerate(rows) if row != ("clean", 0)]
     found = {("clean", "clean"): [i for i, row in enumerate(rows) if row == ("clean", 0)], ("mean", "corrupted"): hurt}
     for family in FAMILIES: found["family", family] = [i for i in hurt if FAMILY.get(rows[i][0]) == family]
-    for name in dict.fromkeys(rows[i][0] for i in hurt): found["corruption", name] = [i for i in hurt if rows[i][0] == name]
+    for name in dict.fromkeys(rows[i][0] for i in hurt):
+        found["corruption", name] = [i for i in hurt if rows[i][0] == name]
     return {key: places for key, places in found.items() if places}
 
 
@@ -107,8 +115,13 @@ def paired_differences(
         better = "" if gap[1] <= 0 <= gap[2] else other.name if sign * gap[0] > 0 else first.name
         found.append((kind, name, float(one[0]), float(two[0]), *gap, better))
     for (kind, name), some in places.items(): add(kind, name, *(d.accuracy[:, some].mean(1) for d in drawn))
-    whole = {name: places[key] for key, name in ((("clean", "clean"), "clean"), (("mean", "corrupted"), "corrupted")) if key in places}
-    for name, some in whole.items(): add("calibration error", name, *(np.mean([d.calibration(i) for i in some], 0) for d in drawn), sign=-1)
+    whole = {
+        name: places[key]
+        for key, name in ((("clean", "clean"), "clean"), (("mean", "corrupted"), "corrupted"))
+        if key in places
+    }
+    for name, some in whole.items():
+        add("calibration error", name, *(np.mean([d.calibration(i) for i in some], 0) for d in drawn), sign=-1)
     kept = [withheld(x, seed=seed) for x in (a, b)]
     for title, which, sign in (("AURC", 0, -1), ("accuracy at 80% coverage", 1, 1)):
         for name, some in whole.items(): add(title, name, *(k[which][some].mean(0) for k in kept), sign=sign)
@@ -134,12 +147,15 @@ def sentences(
     for name in (other.name, first.name):
         won = each[each.better == name]
         won = won.reindex(won.difference.abs().sort_values(ascending=False).index)
-        most = [f"{r.name.replace('_', ' ')} ({100 * abs(r.difference):.1f} points)" for r in list(won.itertuples())[:3]]
+        most = [
+            f"{r.name.replace('_', ' ')} ({100 * abs(r.difference):.1f} points)" for r in list(won.itertuples())[:3]
+        ]
         if most: said.append(f"{name} is better at {len(won)} of {len(each)} corruptions, most at {', '.join(most)}.")
     if len(each) and not each.better.any(): said.append(f"At none of {len(each)} corruptions a difference is shown.")
     for kind in ("calibration error", "AURC", "accuracy at 80% coverage"):
         rows = table[(table.kind == kind) & (table.name == ("corrupted" if len(each) else "clean"))]
-        for row in rows.itertuples(): said.append(f"{kind}, {row.name}: {other.name} {row.other:.3f}, {first.name} {row.first:.3f}; " + (f"{row.better} is better." if row.better else "no difference is shown."))
+        for row in rows.itertuples():
+            said.append(f"{kind}, {row.name}: {other.name} {row.other:.3f}, {first.name} {row.first:.3f}; " + (f"{row.better} is better." if row.better else "no difference is shown."))
     return said
 
 # %% ../nbs/56_compare.ipynb #50061ba0
@@ -158,10 +174,14 @@ def forest(
         at = [(i, rows.loc[key]) for i, key in enumerate(keys) if key in rows.index]
         y = np.array([i for i, _ in at]) + 0.16 * (k - (len(tables) - 1) / 2)
         value = np.array([100 * r.difference for _, r in at])
-        off = np.array([[100 * (r.difference - r.low) for _, r in at], [100 * (r.high - r.difference) for _, r in at]]).clip(0)
+        off = np.array(
+            [[100 * (r.difference - r.low) for _, r in at], [100 * (r.high - r.difference) for _, r in at]]
+        ).clip(0)
         ax.errorbar(value, y, xerr=off, fmt="o", markersize=4, capsize=2, label=name)
     ax.axvline(0, color="0.4", lw=1)
-    ax.set_yticks(range(len(keys)), [name.replace("_", " ") + (" (family)" if kind == "family" else "") for kind, name in keys])
+    ax.set_yticks(
+        range(len(keys)), [name.replace("_", " ") + (" (family)" if kind == "family" else "") for kind, name in keys]
+    )
     ax.invert_yaxis()
     ax.set(xlabel=f"accuracy minus that of {first}, points")
     ax.legend(fontsize=8)
@@ -184,13 +204,17 @@ def side_by_side(table: pd.DataFrame) -> pd.DataFrame:  # a column for each mode
     return wide.loc[list(dict.fromkeys(table.quantity)), list(dict.fromkeys(table.model))].fillna("").reset_index()
 
 # %% ../nbs/56_compare.ipynb #98205cbe
-def comparison_page(found: Sequence[Evaluated], tables: dict[str, pd.DataFrame], notes: Sequence[str], picture: bytes) -> str:
+def comparison_page(
+    found: Sequence[Evaluated], tables: dict[str, pd.DataFrame], notes: Sequence[str], picture: bytes
+) -> str:
     "The comparison as HTML."
     first, title = found[0], html.escape(" and ".join(one.name for one in found))
     words = "".join(f"<h3>{html.escape(one.name)} beside {html.escape(first.name)}</h3><p>{'<br>'.join(map(html.escape, sentences(first, one, tables[one.name])))}</p>" for one in found[1:])
     every = "".join(f"<h3>{html.escape(name)} minus {html.escape(first.name)}</h3>" + html_table(t.assign(difference=with_bounds(t, "difference", "low", "high"))[["kind", "name", "first", "other", "difference", "better"]]) for name, t in tables.items())
     noted = "".join(f"<p><small>{html.escape(note)}</small></p>" for note in notes)
-    facts = pd.DataFrame([(one.name, k, v) for one in found for k, v in one.about.get("facts", {}).items()], columns=["model", "", " "])
+    facts = pd.DataFrame(
+        [(one.name, k, v) for one in found for k, v in one.about.get("facts", {}).items()], columns=["model", "", " "]
+    )
     return (f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{title}</title><style>{STYLE}</style></head><body>"
             f"<h1>{title}</h1><p>{len(first.answers):,} images, constants of {html.escape(first.answers.benchmark)}.</p>{noted}<h2>In words</h2>{words}<h2>At a glance</h2>{html_table(side_by_side(overview(found)))}"
             f"<h2>Differences</h2><figure><img alt='Differences in accuracy' src='data:image/png;base64,{base64.b64encode(picture).decode()}'><figcaption><small>Paired differences in accuracy with 95% intervals over images, each row's own.</small></figcaption></figure>{every}"
@@ -203,13 +227,24 @@ def compare(
 ) -> tuple[Path, dict[str, pd.DataFrame]]:  # the page; the other model's name -> `paired_differences`
     "Compare evaluations and write the page. ModelError where they are not of the same images."
     notes, first = comparable(found), found[0]
-    marks = [(one.name, one.about, hashlib.sha256(one.answers.correct.numpy().tobytes() + one.answers.confidence.numpy().tobytes()).hexdigest()) for one in found]
-    folder = report_folder(None if out is None else Path(out), "compared", hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16])
+    marks = [
+        (
+            one.name, one.about,
+            hashlib.sha256(one.answers.correct.numpy().tobytes() + one.answers.confidence.numpy().tobytes()).hexdigest()
+        )
+        for one in found
+    ]
+    folder = report_folder(
+        None if out is None else Path(out), "compared", hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
+    )
     tables = {one.name: paired_differences(first, one) for one in found[1:]}
     figure, picture = forest(tables, first.name), io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     plt.close(figure)
-    about = dict(title=" and ".join(one.name for one in found), benchmark=first.answers.benchmark, images=len(first.answers), first=first.name, notes=notes)
+    about = dict(
+        title=" and ".join(one.name for one in found), benchmark=first.answers.benchmark, images=len(first.answers),
+        first=first.name, notes=notes
+    )
     every = pd.concat([t.assign(model=name) for name, t in tables.items()], ignore_index=True)
     for name, frame in (("differences", every), ("overview", overview(found))):
         atomic_write(folder / f"{name}.csv", frame.to_csv(index=False).encode())

@@ -106,10 +106,15 @@ def verify(
 ) -> ImageSet:  # the same, if it is what it should be
     "Refuse a set whose content is not the published one; sets that are not in PUBLISHED pass."
     known = PUBLISHED.get((data.name, split), {})
-    for (file, digest), content in zip_longest(known.items(), as_published(data), fillvalue=("more than was published", "")) if known else ():
+    for (file, digest), content in zip_longest(
+        known.items(), as_published(data), fillvalue=("more than was published", "")
+    ) if known else ():
         method = "md5" if len(digest) == 32 else "sha256"
-        found = hashlib.new(method, content, usedforsecurity=False).hexdigest() if isinstance(content, bytes) else "no such part"
-        if found != digest: raise DataError(f"{where}: the content of {data.name} ({split}) is not the published one: as {file} it has {method} {found[:12]}, expected {digest[:12]}")
+        found = hashlib.new(method, content, usedforsecurity=False).hexdigest() if isinstance(
+            content, bytes
+        ) else "no such part"
+        if found != digest:
+            raise DataError(f"{where}: the content of {data.name} ({split}) is not the published one: as {file} it has {method} {found[:12]}, expected {digest[:12]}")
     return data
 
 # %% ../nbs/03_data.ipynb #6e192ddb
@@ -139,7 +144,8 @@ def members(
                 name = member.name.removeprefix("package/")
                 if name in names and member.isfile(): found[name] = tar.extractfile(member).read()
             while whole.read(2**20): pass  # to the checksum at the end, which tarfile does not read
-    except (tarfile.TarError, EOFError, OSError, ValueError, MemoryError, zlib.error) as error: raise DataError(f"{archive.name}: truncated or corrupt ({error})") from None
+    except (tarfile.TarError, EOFError, OSError, ValueError, MemoryError, zlib.error) as error:
+        raise DataError(f"{archive.name}: truncated or corrupt ({error})") from None
     missing = [name for name in names if name not in found]
     if missing: raise DataError(f"{archive.name} lacks {', '.join(missing)}")
     return found
@@ -157,14 +163,20 @@ def from_package(archive: Path, name: str, split: str) -> ImageSet:
         rows = np.concatenate([np.array(Image.open(io.BytesIO(files[page])).convert("RGB")) for page in pages])
         x = torch.from_numpy(rows).view(-1, 32, 32, 3).permute(0, 3, 1, 2).contiguous()
         return ImageSet(x, torch.tensor(json.loads(files[f"{split}_lables.json"])), CLASSES[name], name)
-    except Exception as error: raise DataError(f"{archive.name}: no pages of pictures with their labels ({type(error).__name__}: {error})") from None
+    except Exception as error:
+        raise DataError(
+            f"{archive.name}: no pages of pictures with their labels ({type(error).__name__}: {error})"
+        ) from None
 
 # %% ../nbs/03_data.ipynb #3c1ffb98
 def silent_server(address: str, seconds: float = 2) -> str:  # why nobody answers; "" where somebody does
     "Knock at a server before a slow client is sent there."
     url = urlsplit(address)
     if url.scheme in getproxies() and not proxy_bypass(url.hostname): return ""
-    try: places = socket.getaddrinfo(url.hostname, url.port or (443 if url.scheme == "https" else 80), type=socket.SOCK_STREAM)
+    try:
+        places = socket.getaddrinfo(
+            url.hostname, url.port or (443 if url.scheme == "https" else 80), type=socket.SOCK_STREAM
+        )
     except OSError as error: return f"{url.hostname}: {error.strerror or error}"
     kinds = {kind: [place for *_, place in places if _[0] == kind][:2] for kind, *_ in places}
     for place in [place for some in kinds.values() for place in some]:
@@ -187,7 +199,10 @@ def torchvision_source(name: str, stage: Path) -> dict[str, ImageSet]:  # split 
     "Let torchvision download a set into `stage`, and read it."
     from torchvision import datasets
 
-    kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    kind = {
+        "mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100
+    }[name]
     silent = [silent_server(address) for address in getattr(kind, "mirrors", None) or [kind.url]]
     if all(silent): raise DataError("no server answers: " + ", ".join(silent))
     hidden = redirect_stderr(io.StringIO()) if os.environ.get("ROBUSTNB_PROGRESS") == "0" else nullcontext()
@@ -221,7 +236,8 @@ def quiet(command: list[str], desc: str, cwd: Path | None = None, limit: float =
                                    env={**os.environ, **env}, start_new_session=True)
         try:
             ticks = progress(iter(process.poll, 0), desc)
-            if hasattr(ticks, "bar_format"): ticks.bar_format = "{desc}: {elapsed}"  # how far it is, only the program knows
+            if hasattr(ticks, "bar_format"):
+                ticks.bar_format = "{desc}: {elapsed}"  # how far it is, only the program knows
             for _ in ticks:
                 if process.returncode is not None or time.monotonic() - start > limit: break
                 time.sleep(0.1)
@@ -230,7 +246,8 @@ def quiet(command: list[str], desc: str, cwd: Path | None = None, limit: float =
         log.seek(0)
         said = log.read(2**20)
     if late: raise DataError(": ".join(filter(None, [f"{name}: stopped after {limit:.0f} s", last_words(said)])))
-    if process.returncode: raise DataError(f"{name}: {last_words(said) or f'exit status {process.returncode}, and nothing said'}")
+    if process.returncode:
+        raise DataError(f"{name}: {last_words(said) or f'exit status {process.returncode}, and nothing said'}")
     return said
 
 # %% ../nbs/03_data.ipynb #5b60fd12
@@ -252,9 +269,14 @@ def installers(folder: Path) -> list[list[list[str]]]:  # ways; each is a list o
     "Ways to install a pip package here, best first; `folder` is for a pip of our own."
     base, uv = Path(sys.base_prefix, "bin", "python3"), Path(shutil.which("uv") or ".tools/uv/bin/uv")
     pythons = [sys.executable] * bool(importlib.util.find_spec("pip")) + [str(base)] * base.is_file()
-    index = ["--default-index", os.environ["PIP_INDEX_URL"]] if "PIP_INDEX_URL" in os.environ else []  # uv does not read pip's
-    ways = [[[python, "-m", "pip", "install"]] for python in pythons] + [[[str(uv.resolve()), "pip", "install", *index]]] * uv.is_file()
-    return ways + [[[sys.executable, "-m", "venv", f"{folder}/pip"], [f"{folder}/pip/bin/python", "-m", "pip", "install"]]]
+    # uv does not read pip's
+    index = ["--default-index", os.environ["PIP_INDEX_URL"]] if "PIP_INDEX_URL" in os.environ else []
+    ways = [[[python, "-m", "pip", "install"]] for python in pythons] + [
+        [[str(uv.resolve()), "pip", "install", *index]]
+    ] * uv.is_file()
+    return ways + [
+        [[sys.executable, "-m", "venv", f"{folder}/pip"], [f"{folder}/pip/bin/python", "-m", "pip", "install"]]
+    ]
 
 
 def install_npm(site: Path) -> None:
@@ -264,7 +286,10 @@ def install_npm(site: Path) -> None:
         for *before, install in installers(Path(part)):
             try:
                 for command in before: quiet(command, "making a pip")
-                quiet([*install, "--quiet", "--only-binary", ":all:", "--target", f"{part}/site", NPM_WHEEL], "installing an npm client", PIP_RETRIES="1")
+                quiet(
+                    [*install, "--quiet", "--only-binary", ":all:", "--target", f"{part}/site", NPM_WHEEL],
+                    "installing an npm client", PIP_RETRIES="1"
+                )
             except (DataError, OSError) as error: failed.append(str(error))
             else: return os.replace(f"{part}/site", site)
     raise DataError(f"no way to install {NPM_WHEEL}: " + "; ".join(failed))
@@ -272,7 +297,10 @@ def install_npm(site: Path) -> None:
 
 def npm_settings(command: list[str], env: dict[str, str]) -> dict[str, str]:
     "What a client has as registry and proxies; DataError where it does not even start."
-    try: said = quiet([*command, "config", "get", "registry", "https-proxy", "proxy"], "asking npm", limit=PATIENCE / 2, **env)
+    try:
+        said = quiet(
+            [*command, "config", "get", "registry", "https-proxy", "proxy"], "asking npm", limit=PATIENCE / 2, **env
+        )
     except OSError as error: raise DataError(f"{command[0]}: {error.strerror}") from None
     return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
 
@@ -312,7 +340,10 @@ def npm_source(name: str, stage: Path) -> dict[str, ImageSet]:  # split -> set
     return {split: from_package(archive, name, split) for split in SPLITS}
 
 # %% ../nbs/03_data.ipynb #d7c01f5e
-APT = ["apt-get", "download", "--quiet", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::https::Timeout=20"]
+APT = [
+    "apt-get", "download", "--quiet", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o",
+    "Acquire::https::Timeout=20"
+]
 
 
 def debian_source(name: str, stage: Path) -> dict[str, ImageSet]:  # split -> set
@@ -326,9 +357,13 @@ def debian_source(name: str, stage: Path) -> dict[str, ImageSet]:  # split -> se
 def by_hand(name: str, store: Path) -> str:
     "Where the files of a set would be found."
     kind = READERS[name]
-    if kind is idx_folder: files = f"{FOLDERS[name]}/ with {', '.join(f for split in SPLITS for f in IDX[split])} (.gz or not)"
+    if kind is idx_folder:
+        files = f"{FOLDERS[name]}/ with {', '.join(f for split in SPLITS for f in IDX[split])} (.gz or not)"
     elif kind is cifar_folder: files = f"{FOLDERS[name]}/ as unpacked from the authors' Python archive"
-    else: files = f"{ROOTS[name][0]}/ with train/<class>/ and val/" + ("images/, val/val_annotations.txt" if name == "tiny_imagenet" else "<class>/")
+    else:
+        files = f"{ROOTS[name][0]}/ with train/<class>/ and val/" + (
+            "images/, val/val_annotations.txt" if name == "tiny_imagenet" else "<class>/"
+        )
     return f"By hand: put DIR/{files} and give --data-dir DIR or set ROBUSTNB_DATA=DIR (or let DIR be {store})"
 
 
@@ -336,13 +371,18 @@ def fetch(name: str, stage: Path, tried: list[str]) -> dict[str, ImageSet] | Non
     "Ask the network's sources in order; `stage` is a folder for their files, gone afterwards."
     if READERS[name] is picture_folder: return tried.append("download: its owners give it out by hand only")
     if os.environ.get("ROBUSTNB_OFFLINE") == "1": return tried.append("download: not tried, ROBUSTNB_OFFLINE=1")
-    ways = {"torchvision's download": (torchvision_source, FOLDERS), "npm": (npm_source, PACKAGES), "Debian's package": (debian_source, DEBIAN)}
+    ways = {
+        "torchvision's download": (torchvision_source, FOLDERS), "npm": (npm_source, PACKAGES),
+        "Debian's package": (debian_source, DEBIAN)
+    }
     for where, source in {where: source for where, (source, sets) in ways.items() if name in sets}.items():
         shutil.rmtree(stage, ignore_errors=True)
         try:
             stage.mkdir(parents=True)
             return {split: verify(data, split, where) for split, data in source(name, stage).items()}
-        except Exception as error: tried.append(f"{where}: {' '.join(str(error).split())[:400] or type(error).__name__}")  # the next source may still work
+        except Exception as error:
+            # the next source may still work
+            tried.append(f"{where}: {' '.join(str(error).split())[:400] or type(error).__name__}")
         finally: shutil.rmtree(stage, ignore_errors=True)
 
 # %% ../nbs/03_data.ipynb #5322092f
@@ -369,7 +409,9 @@ def find(name: str, split: str, folders: dict[str, Path], store: Path, options: 
             sets = fetch(name, store / f".fetch-{name}", tried) or {}
             for part, data in sets.items(): keep_in_cache(store / f"{name}-{part}.npz", data)
     if sets: return sets[split]
-    error = MissingData(f"{name} ({split}) cannot be had. Tried:\n- " + "\n- ".join(tried) + f"\n{by_hand(name, store)}")
+    error = MissingData(
+        f"{name} ({split}) cannot be had. Tried:\n- " + "\n- ".join(tried) + f"\n{by_hand(name, store)}"
+    )
     error.tried = tuple(tried)
     raise error
 
@@ -394,7 +436,8 @@ def places(name: str, data_dir: str | Path | None, cache: str | Path | None) -> 
 
 def part_size(name: str, part: str, split: str) -> int:  # of a part of a set such as mnist/5000
     "So many images for training, and a fifth as many to test."
-    if not part.isdecimal() or int(part) < 50: raise ValueError(f"{name}/{part}: a part of a set is written {name}/N, N training images, at least 50")
+    if not part.isdecimal() or int(part) < 50:
+        raise ValueError(f"{name}/{part}: a part of a set is written {name}/N, N training images, at least 50")
     return int(part) if split == "train" else int(part) // 5
 
 
@@ -413,8 +456,10 @@ def load(
     if name not in READERS: raise ValueError(nearest(name, READERS, "data set"))
     if split not in SPLITS: raise ValueError(nearest(split, SPLITS, "split"))
     options = {key: value for key, value in {"size": size, "limit": limit}.items() if value is not None}
-    if options and READERS[name] is not picture_folder: raise TypeError(f"{name} takes no {', '.join(options)}; size and limit are for {', '.join(PICTURE_SIZES)}")
-    if any(int(value) != value or value < 1 for value in options.values()): raise ValueError(f"size and limit are whole numbers from 1, got {options}")
+    if options and READERS[name] is not picture_folder:
+        raise TypeError(f"{name} takes no {', '.join(options)}; size and limit are for {', '.join(PICTURE_SIZES)}")
+    if any(int(value) != value or value < 1 for value in options.values()):
+        raise ValueError(f"size and limit are whole numbers from 1, got {options}")
     folders, store = places(name, data_dir, cache)
     with nullcontext() if progress else without_bars(): return find(name, split, folders, store, options)
 
@@ -509,7 +554,9 @@ def layout(name: str) -> str:
 
 def ways_in(names: list[str], cache: str | Path | None) -> list[str]:  # three lines
     "How somebody could bring in sets that cannot be fetched."
-    store, apt = places(names[0], None, cache)[1], "".join(f" (or: apt-get install {DEBIAN[name]})" for name in names if name in DEBIAN)
+    store, apt = places(names[0], None, cache)[1], "".join(
+        f" (or: apt-get install {DEBIAN[name]})" for name in names if name in DEBIAN
+    )
     return [f"- its published files as {', '.join(map(layout, names))}, and --data-dir DIR or ROBUSTNB_DATA=DIR",
             f"- from a machine that has it: {', '.join(f'{name}-*.npz' for name in names)} into {store} (ROBUSTNB_CACHE moves it)",
             f"- robustnb data fetch {' '.join(names)}, where torchvision's servers or an npm registry (npm 8 or later) can be reached{apt}"]
@@ -523,8 +570,12 @@ def shortage(
     missing, groups = [name for name, reason in found.items() if reason], {}
     if not missing: return ""
     for name in missing:
-        for line in found[name].splitlines(): groups.setdefault(line if len(line) < 300 else f"{line[:296]} ...", []).append(name)
+        for line in found[name].splitlines():
+            groups.setdefault(line if len(line) < 300 else f"{line[:296]} ...", []).append(name)
     reasons = [f"- {line}" + f"  [{', '.join(sets)}]" * (len(missing) > 1) for line, sets in groups.items()]
-    if len(reasons) > 5: reasons[4:] = [f"- and {len(reasons) - 4} more reasons: robustnb data fetch NAME tells those of one set"]
+    if len(reasons) > 5:
+        reasons[4:] = [f"- and {len(reasons) - 4} more reasons: robustnb data fetch NAME tells those of one set"]
     files = [name for name in missing if name in FOLDERS or name in ROOTS]  # sets that consist of files
-    return "\n".join([f"Cannot be had: {', '.join(missing)}", *reasons, *(["Ways in:", *ways_in(files, cache)] if files else [])])
+    return "\n".join(
+        [f"Cannot be had: {', '.join(missing)}", *reasons, *(["Ways in:", *ways_in(files, cache)] if files else [])]
+    )

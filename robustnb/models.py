@@ -92,18 +92,25 @@ def create(
             return net if weights is None else load_shipped(net, name, weights)
         if weights is not None: options["weights"] = weights
         if name not in model_names(): raise ValueError(nearest(name, model_names(), what="model"))
-        if options.pop("in_channels", 3) != 3: raise ValueError(f"torchvision's {name} takes 3 channels, got in_channels={in_channels}")
+        if options.pop("in_channels", 3) != 3:
+            raise ValueError(f"torchvision's {name} takes 3 channels, got in_channels={in_channels}")
         return from_torchvision(name, classes, **options)
 
 # %% ../nbs/24_models.ipynb #ee17955b
-STATES = ("state_dict", "model", "model_state_dict", "net", "network", "module", "weights", "params", "model_ema", "state_dict_ema", "ema")  # parts of checkpoints
-WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # put into names by what wraps a network, anywhere
+# parts of checkpoints
+STATES = (
+    "state_dict", "model", "model_state_dict", "net", "network", "module", "weights", "params", "model_ema",
+    "state_dict_ema", "ema"
+)
+# put into names by what wraps a network, anywhere
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 def swollen(path: Path) -> bool:
     "Is it a zip file whose parts are ten times larger than itself? Tensors are stored as they are."
     try:
-        with zipfile.ZipFile(path) as file: return sum(part.file_size for part in file.infolist()) > 10 * path.stat().st_size
+        with zipfile.ZipFile(path) as file:
+            return sum(part.file_size for part in file.infolist()) > 10 * path.stat().st_size
     except (zipfile.BadZipFile, ValueError, NotImplementedError): return False  # another format, or torch tells
 
 
@@ -121,14 +128,22 @@ def read_state_dict(
 
             found = load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]): found = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a dozen kinds, by format and damage
         raise ValueError(f"{path} cannot be read as weights ({type(error).__name__}): it is damaged, or holds more than tensors and plain values; write it with torch.save(net.state_dict(), ...)") from error
     for _ in STATES:  # so deep at most: a dictionary may hold itself
-        if isinstance(found, Mapping) and (inner := next((found[k] for k in STATES if isinstance(found.get(k), Mapping)), None)): found = inner
-    state = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
-    if odd := [k for k, v in state.items() if v.layout is not torch.strided or v.is_quantized or v.is_meta]: raise ValueError(f"{path}: {odd[0]} is sparse, quantised or without values; weights are plain tensors")
-    if not state: raise ValueError(f"{path} holds no state dict but {', '.join(map(str, list(found)[:5])) if isinstance(found, Mapping) else type(found).__name__}")
+        if isinstance(found, Mapping) and (
+            inner := next((found[k] for k in STATES if isinstance(found.get(k), Mapping)), None)
+        ):
+            found = inner
+    state = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)} if isinstance(
+        found, Mapping
+    ) else {}
+    if odd := [k for k, v in state.items() if v.layout is not torch.strided or v.is_quantized or v.is_meta]:
+        raise ValueError(f"{path}: {odd[0]} is sparse, quantised or without values; weights are plain tensors")
+    if not state:
+        raise ValueError(f"{path} holds no state dict but {', '.join(map(str, list(found)[:5])) if isinstance(found, Mapping) else type(found).__name__}")
     return state
 
 
@@ -139,7 +154,9 @@ def under_names(
     "The part of a state dict that is a network's, without what wrappers put before its names."
     least = {k for k in wanted if not k.endswith("num_batches_tracked")}  # which old files lack
     for word in WRAPPERS: state = {k.replace(word, ""): v for k, v in state.items()}
-    for prefix in sorted({k[:-len(min(least))] for k in state if f".{k}".endswith(f".{min(least)}")}, key=lambda p: ("ema" in p, len(p))):
+    for prefix in sorted(
+        {k[:-len(min(least))] for k in state if f".{k}".endswith(f".{min(least)}")}, key=lambda p: ("ema" in p, len(p))
+    ):
         part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         if least <= part.keys() <= wanted: return part
 
@@ -166,7 +183,10 @@ def load_weights(
     state, own = read_state_dict(path), model.state_dict()
     found = under_names(state, set(own))
     if found is None and hasattr(model, "head_name"):  # torchvision's own names
-        theirs = {k.replace("head", model.head_name, 1) if k.startswith("head.") else k.removeprefix("features.body."): k for k in own}
+        theirs = {
+            k.replace("head", model.head_name, 1) if k.startswith("head.") else k.removeprefix("features.body."): k
+            for k in own
+        }
         if part := under_names(state, set(theirs)): found = {theirs[k]: v for k, v in part.items()}
     if found is None:
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -187,6 +207,10 @@ def load_shipped(
     try: return load_weights(model, path)
     except WrongShapes as error:
         if error.classes is None: raise
-    body = {k: v for k, v in under_names(read_state_dict(path), set(model.state_dict())).items() if not k.startswith("head.")}
+    body = {
+        k: v
+        for k, v in under_names(read_state_dict(path), set(model.state_dict())).items()
+        if not k.startswith("head.")
+    }
     model.load_state_dict(body, strict=False)
     return model

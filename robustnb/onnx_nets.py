@@ -40,6 +40,7 @@ class OnnxNet(nn.Module):
 
     def __init__(self, path: str | Path):
         super().__init__()
+        self.path = str(path)
         ort = bring("onnxruntime", str(path), "onnxruntime")
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -70,7 +71,9 @@ class OnnxNet(nn.Module):
         "One call of the file's program."
         n = len(x)
         if self.batch and n < self.batch: x = torch.cat([x, x[-1:].expand(self.batch - n, *x.shape[1:])])
-        answers = self.session.run(self.names, {self.name: x.contiguous().numpy()})
+        try: answers = self.session.run(self.names, {self.name: x.contiguous().numpy()})
+        except Exception as error:
+            raise ModelError(f"{self.path} cannot be run on {tuple(x.shape)} images: {first_line(error)}") from error
         return {name: torch.as_tensor(value)[:n] for name, value in zip(self.names, answers)}
 
     @property

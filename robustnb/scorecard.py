@@ -43,7 +43,8 @@ from .streaming import Journal, join_blocks
 # %% ../nbs/55_scorecard.ipynb #9f9e81a6
 def image_folder(
     folder: Path,
-    size: int | None = None,  # side in pixels; None: as it is where all pictures are squares of one size up to 96, else 224
+    # side in pixels; None: as it is where all pictures are squares of one size up to 96, else 224
+    size: int | None = None,
     class_index: Path | None = None,  # see `class_places`; None: outputs in the order of `class_folders`
 ) -> ImageSet:
     "Pictures in a subfolder for each class."
@@ -64,7 +65,11 @@ def two_meanings(
 
 def namesakes(model: str, data: str) -> list[str]:
     "What of a call may have been meant otherwise, in sentences."
-    return [note for note in (two_meanings(model, "network", model_names()), two_meanings(data, "data set", READERS)) if note]
+    return [
+        note
+        for note in (two_meanings(model, "network", model_names()), two_meanings(data, "data set", READERS))
+        if note
+    ]
 
 
 def open_images(
@@ -76,8 +81,12 @@ def open_images(
     data_dir: Path | None = None,  # where data sets are
 ) -> ImageSet:
     "The images to evaluate a model on. ModelError that says what is wrong."
-    if spec in READERS and class_index: raise ModelError(f"{spec} knows its classes; a class index is for folders of pictures")
-    if spec not in READERS and split != "test": raise ModelError(f"a split is chosen of data sets by name; of {spec} give the folder, such as {Path(spec) / split}")
+    if spec in READERS and class_index:
+        raise ModelError(f"{spec} knows its classes; a class index is for folders of pictures")
+    if spec not in READERS and split != "test":
+        raise ModelError(
+            f"a split is chosen of data sets by name; of {spec} give the folder, such as {Path(spec) / split}"
+        )
     if spec in READERS:
         try: data = load(spec, split, data_dir=data_dir, **(dict(size=size) if size else {}))
         except (ValueError, TypeError) as error: raise ModelError(str(error)) from None
@@ -86,7 +95,8 @@ def open_images(
     if images is None: return data
     there = data.y.unique().tolist()
     each, least = images // len(there), data.y.bincount()[there].min().item()
-    if not 1 <= each <= least: raise ModelError(f"{images} images of {len(there)} classes are {each} of each; {data.name} has from 1 to {least}: ask for {len(there)} to {len(there) * least}")
+    if not 1 <= each <= least:
+        raise ModelError(f"{images} images of {len(there)} classes are {each} of each; {data.name} has from 1 to {least}: ask for {len(there)} to {len(there) * least}")
     return data.take(torch.cat([(data.y == label).nonzero()[:each, 0] for label in there]).sort().values)
 
 # %% ../nbs/55_scorecard.ipynb #7e3cb4cb
@@ -121,11 +131,15 @@ def identity(
     if state:
         for name, value in sorted(state.items()):
             total.update(name.encode())
-            total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data if value.numel() else b"")
+            total.update(
+                value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data if value.numel() else b""
+            )
     else:  # a function or an ONNX file hides its weights; what it answers shows them
-        with torch.inference_mode(): total.update((model(source.head().float()).double() * 1e4).round().cpu().numpy().tobytes())
+        with torch.inference_mode():
+            total.update((model(source.head().float()).double() * 1e4).round().cpu().numpy().tobytes())
     if Path(spec).is_file(): total.update(Path(spec).read_bytes())
-    elif ":" in spec and (source_file := getattr(sys.modules.get(spec.partition(":")[0]), "__file__", None)): total.update(Path(source_file).read_bytes())
+    elif ":" in spec and (source_file := getattr(sys.modules.get(spec.partition(":")[0]), "__file__", None)):
+        total.update(Path(source_file).read_bytes())
     return total.hexdigest()[:16]
 
 # %% ../nbs/55_scorecard.ipynb #95aba714
@@ -136,9 +150,12 @@ def report_folder(
 ) -> Path:
     "Where a report goes, made and marked as this evaluation's. ModelError where it cannot go there, or another's report is there."
     folder = out or Path("robustness") / f"{title}-{evaluation[:8]}"
-    if taken := next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None): raise ModelError(f"the report cannot go to {folder}: {taken} is a file")
+    if taken := next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None):
+        raise ModelError(f"the report cannot go to {folder}: {taken} is a file")
     mark = folder / REPORT_MARK
-    if folder.is_dir() and (mark.read_text() if mark.is_file() else "") != evaluation and (mark.is_file() or (folder / "table.csv").exists()):
+    if folder.is_dir() and (mark.read_text() if mark.is_file() else "") != evaluation and (
+        mark.is_file() or (folder / "table.csv").exists()
+    ):
         raise ModelError(f"{folder} holds the report of another evaluation (other weights, images, conditions or baseline); give another --out, or remove it")
     try: atomic_write(mark, evaluation.encode())
     except OSError as error: raise ModelError(f"the report cannot go to {folder}: {first_line(error)}") from None
@@ -170,7 +187,8 @@ class Evaluation:
         try:
             found = cls(**json.loads(file.read_text()))
             found.rows, found.blocks = [tuple(row) for row in found.rows], {int(b): n for b, n in found.blocks.items()}
-        except (ValueError, TypeError, AttributeError, RecursionError) as error: raise ModelError(f"{file} describes no evaluation ({error})") from None
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{file} describes no evaluation ({error})") from None
         return found
 
     def against(self) -> str | pd.DataFrame | None:
@@ -184,15 +202,21 @@ def merged(
 ) -> tuple[Evaluation, Answers]:
     "The answers of shards put together. ModelError where they are not of one evaluation, or some are missing."
     found = [{f.name: f for f in Path(folder).glob("answers/*/evaluation-*.json")} for folder in folders]
-    if empty := [folder for folder, files in zip(folders, found) if not files]: raise ModelError(f"{empty[0]} holds no answers of an evaluation; give the folders that shards were told as --out")
+    if empty := [folder for folder, files in zip(folders, found) if not files]:
+        raise ModelError(
+            f"{empty[0]} holds no answers of an evaluation; give the folders that shards were told as --out"
+        )
     if len(common := set.intersection(*map(set, found))) != 1:
         raise ModelError(f"{', '.join(map(str, folders))} hold {len(common) or 'no'} evaluations in common; give the folders of one evaluation's shards (the same model, images and conditions), and of no other")
     asked, tables, whole = Evaluation.read(found[0][name := common.pop()]), [], {}
-    parts = [("", asked.keys)] if asked.places is None else [(place, [key]) for place, key in zip(asked.places, asked.keys)]
+    parts = [("", asked.keys)] if asked.places is None else [
+        (place, [key]) for place, key in zip(asked.places, asked.keys)
+    ]
     for place, keys in parts:
         kept = whole[place] = {}
         for files in found:
-            for block, answers in Journal(files[name].parent / place).read().items(): kept.setdefault(block, {}).update({k: a for k, a in answers.items() if k.partition("@")[0] in keys})
+            for block, answers in Journal(files[name].parent / place).read().items():
+                kept.setdefault(block, {}).update({k: a for k, a in answers.items() if k.partition("@")[0] in keys})
         try: tables.append(join_blocks(kept, keys, asked.blocks))
         except ValueError as error: raise ModelError(f"{place}: {error}" if place else str(error)) from None
     asked.write(out)
@@ -207,7 +231,10 @@ def calibration_figure(answers: Answers) -> plt.Figure:
     fig, ax = plt.subplots(figsize=(4, 3.6), layout="constrained")
     ax.plot([0, 1], [0, 1], color="0.6", lw=1, label="calibrated")
     clean = [i for i, row in enumerate(answers.rows) if row == ("clean", 0)]
-    for title, part in {"clean": clean, "corrupted" if clean else "published set": [i for i in range(len(answers.rows)) if i not in clean]}.items():
+    for title, part in {
+        "clean": clean,
+        "corrupted" if clean else "published set": [i for i in range(len(answers.rows)) if i not in clean]
+    }.items():
         if not part: continue
         bins = reliability(answers.confidence[part].float().flatten(), answers.correct[part].flatten())
         ax.plot(bins.confidence, bins.accuracy, marker="o", markersize=4, label=title)
@@ -223,7 +250,8 @@ def same_constants(
     "ModelError where a table was made with other constants: a corruption error compares equal corruptions."
     if not isinstance(baseline, pd.DataFrame) or "benchmark" not in baseline: return
     other = [b for b in baseline.benchmark.dropna().unique() if b != benchmark]
-    if other: raise ModelError(f"the baseline's table was made with the constants of {other[0]}, this evaluation has those of {benchmark}; evaluate the baseline with --benchmark {benchmark}, or this model with --benchmark {other[0]}")
+    if other:
+        raise ModelError(f"the baseline's table was made with the constants of {other[0]}, this evaluation has those of {benchmark}; evaluate the baseline with --benchmark {benchmark}, or this model with --benchmark {other[0]}")
 
 
 @dataclass
@@ -248,7 +276,10 @@ class Scorecard:
     def figures(self) -> dict[str, plt.Figure]:
         "By the name of their file."
         if len(self.answers.rows) == 1: return {"calibration": calibration_figure(self.answers)}
-        return {"heatmap": heatmap(self.table), "families": family_curves(self.table), "calibration": calibration_figure(self.answers)}
+        return {
+            "heatmap": heatmap(self.table), "families": family_curves(self.table),
+            "calibration": calibration_figure(self.answers)
+        }
 
 # %% ../nbs/55_scorecard.ipynb #1c68c6f0
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b;background:#fff}
@@ -263,7 +294,9 @@ CAPTIONS = {"heatmap": "Accuracy in percent, by corruption and severity.",
 def html_table(frame: pd.DataFrame) -> str:
     "A table; numbers with three decimals, `value [low, high]` in one column."
     cell = lambda v: f"{v:.3f}" if isinstance(v, float) else html.escape(str(v))
-    rows = "".join("<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row) + "</tr>" for row in frame.itertuples(index=False))
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row) + "</tr>" for row in frame.itertuples(index=False)
+    )
     return f"<div class='box'><table><thead><tr>{''.join(f'<th>{html.escape(str(c))}</th>' for c in frame)}</tr></thead><tbody>{rows}</tbody></table></div>"
 
 
@@ -297,7 +330,9 @@ def as_json(
 ) -> bytes:
     "A table for programs: what it is, and its rows as objects; no number is null."
     rows = json.loads(frame.to_json(orient="records", double_precision=15))
-    return json.dumps({"schema": f"robustnb/{kind}", "version": SCHEMA, **about, "rows": rows}, indent=1, allow_nan=False).encode()
+    return json.dumps(
+        {"schema": f"robustnb/{kind}", "version": SCHEMA, **about, "rows": rows}, indent=1, allow_nan=False
+    ).encode()
 
 
 def keep_answers(answers: Answers, path: Path, about: dict) -> None:
@@ -314,14 +349,22 @@ def kept_answers(
     "The answers behind a report. ModelError where it has none that can be read."
     path = Path(folder) / ANSWERS
     if not Path(folder).is_dir(): raise ModelError(f"{folder} is no folder of a report")
-    if not path.is_file(): raise ModelError(f"{folder} holds no {ANSWERS}; " + ("the report is from an earlier version: run its command again, its answers are kept" if is_report(Path(folder)) else "it is no report of robustnb evaluate"))
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no {ANSWERS}; " + ("the report is from an earlier version: run its command again, its answers are kept" if is_report(Path(folder)) else "it is no report of robustnb evaluate"))
     try:
-        with np.load(path, allow_pickle=False) as file: about, correct, confidence = json.loads(str(file["about"])), file["correct"], file["confidence"]
-        if about["version"] > SCHEMA: raise ModelError(f"{path} is of a later version of robustnb ({about['version']}, this one reads up to {SCHEMA})")
+        with np.load(path, allow_pickle=False) as file:
+            about, correct, confidence = json.loads(str(file["about"])), file["correct"], file["confidence"]
+        if about["version"] > SCHEMA:
+            raise ModelError(
+                f"{path} is of a later version of robustnb ({about['version']}, this one reads up to {SCHEMA})"
+            )
         right = torch.from_numpy(np.unpackbits(correct, axis=1, count=about["images"]).astype(bool))
-        return Answers([tuple(row) for row in about.pop("rows")], right, torch.from_numpy(confidence), about["benchmark"]), about
+        return Answers(
+            [tuple(row) for row in about.pop("rows")], right, torch.from_numpy(confidence), about["benchmark"]
+        ), about
     except ModelError: raise
-    except Exception as error: raise ModelError(f"{path} is damaged ({type(error).__name__}: {first_line(error)})") from None
+    except Exception as error:
+        raise ModelError(f"{path} is damaged ({type(error).__name__}: {first_line(error)})") from None
 
 
 def write_report(

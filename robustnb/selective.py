@@ -36,7 +36,9 @@ def aurc(
 ) -> Tensor:  # [R] float64 in [0,1]
     "Mean risk over all coverages, in each resample."
     n = int(images[0].sum())
-    harmonic = torch.cat([torch.zeros(1, dtype=torch.float64), (1 / torch.arange(1, n + 1, dtype=torch.float64)).cumsum(0)])
+    harmonic = torch.cat(
+        [torch.zeros(1, dtype=torch.float64), (1 / torch.arange(1, n + 1, dtype=torch.float64)).cumsum(0)]
+    )
     after, wrong = images.cumsum(1), errors.cumsum(1)
     before, wrong_before = after - images, wrong - errors
     rate = errors / images.clamp_min(1)
@@ -68,7 +70,9 @@ def withheld(
     "Both measures of every condition in every resample."
     counts = image_counts(len(answers), resamples, seed)
     parts = [grouped(c, r, counts) for c, r in zip(answers.confidence, answers.correct)]
-    return np.stack([aurc(*p).numpy() for p in parts]), np.stack([selective_accuracy(*p, coverage).numpy() for p in parts])
+    return np.stack([aurc(*p).numpy() for p in parts]), np.stack(
+        [selective_accuracy(*p, coverage).numpy() for p in parts]
+    )
 
 
 def withholding(
@@ -81,8 +85,17 @@ def withholding(
 ) -> pd.DataFrame:  # columns corruption, severity, aurc, aurc_low, aurc_high, selective, selective_low, selective_high, coverage, n
     "One row a condition."
     area, share = found or withheld(answers, coverage, resamples, seed)
-    rows = [(*row, *interval(a, level), *interval(s, level), coverage, len(answers)) for row, a, s in zip(answers.rows, area, share)]
-    return pd.DataFrame(rows, columns=["corruption", "severity", "aurc", "aurc_low", "aurc_high", "selective", "selective_low", "selective_high", "coverage", "n"])
+    rows = [
+        (*row, *interval(a, level), *interval(s, level), coverage, len(answers))
+        for row, a, s in zip(answers.rows, area, share)
+    ]
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "corruption", "severity", "aurc", "aurc_low", "aurc_high", "selective", "selective_low", "selective_high",
+            "coverage", "n"
+        ]
+    )
 
 
 def withholding_summary(
@@ -98,5 +111,10 @@ def withholding_summary(
     clean = [i for i, row in enumerate(answers.rows) if row == ("clean", 0)]
     kinds = {"clean": clean, "corrupted": [i for i in range(len(answers.rows)) if i not in clean]}
     names = ("AURC", f"accuracy at {coverage:.0%} coverage")
-    rows = [(f"{name}, {kind}", *interval(values[places].mean(0), level)) for name, values in zip(names, found) for kind, places in kinds.items() if places]
+    rows = [
+        (f"{name}, {kind}", *interval(values[places].mean(0), level))
+        for name, values in zip(names, found)
+        for kind, places in kinds.items()
+        if places
+    ]
     return pd.DataFrame(rows, columns=["quantity", "value", "low", "high"])

@@ -153,7 +153,45 @@ def one_of_two(rank, port, folder):
         shutil.copy(folder / f"one-{name}.middle", moved)
         found[name] = trained, weights, carried_on(kind, moved)
     torch.save(found, folder / f"{rank}.pt")
+    torch.save(sharded_with_accelerate(rank) | sharded(rank), folder / f"sharded-{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def three_steps(net, optimizer, x, y, backward=torch.Tensor.backward):
+    for _ in range(3):
+        backward(nn.functional.cross_entropy(net(x), y))
+        optimizer.step(), optimizer.zero_grad()
+    return net
+
+
+def toy():
+    "A network, its optimiser and a batch, the same on each process."
+    with seeded(0): net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    return net, torch.optim.SGD(net.parameters(), 0.1), torch.arange(64.0).view(8, 8) / 64, torch.arange(8) % 4
+
+
+def sharded(rank):
+    "PyTorch's own sharding of parameters (FSDP2): each of two processes keeps a half; trained weights, and how many numbers one kept."
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    net, _, x, y = toy()
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    three_steps(net, torch.optim.SGD(net.parameters(), 0.1), x.chunk(2)[rank], y.chunk(2)[rank])
+    return {"sharded": [p.full_tensor().detach() for p in net.parameters()], "kept": sum(p.to_local().numel() for p in net.parameters())}
+
+
+def sharded_with_accelerate(rank):
+    "The same asked of Accelerate, which on CPUs answers with copies of the whole (DDP)."
+    from accelerate import Accelerator
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    AcceleratorState._reset_state(reset_partial_state=False)
+    accelerator = Accelerator(cpu=True, fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=True))
+    net, optimizer, x, y = toy()
+    net, optimizer = accelerator.prepare(net, optimizer)
+    three_steps(net, optimizer, x.chunk(2)[rank], y.chunk(2)[rank], accelerator.backward)
+    return {"accelerate": [p.detach() for p in accelerator.unwrap_model(net).parameters()], "as": type(net).__name__}
 
 
 def apart(ours, theirs):
@@ -185,3 +223,15 @@ def test_two_processes_train_what_one_trains(name, trained):
     assert all(torch.equal(v, second[name][1][k]) for k, v in weights.items()), "the processes hold different models"
     for curve in (ours, moved, back): assert apart(curve, expected) < (1e-2 if draws else 1e-6)  # each process draws for itself
     assert len(moved) == len(back) == 2 and moved[0] == expected[0] and back[0] == ours[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_parameters_that_are_sharded_train_as_whole_ones(trained):
+    "For networks that do not fit into one device: FSDP2 at toy size, by PyTorch and through Accelerate."
+    net, optimizer, x, y = toy()
+    expected = list(three_steps(net, optimizer, x, y).parameters())
+    found = [torch.load(trained[0] / f"sharded-{rank}.pt", weights_only=True) for rank in range(2)]
+    for process in found:
+        for way in ("sharded", "accelerate"): assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(process[way], expected, strict=True))
+    assert sum(process["kept"] for process in found) == sum(p.numel() for p in expected) == 212  # each number is on one process
+    assert {process["as"] for process in found} <= {"DistributedDataParallel", "FSDPSequential"}  # DDP on CPUs: nothing is sharded there

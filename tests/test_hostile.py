@@ -303,6 +303,38 @@ def test_damaged_inputs_raise_documented_errors_only(reader, tmp_path, turns):
     assert snapshot(tmp_path) - {p.relative_to(tmp_path) for p in inner.rglob("*")} == {Path(*"abcd"[:i]) for i in range(1, 5)} | {Path("a/b/c/d/inner")}
 
 
+def field(number, value):
+    "A field of a protocol buffer: a whole number, or bytes, text or a message with its length before it."
+    def whole(n): return bytes([n]) if n < 128 else bytes([n % 128 + 128]) + whole(n // 128)
+    if isinstance(value, int): return whole(8 * number) + whole(value)
+    value = value.encode() if isinstance(value, str) else value
+    return whole(8 * number + 2) + whole(len(value)) + value
+
+
+def onnx_file():
+    "A network of two operations, in ONNX: the mean of each channel."
+    kind = lambda *sides: field(2, field(1, field(1, 1) + field(2, b"".join(field(1, field(2, s) if isinstance(s, str) else field(1, s)) for s in sides))))
+    node = lambda given, made, name: field(1, field(1, given) + field(2, made) + field(4, name))
+    graph = node("x", "y", "GlobalAveragePool") + node("y", "z", "Flatten") + field(2, "g") + field(11, field(1, "x") + kind("n", 3, 8, 8)) + field(12, field(1, "z") + kind("n", 3))
+    return field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 13))
+
+
+def test_damaged_onnx_files(tmp_path, turns, capfd):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; pip install onnxruntime to try it")
+    from robustnb.onnx_nets import OnnxNet
+
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    read = in_file(lambda path: OnnxNet(path)(images), ".onnx")
+    torch.testing.assert_close(read(onnx_file(), tmp_path), images.mean((2, 3)))
+    def each(content):
+        note("ONNX")
+        try: read(content, tmp_path)
+        except ModelError as error: assert str(error)
+    memory = peak()
+    drawn(damaged(onnx_file()), each, turns, INPUTS)
+    assert peak() - memory < 2000
+
+
 CORPUS = Path(__file__).parent / "corpus"  # one small input for each way in which a reader answered, found by `python tests/test_hostile.py`
 
 

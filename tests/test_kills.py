@@ -62,7 +62,7 @@ def test_killed_at_a_random_moment(what, tmp_path, fake, warm, turns):  # noqa: 
     start = time.monotonic()
     assert ended(forked(do, whole)) == 0
     took, chance = time.monotonic() - start, random.Random(what)
-    for n in turns(MOMENTS):
+    for n in turns(MOMENTS + MOMENTS // 4):  # nine things eleven times, and the batches below: a hundred in `make test-faults`
         folder = tmp_path / str(n)
         folder.mkdir()
         prepare(folder)
@@ -82,6 +82,7 @@ def test_killed_at_a_random_moment(what, tmp_path, fake, warm, turns):  # noqa: 
         for place in ("own", "results"): assert seeds(folder / place) == seeds(whole / place)
         shutil.rmtree(folder)
         if status: count(what)
+        else: turns.missed()
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,7 @@ def test_a_batch_of_cells_that_is_stopped_at_a_random_moment(sent, tmp_path, mad
         run.wait(60)
         assert gone(lines(tmp_path / "pids")) == []
         if run.returncode: count(f"a batch of cells, by {sent}")
+        else: turns.missed()
         took *= 1.1 if run.returncode else 0.8
         again = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert again.returncode == 0, again.stderr

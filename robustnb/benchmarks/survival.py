@@ -180,6 +180,7 @@ MENDED = (  # where, what went wrong, what happens now
     ('batch norm adapted', 'one value a channel made the variance NaN in silence', 'ValueError that asks for two images'),
     ('cache', "a file of another user, or on a failing disk, was taken for a damaged one and removed", 'only what was read and is broken is removed'),
     ('command line', 'two users of one cache, or a worker that the system had ended, were told in words of the system, the worker with a traceback', 'a sentence that says whose the file is, or how to go on'),
+    ('ONNX', "a file that loads and cannot be run raised onnxruntime's errors", 'ModelError that names the file and the shape'),
 )
 
 # %% ../../nbs/benchmarks/06_survival.ipynb #b8df003e

@@ -36,12 +36,24 @@ OBJECTIVES: dict[str, tuple[Callable[[nn.Module], Objective], dict[str, int]]] =
     "CutMix": (lambda other: CutMix(), dict(train=1)),
     "FGSM": (lambda other: AdversarialTraining("fgsm", 0.3, watch=0), dict(image=1, train=1)),
     "FGSM, random start": (lambda other: AdversarialTraining("fgsm_rs", 0.3, watch=0), dict(image=1, train=1)),
-    "FGSM, half clean": (lambda other: AdversarialTraining("fgsm", 0.3, clean_weight=0.5, watch=0), dict(image=1, train=2, forward=-1)),
-    "PGD": (lambda other: AdversarialTraining("pgd", 0.3, steps=ATTACK_STEPS, watch=0), dict(image=ATTACK_STEPS, train=1)),
-    "PGD, half clean": (lambda other: AdversarialTraining("pgd", 0.3, steps=ATTACK_STEPS, clean_weight=0.5, watch=0), dict(image=ATTACK_STEPS, train=2)),
+    "FGSM, half clean": (
+        lambda other: AdversarialTraining("fgsm", 0.3, clean_weight=0.5, watch=0), dict(image=1, train=2, forward=-1)
+    ),
+    "PGD": (
+        lambda other: AdversarialTraining("pgd", 0.3, steps=ATTACK_STEPS, watch=0), dict(image=ATTACK_STEPS, train=1)
+    ),
+    "PGD, half clean": (
+        lambda other: AdversarialTraining("pgd", 0.3, steps=ATTACK_STEPS, clean_weight=0.5, watch=0),
+        dict(image=ATTACK_STEPS, train=2)
+    ),
     "TRADES": (lambda other: Trades(6.0, 0.3, steps=ATTACK_STEPS, watch=0), dict(image=ATTACK_STEPS, train=2)),
-    "ensemble adversarial": (lambda other: EnsembleAdversarial([other], 0.3, include_self=False, watch=0), dict(image=1, train=2)),
-    "free": (lambda other: FreeAdversarialTraining(0.3, ATTACK_STEPS, watch=0), dict(both=ATTACK_STEPS, update=ATTACK_STEPS - 1)),
+    "ensemble adversarial": (
+        lambda other: EnsembleAdversarial([other], 0.3, include_self=False, watch=0), dict(image=1, train=2)
+    ),
+    "free": (
+        lambda other: FreeAdversarialTraining(0.3, ATTACK_STEPS, watch=0),
+        dict(both=ATTACK_STEPS, update=ATTACK_STEPS - 1)
+    ),
     "distillation": (lambda other: Distillation(other, 100.0), dict(forward=1, train=1)),
     "DANN": (lambda other: DANN(sample("mnist").x[:64]), dict(train=2, discriminator=2)),
     "ADDA": (lambda other: Mapping(torch.zeros(64, 100), (100,), 0.0), dict(train=1, discriminator=3)),

@@ -41,7 +41,10 @@ class WeightsCell:
 
 
 LENETS = ("lenet5", "lenet5_relu_max")
-RESNET = WeightsCell("resnet20", "cifar10", epochs=20, lr=0.1, base=PretrainCell("resnet20", epochs=20, batch=128, warmup=0.5, precision="fp32"))
+RESNET = WeightsCell(
+    "resnet20", "cifar10", epochs=20, lr=0.1,
+    base=PretrainCell("resnet20", epochs=20, batch=128, warmup=0.5, precision="fp32")
+)
 PROTOCOLS = {
     "smoke": [WeightsCell(data="sample", epochs=2, batch=20, images=20)],
     "quick": [WeightsCell(net) for net in LENETS],
@@ -75,7 +78,10 @@ def trained_for(
     model = build_model(cell.net, cell.seed)
     recipe = Recipe(epochs=cell.epochs, batch=cell.batch, lr=cell.lr, schedule="cosine")
     checkpoint = context.checkpoint_dir / "training.pt"
-    fit(model, images_for(cell, "train"), recipe=recipe, seed=cell.seed, checkpoint=checkpoint, progress=context.workers == 1)
+    fit(
+        model, images_for(cell, "train"), recipe=recipe, seed=cell.seed, checkpoint=checkpoint,
+        progress=context.workers == 1
+    )
     return model.eval()
 
 # %% ../../nbs/benchmarks/05_weights.ipynb #d01311db
@@ -112,7 +118,9 @@ def card_of(record: Record) -> dict:
     cell, found = record.cell, record.metrics
     recipe = cell["base"] or {k: cell[k] for k in ("epochs", "batch", "lr")}
     return dict(net=cell["net"], weights=cell["data"], sha256=found["sha256"], bytes=found["bytes"], recipe=recipe, seed=cell["seed"],
-                clean=found["clean"], n=found["n"], corrupted=found["corrupted"], images=cell["images"], experiment=record.experiment,
+                clean=found["clean"], n=found["n"], corrupted=found["corrupted"], images=cell[
+                    "images"
+                ], experiment=record.experiment,
                 record=record.key, made=record.time)
 
 
@@ -127,7 +135,10 @@ def release(
         files[hashlib.sha256(path.read_bytes()).hexdigest()] = path
     newest = {(r.cell["net"], r.cell["data"]): r for r in store.records("weights") if r.cell["data"] != "sample"}
     lacking = [net for (net, _), r in newest.items() if r.metrics["sha256"] not in files]
-    if lacking: raise LookupError(f"the cache lacks the file of {', '.join(lacking)}; run the cell again (robustnb run weights)")
+    if lacking:
+        raise LookupError(
+            f"the cache lacks the file of {', '.join(lacking)}; run the cell again (robustnb run weights)"
+        )
     return [ship(files[r.metrics["sha256"]].read_bytes(), card_of(r), folder) for r in newest.values()]
 
 # %% ../../nbs/benchmarks/05_weights.ipynb #8f9f961f

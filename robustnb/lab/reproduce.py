@@ -540,7 +540,8 @@ def fullest(
 ) -> str:  # a profile
     "The best profile that has at least half as many records of the notebook's experiments as the fullest one."
     code = "\n".join("".join(c["source"]) for c in notebook.cells if c["cell_type"] == "code")
-    records = [r for name in set(re.findall(r'run_cells\(\s*"([\w.-]+)"', code)) for r in store.records(name)]
+    names = set(re.findall(r'run_(?:cells|experiment)\(\s*"([\w.-]+)"', code))
+    records = [r for name in names for r in store.records(name)]
     counts = {profile: sum(r.profile == profile for r in records) for profile in PROFILES[1:]}
     enough = [profile for profile, n in counts.items() if n and 2 * n >= max(counts.values())]
     return enough[-1] if enough else "quick"

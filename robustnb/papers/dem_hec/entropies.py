@@ -184,7 +184,9 @@ def separated(
         if key in known: continue
         names, columns = layers_of(results.arrays[at])
         clean, other = (columns[:, names.index((*which, layer))] for which in (CLEAN, row))
-        known[key] = above_share(clean, other, image_draws(len(columns), results.size - 1, results.seed)).double().numpy()
+        known[key] = above_share(
+            clean, other, image_draws(len(columns), results.size - 1, results.seed)
+        ).double().numpy()
     return summary(results.array(*place, method, (key,), (method,), ENTROPIES), networks(results, place, method))
 
 # %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #17da9995

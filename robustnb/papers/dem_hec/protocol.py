@@ -323,7 +323,9 @@ def run_dem_hec_cell(
         arrays, facts = entropies(model, cell)
         context.artefact("entropies.npz", arrays)
     published = "wrn-28-10" if cell.base.data == "cifar10" else None
-    return record_scores(answers, published) | dict(parameters=sum(p.numel() for p in model.parameters()), **story, **facts)
+    return record_scores(answers, published) | dict(
+        parameters=sum(p.numel() for p in model.parameters()), **story, **facts
+    )
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #7dbfe2a2
 def run_setting(

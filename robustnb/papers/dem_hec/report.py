@@ -9,8 +9,8 @@ __all__ = ['METHOD_TITLES', 'CLEAN_ROW', 'SEVEN3', 'FIFTEEN5', 'CONDITION_SETS',
            'printed_figure', 'ranked', 'widest', 'cost_of', 'compare_table', 'method_ranking', 'compare_figure',
            'rates_figure', 'by_corruption_figure', 'table3', 'field_table', 'table4', 'clean_rows', 'clean_table',
            'clean_figure', 'shown_large', 'large_banner', 'printed6', 'before_after', 'table6', 'subset_table',
-           'ablation_results', 'setting_change', 'restricted', 'diverged', 'seed_range', 'ablation_table',
-           'ablation_figure', 'effects', 'history_figure']
+           'ablation_results', 'setting_change', 'restricted', 'diverged', 'seed_range', 'setting_row', 'method_row',
+           'ablation_table', 'ablation_figure', 'effects', 'history_figure']
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #b9573483
 import matplotlib.pyplot as plt
@@ -65,7 +65,9 @@ def enough(store: Store, profile: str, needed: tuple[str, ...] = BEFORE_AFTER, d
     return protocol is not None and protocol != profile
 
 
-def shown(store: Store, profile: str, needed: tuple[str, ...] = BEFORE_AFTER, data: str = "cifar10", **options) -> DemHecData:
+def shown(
+    store: Store, profile: str, needed: tuple[str, ...] = BEFORE_AFTER, data: str = "cifar10", **options
+) -> DemHecData:
     "The networks that a page shows, resampled."
     protocol, records = best(store, profile, needed, data, **options)
     results = DemHecData(records, store, protocol or profile)
@@ -135,7 +137,9 @@ def mean_accuracy(
     try: values = results.array(*place, method, rows, (method,))
     except Missing: return None
     # a network that serves all seeds is one
-    return summary(values, len({results.record(*place, method, seed).key for seed in results.seeds_of(*place, (method,))}))
+    return summary(
+        values, len({results.record(*place, method, seed).key for seed in results.seeds_of(*place, (method,))})
+    )
 
 
 def gain(
@@ -321,7 +325,9 @@ def method_ranking(
         found = gain(results, place, method, rows, "dem_hec")
         word = "better" if found.low > 0 else "worse" if found.high < 0 else "not to be told from it"
         words[word].append(
-            f"{METHOD_TITLES[method]} " + f"({found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}])".replace("-", "−")
+            f"{METHOD_TITLES[method]} " + f"({found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}])".replace(
+                "-", "−"
+            )
         )
     return "; ".join(f"**{word}**: {', '.join(names)}" for word, names in words.items() if names)
 
@@ -331,7 +337,9 @@ def compare_figure(results: DemHecData, place: tuple[str, str]) -> plt.Figure:
     theme()
     order = ranked(results, place, widest(results, place))
     fig, ax = plt.subplots(figsize=(6.4, 0.9 + 0.3 * len(order)), layout="constrained")
-    for (name, rows), marker, colour, shift in zip(CONDITION_SETS.items(), "so^", ("0.45", "C1", "C0"), (-0.18, 0.0, 0.18)):
+    for (name, rows), marker, colour, shift in zip(
+        CONDITION_SETS.items(), "so^", ("0.45", "C1", "C0"), (-0.18, 0.0, 0.18)
+    ):
         for i, method in enumerate(order):
             found = mean_accuracy(results, place, method, rows)
             if found: draw_interval(ax, found, i + shift, marker, color=colour, label=name if not i else None)
@@ -422,7 +430,9 @@ def table3(
             row[f"{category}, paper"] = (
                 f"{printed[(printed.method == method) & (printed.category == category)].accuracy.item():.2f}"
             )
-            found = mean_accuracy(results, place, TABLE3[method], GROUPS[category.lower()]) if method in TABLE3 else None
+            found = mean_accuracy(
+                results, place, TABLE3[method], GROUPS[category.lower()]
+            ) if method in TABLE3 else None
             row[f"{category}, ours"] = percent(found) if found else "not rerun" if method not in TABLE3 else "not run"
         rows.append(row)
     extra = {"method": "before (not in the paper's table)"}
@@ -430,7 +440,9 @@ def table3(
         extra |= {
             f"{category}, paper": "",
             f"{category}, ours": (
-                percent(found) if (found := mean_accuracy(results, place, "none", GROUPS[category.lower()])) else "not run"
+                percent(found) if (
+                    found := mean_accuracy(results, place, "none", GROUPS[category.lower()])
+                ) else "not run"
             ),
         }
     return table(pd.DataFrame([*rows, extra]), caption)
@@ -458,7 +470,10 @@ def field_table(
     for method in ranked(results, place, SEVEN3):
         found = [mean_accuracy(results, place, method, at) for at in (SEVEN3, CLEAN_ROW, SEVEN3, FIFTEEN5)]
         rows.append(
-            (f"{METHOD_TITLES[method]}, {place[1]}", "ours", found[0].value, *(percent(f) if f else "" for f in found[1:]))
+            (
+                f"{METHOD_TITLES[method]}, {place[1]}", "ours", found[0].value,
+                *(percent(f) if f else "" for f in found[1:])
+            )
         )
     rows.sort(key=lambda row: -row[2])
     return table(
@@ -480,7 +495,9 @@ def table4(
         at = CLEAN_ROW if name == "Clean" else tuple((OURS[name], s) for s in SEV)
         same = printed[printed.corruption == name].set_index("method").accuracy
         row = {"test images": name, **{f"paper, {method}": f"{value:.2f}" for method, value in same.items()}}
-        mine = dict(before=mean_accuracy(results, place, "none", at), after=mean_accuracy(results, place, "dem_hec", at))
+        mine = dict(
+            before=mean_accuracy(results, place, "none", at), after=mean_accuracy(results, place, "dem_hec", at)
+        )
         rows.append(row | {f"ours, {when}": percent(value) if value else "not run" for when, value in mine.items()})
     return table(pd.DataFrame(rows), caption)
 
@@ -505,7 +522,9 @@ def clean_rows(
     for place in dict.fromkeys([*ours, *found]):
         mine = (
             (
-                mean_accuracy(ours[place], place, "none", CLEAN_ROW), mean_accuracy(ours[place], place, "dem_hec", CLEAN_ROW),
+                mean_accuracy(ours[place], place, "none", CLEAN_ROW), mean_accuracy(
+                    ours[place], place, "dem_hec", CLEAN_ROW
+                ),
                 gain(ours[place], place, "dem_hec", CLEAN_ROW),
             )
             if place in ours
@@ -619,7 +638,9 @@ def table6(results: DemHecData, place: tuple[str, str], caption: str = "") -> HT
     "Table 6: clean images, and the mean over severities 1, 3 and 5 of each corruption."
     printed = {name: (f"{b:.2f}", f"{a:.2f}", signed(a - b)) for name, (b, a) in printed6().items()}
     return before_after(
-        results, place, {"Clean": CLEAN_ROW} | {name: tuple((OURS[name], s) for s in SEV) for name in C7}, printed, caption
+        results, place, {"Clean": CLEAN_ROW} | {
+            name: tuple((OURS[name], s) for s in SEV) for name in C7
+        }, printed, caption
     )
 
 
@@ -703,6 +724,41 @@ SETTING_LABELS = {
 }  # settings as a reader sees them
 
 
+def setting_row(all_results: dict[str, DemHecData], name: str) -> dict:  # of `ablation_table`
+    "A setting's accuracies, and what they have over the proposed one."
+    results = all_results[name]
+    place, = {(data, net) for data, net, *_ in results.records}
+    row = {
+        "setting": f"<strong>{name}</strong>" if name == "as proposed" else SETTING_LABELS.get(name, name),
+        "seeds": len(results.seeds_of(*place, ("dem_hec",))),
+        "passes an image": f"{cost_of(results, place, 'dem_hec'):.1f}",
+    }
+    for title, at in CONDITION_SETS.items():
+        found = mean_accuracy(results, place, "dem_hec", at)
+        row[title] = percent(found) if found else "diverged" if diverged(results) else ""
+    for title, at in CONDITION_SETS.items():
+        found = setting_change(all_results, name, at) if name != "as proposed" else None
+        row[f"{title}, change"] = format_points(found) if found else ""
+    return row
+
+
+def method_row(beside: DemHecData, place: tuple, method: str) -> dict | None:  # None: no such network
+    "The same of a network without Dem-HEC."
+    found = {
+        title: (mean_accuracy(beside, place, method, at), gain(beside, place, method, at, "dem_hec"))
+        for title, at in CONDITION_SETS.items()
+    }
+    if not any(value for value, _ in found.values()): return None
+    first = {
+        "setting": f"<em>{METHOD_TITLES[method]}</em>",
+        "seeds": next(value.n_seeds for value, _ in found.values() if value),
+        "passes an image": f"{cost_of(beside, place, method):.1f}",
+    }
+    values = {title: percent(value) if value else "" for title, (value, _) in found.items()}
+    changes = {f"{title}, change": format_points(change) if change else "" for title, (_, change) in found.items()}
+    return first | values | changes
+
+
 def ablation_table(
     all_results: dict[str, DemHecData],  # of `ablation_results`
     caption: str = "",
@@ -710,40 +766,11 @@ def ablation_table(
 ) -> HTML:
     """Accuracy by setting, and what each has over the proposed one; last the networks without any of it. n.s.: the
     interval holds 0."""
-    rows = []
-    for name, results in all_results.items():
-        place, = {(data, net) for data, net, *_ in results.records}
-        row = {
-            "setting": f"<strong>{name}</strong>" if name == "as proposed" else SETTING_LABELS.get(name, name),
-            "seeds": len(results.seeds_of(*place, ("dem_hec",))),
-            "passes an image": f"{cost_of(results, place, 'dem_hec'):.1f}",
-        }
-        for title, at in CONDITION_SETS.items():
-            row[title] = (
-                percent(found)
-                if (found := mean_accuracy(results, place, "dem_hec", at))
-                else "diverged" if diverged(results) else ""
-            )
-        for title, at in CONDITION_SETS.items():
-            found = setting_change(all_results, name, at) if name != "as proposed" else None
-            row[f"{title}, change"] = format_points(found) if found else ""
-        rows.append(row)
-    for method in ("standard", "none") if beside is not None and rows else ():
-        found = {
-            title: (mean_accuracy(beside, place, method, at), gain(beside, place, method, at, "dem_hec"))
-            for title, at in CONDITION_SETS.items()
-        }
-        if not any(value for value, _ in found.values()): continue
-        row = {
-            "setting": f"<em>{METHOD_TITLES[method]}</em>",
-            "seeds": next(value.n_seeds for value, _ in found.values() if value),
-            "passes an image": f"{cost_of(beside, place, method):.1f}",
-        }
-        rows.append(
-            row
-            | {title: percent(value) if value else "" for title, (value, _) in found.items()}
-            | {f"{title}, change": format_points(change) if change else "" for title, (_, change) in found.items()}
-        )
+    rows = [setting_row(all_results, name) for name in all_results]
+    if beside is not None and rows:
+        *_, last = all_results.values()
+        place, = {(data, net) for data, net, *_ in last.records}
+        rows += [row for method in ("standard", "none") if (row := method_row(beside, place, method))]
     return table(pd.DataFrame(rows), caption)
 
 
@@ -752,7 +779,11 @@ def ablation_figure(all_results: dict[str, DemHecData]) -> plt.Figure:
     the proposed setting's seeds around their mean."""
     theme()
     order = [name for name in all_results if name != "as proposed"]
-    sets = [(title, at) for title, at in CONDITION_SETS.items() if any(setting_change(all_results, name, at) for name in order)]
+    sets = [
+        (title, at)
+        for title, at in CONDITION_SETS.items()
+        if any(setting_change(all_results, name, at) for name in order)
+    ]
     fig, axes = plt.subplots(
         1, len(sets), figsize=(2.2 + 2.1 * len(sets), 0.9 + 0.27 * len(order)), sharey=True, squeeze=False,
         layout="constrained",

@@ -99,7 +99,9 @@ def run_attention_cell(
         | {name: table[name].to_numpy(bool) for name in ("right_clean", "right_perturbed")},
     )
     context.artefact("maps.npz", example_maps(model, test, cell.radius))
-    shares = {name: float(table[name].mean()) for name in (*SIMILARITIES, "same_guess", "right_clean", "right_perturbed")}
+    shares = {
+        name: float(table[name].mean()) for name in (*SIMILARITIES, "same_guess", "right_clean", "right_perturbed")
+    }
     maps = grad_cam(model, x, test.y)
     other = {name: float(value.nanmean()) for name, value in drift(maps, maps.roll(1, 0)).items()}
     return shares | dict(other=other, empty=float((table.empty_clean & table.empty_perturbed).mean()), n_test=len(test))

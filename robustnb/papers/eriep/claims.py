@@ -279,7 +279,9 @@ def large_values(
             found[place] = Damaged(f"Table 4, {', '.join(place)}: {error}")
             continue
         found[place] = (
-            np.einsum("sr,rs->r", np.stack(top1), seed_draws(len(common), resamples, np.random.default_rng(0))), len(common),
+            np.einsum("sr,rs->r", np.stack(top1), seed_draws(len(common), resamples, np.random.default_rng(0))), len(
+                common
+            ),
         )
     return found
 
@@ -297,7 +299,9 @@ def eriep_results(
         for reading, found in all_results.items():
             results = EriepResults(records, store, protocol, reading, resamples, values=values)
             results.large = large_values(store, reading, resamples) if protocol == "full" else {}
-            results.similar, results.invariants = attention_values(store, protocol, reading, resamples), computed_invariants(store)
+            results.similar, results.invariants = attention_values(
+                store, protocol, reading, resamples
+            ), computed_invariants(store)
             if results.large or results.similar or results.invariants or any(results.seeds_of(net) for net in NETS):
                 found.append(results)
     return all_results

@@ -347,7 +347,9 @@ def table4_figure(
     fig, axes = plt.subplots(1, 2, figsize=(7.5, 3.8), layout="constrained")
     for ax, title in zip(axes, DATA_TITLES.values()):
         for i, net in enumerate(MODELS):
-            rows = paper[(paper.dataset == title) & (paper.model == net)].set_index("method").accuracy.reindex(TABLE4_METHODS)
+            rows = paper[(paper.dataset == title) & (paper.model == net)].set_index("method").accuracy.reindex(
+                TABLE4_METHODS
+            )
             at = dict(zip(TABLE4_METHODS, (x + 0.4 * (i - 0.5) for x in range(len(TABLE4_METHODS)))))
             ax.plot(at.values(), rows, "os"[i], mfc="none", color=f"C{i}", label=f"paper, {net}")
             mine = {m: [100 * v for v in ours[title, m, net]] for m in TABLE4_METHODS if (title, m, net) in ours}

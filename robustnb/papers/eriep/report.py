@@ -33,7 +33,9 @@ from ...resampling import Estimate, summary
 
 # %% ../../../nbs/papers/eriep/30_report.ipynb #2a26e468
 # readings as a reader sees them
-READING_TITLES = {"standard": "standard", "literal": "ERIEP, literal", "through_n": "through N", "augment": "augmentation"}
+READING_TITLES = {
+    "standard": "standard", "literal": "ERIEP, literal", "through_n": "through N", "augment": "augmentation"
+}
 READING_COLOURS = {"standard": "0.35", "literal": "C0", "through_n": "C1", "augment": "C2"}
 
 
@@ -233,7 +235,9 @@ def few_seeds(all_results: dict[str, EriepResults]) -> str:
         for c in ("clean", *PERTURBED)
     ]
     clear = [
-        seed_gains(all_results, *place) for place in places if not (found := reading_gain(all_results, *place)).low <= 0 <= found.high
+        seed_gains(all_results, *place) for place in places if not (
+            found := reading_gain(all_results, *place)
+        ).low <= 0 <= found.high
     ]
     if not places: return ""
     sure = sum(len(set(gains)) == 1 or ttest_1samp(gains, 0).pvalue < 0.05 for gains in clear)
@@ -259,7 +263,9 @@ def reading_gain_figure(all_results: dict[str, EriepResults]) -> plt.Figure:
                 color="C3", label="paper" if not i else None,
             )
             for j, reading in enumerate(EPM_READINGS):
-                found = reading_gain(all_results, PAPER_NETS[net], reading, "clean" if condition == "None" else condition)
+                found = reading_gain(
+                    all_results, PAPER_NETS[net], reading, "clean" if condition == "None" else condition
+                )
                 if not found: continue
                 error = [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]
                 ax.errorbar(
@@ -310,7 +316,10 @@ def noise_figure(
     for reading in READING_TITLES:
         values = noise_series(all_results, net, reading)
         if values is not None:
-            draw_series(ax, sigmas_of(all_results), values, label=f"ours, {READING_TITLES[reading]}", color=READING_COLOURS[reading])
+            draw_series(
+                ax, sigmas_of(all_results), values, label=f"ours, {READING_TITLES[reading]}",
+                color=READING_COLOURS[reading]
+            )
     for (method, rows), marker in zip(paper_table("eriep_fig2").groupby("method", sort=False), "Ds"):
         ax.plot(
             rows.noise_level, rows.approx_accuracy, marker + "--", mfc="none",
@@ -343,9 +352,13 @@ def depth_table(
         }
         for reading in EPM_READINGS:
             found, more = (
-                reading_accuracy(all_results, net, reading, f"noise {sigma:g}"), reading_gain(all_results, net, reading, f"noise {sigma:g}"),
+                reading_accuracy(all_results, net, reading, f"noise {sigma:g}"), reading_gain(
+                    all_results, net, reading, f"noise {sigma:g}"
+                ),
             )
-            row[READING_TITLES[reading]] = f"{percent(found)}<br><small>{format_points(more)}</small>" if found else "not run"
+            row[
+                READING_TITLES[reading]
+            ] = f"{percent(found)}<br><small>{format_points(more)}</small>" if found else "not run"
         rows.append(row)
     return table(pd.DataFrame(rows), caption)
 
@@ -416,7 +429,9 @@ def log_figure(
         for (reading, _), part in frame.groupby(["reading", "seed"], sort=False):
             if part[name].isna().all() or name == "moved" and reading == "standard": continue
             ax.plot(
-                part["epoch"], part[name].clip(-1, 1) if name == "cosine" else part[name], color=READING_COLOURS[reading],
+                part["epoch"], part[name].clip(-1, 1) if name == "cosine" else part[name], color=READING_COLOURS[
+                    reading
+                ],
                 lw=1.1, label=None if reading in drawn else READING_TITLES[reading],
             )
             drawn.add(reading)

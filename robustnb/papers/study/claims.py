@@ -428,7 +428,9 @@ def study_results(
     records, all_results = store.records("study"), {name: [] for name in STUDY_READINGS}
     for profile in profiles:
         mine = [
-            r for r in records if r.profile == profile and any(belongs(r, reading) for reading in STUDY_READINGS.values())
+            r for r in records if r.profile == profile and any(
+                belongs(r, reading) for reading in STUDY_READINGS.values()
+            )
         ]
         values = accuracies_by_record(mine, store, resamples, 0)
         for name, reading in STUDY_READINGS.items():

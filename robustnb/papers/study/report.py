@@ -117,7 +117,9 @@ def nets_line(results: StudyFacts, *exps: str) -> HTML:
     for net, name in NET_NAMES.items():
         # the clean model is in every single-factor series
         again = max(0, len([exp for exp in exps if exp not in FACTORS]) - 1)
-        models, seeds = sum(len(results.levels(exp)) for exp in exps) - again, [n_seeds(results, net, exp) for exp in exps]
+        models, seeds = sum(len(results.levels(exp)) for exp in exps) - again, [
+            n_seeds(results, net, exp) for exp in exps
+        ]
         parts.append(
             f"{name}: {models} models for each of {min(seeds)} seed{'s' * (min(seeds) != 1)}."
             if min(seeds)
@@ -251,7 +253,9 @@ def correlation_rows(row: dict, title: str) -> list[dict]:  # the paper's row an
     others = second_line(f"Holm {probability(row['holm'])}; orders {number(row['exact_p'])}") if defined else ""
     ours = {
         "": f"ours, n = {row['n']}",
-        "r": with_interval(row["r"], row["r_low"], row["r_high"]) + (second_line(strength(row["r"])) if defined else ""),
+        "r": with_interval(row["r"], row["r_low"], row["r_high"]) + (
+            second_line(strength(row["r"])) if defined else ""
+        ),
         "verdict": badge(*row["verdict"]) if defined else badge("not run"), "p": probability(row["p"]) + others,
         "mean": with_interval(row["mean"], row["mean_low"], row["mean_high"]), "variance": number(row["variance"]),
     }
@@ -320,7 +324,9 @@ def multiple_table(
                     f"{strength(row['R'])}; {number(row['expected'])} without effect" if row["R"] == row["R"] else ""
                 )
             ),
-            "p, paper": number(row["paper"].p), "p, ours": probability(row["p"]) + second_line(f"Holm {probability(p)}"),
+            "p, paper": number(row["paper"].p), "p, ours": probability(row["p"]) + second_line(
+                f"Holm {probability(p)}"
+            ),
             "sign of each factor": row["signs"],
         }
         for row, p in zip(found, adjusted)

@@ -31,7 +31,8 @@ def place_of(cell) -> tuple[str, tuple]:  # group; which cell of it
     if isinstance(cell, domains.DomainCell): return cell.pair, (cell.method,)
     if isinstance(cell, transfers.TransferCell): return f"transfer {cell.source}", (cell.way, cell.n)
     if isinstance(cell, protocol.MaskingCell): return "masking", ("rounded" if cell.rounded else cell.bench.technique,)
-    if isinstance(cell, photographs.PhotoCell): return f"photos {cell.technique}", (cell.technique,)  # a row counts as soon as it has a seed
+    if isinstance(cell, photographs.PhotoCell):
+        return f"photos {cell.technique}", (cell.technique,)  # a row counts as soon as it has a seed
     if cell.n_attacked: return "bench", (cell.technique,)
     if cell.technique in protocol.NETS: return "net", (cell.technique,)
     if cell.imbalance: return "uneven", (cell.technique,)
@@ -48,12 +49,21 @@ def seed_of(cell) -> int: return cell.bench.seed if isinstance(cell, protocol.Ma
 @lru_cache(maxsize=4)
 def planned_cells(profile: str) -> dict[str, tuple[str, tuple, int]]:  # key of a record -> group, which, seed
     "What a profile consists of."
-    return {record_key(experiment, cell): (*place_of(cell), seed_of(cell)) for experiment, cells in EXPERIMENTS.items() for cell in cells(profile)}
+    return {
+        record_key(experiment, cell): (*place_of(cell), seed_of(cell))
+        for experiment, cells in EXPERIMENTS.items()
+        for cell in cells(profile)
+    }
 
 
 def found_records(store: Store, profile: str) -> list[Record]:
     "The records of a profile's cells."
-    return [record for name in EXPERIMENTS for record in store.records(name, profile) if record.key in planned_cells(profile)]
+    return [
+        record
+        for name in EXPERIMENTS
+        for record in store.records(name, profile)
+        if record.key in planned_cells(profile)
+    ]
 
 # %% ../../../nbs/papers/techniques/20_claims.ipynb #753a5d84
 @lru_cache(maxsize=16)
@@ -74,7 +84,8 @@ def column(
     if name.startswith("angle_"): arrays = {name: arrays["angles"][:, protocol_angles().index(int(name[6:]))]}
     if name not in arrays:
         value = record.metrics.get(name)
-        if not isinstance(value, (int, float)): raise Missing(f"column {name} of {record.cell.get('technique', record.experiment)}")
+        if not isinstance(value, (int, float)):
+            raise Missing(f"column {name} of {record.cell.get('technique', record.experiment)}")
         return np.full(resamples + 1, float(value))
     share = arrays[name].astype(np.float64)
     counts = draws_of(len(share), resamples)
@@ -111,7 +122,10 @@ class Bench:
         return seeds
 
     def arrays(self, record: Record) -> dict:
-        if record.key not in self.kept: self.kept[record.key] = self.store.artefact(record, "answers.npz") if "answers.npz" in record.artefacts else {}
+        if record.key not in self.kept:
+            self.kept[record.key] = self.store.artefact(
+                record, "answers.npz"
+            ) if "answers.npz" in record.artefacts else {}
         return self.kept[record.key]
 
     def by_seed(self, group: str, which: tuple, name: str) -> np.ndarray:  # [seeds,1+R]
@@ -144,7 +158,10 @@ class Bench:
 AT = ["fgsm", "fgsm_rs", "pgd", "pgd_mixed", "pgd_smoothed", "trades", "free", "fine_tuned", "ensemble_adversarial"]
 INTERPOLATIONS = ["nearest", "bilinear", "bicubic"]
 SIZES = list(transfers.TARGET_SIZES)
-FUNCTIONS = ("col", "photo", "angle", "few", "uneven", "net", "mask", "failed", "dom", "tr", "all_three", "between_seeds", "rising", "spread")
+FUNCTIONS = (
+    "col", "photo", "angle", "few", "uneven", "net", "mask", "failed", "dom", "tr", "all_three", "between_seeds",
+    "rising", "spread"
+)
 
 
 def dropout_error(p: float) -> float:  # p: probability of dropping a unit
@@ -157,7 +174,9 @@ CLAIM_WORDS = dict(AT=AT, KINDS=INTERPOLATIONS, SIZES=SIZES, dropout_error=dropo
 
 def printed_names() -> dict:
     "The language of claims.csv in print: the survey has no numbers, so everything is missing."
-    return {name: partial(absent, name) for name in (*FUNCTIONS, "dropout_error")} | {k: v for k, v in CLAIM_WORDS.items() if k != "dropout_error"}
+    return {name: partial(absent, name) for name in (*FUNCTIONS, "dropout_error")} | {
+        k: v for k, v in CLAIM_WORDS.items() if k != "dropout_error"
+    }
 
 # %% ../../../nbs/papers/techniques/20_claims.ipynb #5a64cfac
 class BenchResults(Bench):
@@ -166,7 +185,8 @@ class BenchResults(Bench):
     def col(self, technique, column): return self.look("bench", (technique,), column)
     def photo(self, technique, column): return self.look(f"photos {technique}", (technique,), column)
     def angle(self, technique, degrees): return self.look("bench", (technique,), f"angle_{degrees}")
-    def few(self, technique, column, amount=0.0, kind=""): return self.look("few", (technique, float(amount), kind), column)
+    def few(self, technique, column, amount=0.0, kind=""):
+        return self.look("few", (technique, float(amount), kind), column)
     def uneven(self, technique, column): return self.look("uneven", (technique,), column)
     def net(self, kind, column): return self.look("net", (kind,), column)
     def mask(self, net, column): return self.look("masking", (net,), column)
@@ -175,7 +195,10 @@ class BenchResults(Bench):
     def tr(self, way, n, column): return self.look("transfer low_digits", (way, n), column)
 
     def all_three(self, pair):
-        source, target, far = (self.by_seed(pair, ("dann",), c) - self.by_seed(pair, ("source_only",), c) for c in ("source", "target", "distance"))
+        source, target, far = (
+            self.by_seed(pair, ("dann",), c) - self.by_seed(pair, ("source_only",), c)
+            for c in ("source", "target", "distance")
+        )
         held = (far < 0) & (source > -0.01) & (target > 0)
         values = np.einsum("sr,rs->r", held.astype(float), self.weights(len(held)))
         return values if self.at is None else values[self.at].item()
@@ -226,7 +249,9 @@ def techniques_verdicts(
     all_results = {name: results_of(store, name, resamples) for name in ((profile,) if profile else TRIED_PROFILES)}
     for _, claim in claims.iterrows():
         for name, results in all_results.items():
-            found = evaluate_claim(claim.predicate, results, facts, resamples) | dict(profile=name if results.records else "")
+            found = evaluate_claim(claim.predicate, results, facts, resamples) | dict(
+                profile=name if results.records else ""
+            )
             if found["verdict"] != "not run": break
         off = found["verdict"] != "not run" and (found["n_seeds"] < 3 or found["profile"] != "full")
         yield dict(claim) | dict(about="measured", reading="literal", provisional=off) | found

@@ -41,13 +41,22 @@ def small_net(
 ) -> Classifier:  # images [B,channels,28,28] in [0,1] -> logits
     "The bench's net for MNIST."
     norm = lambda n, kind: [kind(n)] if batch_norm else []
-    conv = lambda inputs, outputs: nn.Sequential(nn.Conv2d(inputs, outputs, 4, 2, 1), *norm(outputs, nn.BatchNorm2d), nn.ReLU())
+    conv = lambda inputs, outputs: nn.Sequential(
+        nn.Conv2d(inputs, outputs, 4, 2, 1), *norm(outputs, nn.BatchNorm2d), nn.ReLU()
+    )
     with seeded(seed):
-        hidden = nn.Sequential(nn.Flatten(), nn.Linear(32 * 7 * 7, 100), *norm(100, nn.BatchNorm1d), nn.ReLU(), *([Dropout(dropout)] if dropout else []))
-        return Classifier({"conv1": conv(channels, 16), "conv2": conv(16, 32), "hidden": hidden}, nn.Linear(100, classes), Normalize([0.1307] * channels, [0.3081] * channels))
+        hidden = nn.Sequential(
+            nn.Flatten(), nn.Linear(32 * 7 * 7, 100), *norm(100, nn.BatchNorm1d), nn.ReLU(),
+            *([Dropout(dropout)] if dropout else [])
+        )
+        return Classifier(
+            {"conv1": conv(channels, 16), "conv2": conv(16, 32), "hidden": hidden}, nn.Linear(100, classes),
+            Normalize([0.1307] * channels, [0.3081] * channels)
+        )
 
 # %% ../../../nbs/papers/techniques/05_columns.ipynb #59ff19cc
-bench_images = partial(subset, embedded="mnist")  # (mnist | cifar10 | sample, train | test) -> ImageSet, read once a process
+# (mnist | cifar10 | sample, train | test) -> ImageSet, read once a process
+bench_images = partial(subset, embedded="mnist")
 
 
 def drawn(
@@ -58,7 +67,8 @@ def drawn(
 ) -> tuple[ImageSet, ImageSet]:  # training images, held-out images
     "Two sets without a common image."
     whole = bench_images(data, "train")
-    if images + held > len(whole): raise ValueError(f"{data} has {len(whole)} training images, {images} and {held} held out are asked for")
+    if images + held > len(whole):
+        raise ValueError(f"{data} has {len(whole)} training images, {images} and {held} held out are asked for")
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(1000 + seed))
     return whole.take(order[:images]), whole.take(order[images:images + held])
 
@@ -76,7 +86,9 @@ def corrupted_images(
     test = bench_images(data, "test").take(slice(0, n))
     benchmark = benchmark_for(test)
     rows = conditions(severities=severities, benchmark=benchmark)[1:]
-    return rows, torch.stack([torch.cat([x for x, _ in corrupted(test, name, severity, benchmark)]) for name, severity in rows])
+    return rows, torch.stack(
+        [torch.cat([x for x, _ in corrupted(test, name, severity, benchmark)]) for name, severity in rows]
+    )
 
 
 def enlarged(
@@ -103,7 +115,10 @@ def scores(
     sure, guess = probs.max(-1)
     label = probs.gather(-1, y[..., None])[..., 0]
     logs = probs.clamp_min(1e-30).log()
-    return dict(right=guess == y, nll=-label.clamp_min(1e-30).log(), brier=(probs.square().sum(-1) - 2 * label + 1), sure=sure, entropy=-(probs * logs).sum(-1))
+    return dict(
+        right=guess == y, nll=-label.clamp_min(1e-30).log(), brier=(probs.square().sum(-1) - 2 * label + 1), sure=sure,
+        entropy=-(probs * logs).sum(-1)
+    )
 
 
 def gaps(
@@ -112,7 +127,9 @@ def gaps(
 ) -> Tensor:  # [n,BINS]
     "Each image's share of the calibration error, before the absolute value."
     which = (sure * BINS).ceil().clamp(1, BINS).long() - 1
-    found = torch.zeros(*right.shape, BINS, dtype=torch.float64).scatter_(2, which[..., None], (right.double() - sure)[..., None])
+    found = torch.zeros(*right.shape, BINS, dtype=torch.float64).scatter_(
+        2, which[..., None], (right.double() - sure)[..., None]
+    )
     return found.mean(0)
 
 # %% ../../../nbs/papers/techniques/05_columns.ipynb #90fd4c74
@@ -148,8 +165,15 @@ def summed(
     found = scores(probs, y.expand(len(probs), -1))
     means = {key: found[key].double().mean(0) for key in ("right", "nll", "brier")}
     gap, (aurc, influence) = gaps(found["right"], found["sure"]), aurc_influence(found["right"], found["sure"])
-    metrics = {name: means["right"].mean().item(), f"{name}_nll": means["nll"].mean().item(), f"{name}_brier": means["brier"].mean().item(), f"{name}_ece": gap.mean(0).abs().sum().item(), f"{name}_aurc": aurc}
-    arrays = {name: means["right"], f"{name}_nll": means["nll"], f"{name}_brier": means["brier"], f"{name}_ece": gap, f"{name}_aurc": influence}
+    metrics = {
+        name: means["right"].mean().item(), f"{name}_nll": means["nll"].mean().item(),
+        f"{name}_brier": means["brier"].mean().item(), f"{name}_ece": gap.mean(0).abs().sum().item(),
+        f"{name}_aurc": aurc
+    }
+    arrays = {
+        name: means["right"], f"{name}_nll": means["nll"], f"{name}_brier": means["brier"], f"{name}_ece": gap,
+        f"{name}_aurc": influence
+    }
     return metrics, {key: value.float() for key, value in arrays.items()}
 
 
@@ -162,21 +186,30 @@ def answered(
     severities: tuple[int, ...],
 ) -> tuple[dict, dict]:  # metrics; arrays with a row an image
     "The columns without an attack."
-    clean, (rows, worse) = bench_images(data, "test").take(slice(0, test)), corrupted_images(data, corrupted, severities)
+    clean, (rows, worse) = bench_images(data, "test").take(slice(0, test)), corrupted_images(
+        data, corrupted, severities
+    )
     metrics, arrays = summed(probabilities(model, clean.x)[None], clean.y, "clean")
     probs = probabilities(model, worse.flatten(0, 1)).unflatten(0, worse.shape[:2])
     more, others = summed(probs, clean.y[:corrupted], "corrupted")
     metrics, arrays = metrics | more, arrays | others
-    right, entropy = probs.argmax(2) == clean.y[:corrupted], scores(probs, clean.y[:corrupted].expand(len(rows), -1))["entropy"]
+    right, entropy = probs.argmax(2) == clean.y[:corrupted], scores(probs, clean.y[:corrupted].expand(len(rows), -1))[
+        "entropy"
+    ]
     for family, names in FAMILIES.items():
         chosen = right[[name in names for name, _ in rows]].double().mean(0)
         metrics[f"corrupted_{family}"], arrays[f"corrupted_{family}"] = chosen.mean().item(), chosen.float()
-    metrics["entropy_by_severity"] = [scores(probabilities(model, clean.x[:corrupted]), clean.y[:corrupted])["entropy"].mean().item(), *(entropy[[s == severity for _, s in rows]].mean().item() for severity in severities)]
+    metrics["entropy_by_severity"] = [
+        scores(probabilities(model, clean.x[:corrupted]), clean.y[:corrupted])["entropy"].mean().item(),
+        *(entropy[[s == severity for _, s in rows]].mean().item() for severity in severities)
+    ]
     metrics["train"] = (probabilities(model, train.x[:2000]).argmax(1) == train.y[:2000]).double().mean().item()
     if data != "cifar10":
         shifted, turned = enlarged(uci_digits("test")), turned_images(data, corrupted)
         arrays["shifted"] = (probabilities(model, shifted.x).argmax(1) == shifted.y).float()
-        arrays["angles"] = (probabilities(model, turned.flatten(0, 1)).argmax(1).view(len(ANGLES), -1) == clean.y[:corrupted]).float().T
+        arrays["angles"] = (
+            probabilities(model, turned.flatten(0, 1)).argmax(1).view(len(ANGLES), -1) == clean.y[:corrupted]
+        ).float().T
         metrics |= dict(shifted=arrays["shifted"].mean().item(), angles=arrays["angles"].mean(0).tolist())
     return metrics, arrays
 
@@ -193,11 +226,17 @@ def attacked(
     "The columns under attack."
     test, (large, small) = bench_images(data, "test").take(slice(0, n)), radii
     foreign = lambda model, x, y, eps, norm, generator: pgd(other, x, y, eps, eps / 4, 10, norm, generator=generator)
-    plan = {"fgsm": (large, "fgsm"), "pgd": (large, "pgd"), "transfer": (large, foreign), "fgsm_small": (small, "fgsm"), "pgd_small": (small, "pgd"), "margin_small": (small, "pgd-margin")}
+    plan = {
+        "fgsm": (large, "fgsm"), "pgd": (large, "pgd"), "transfer": (large, foreign), "fgsm_small": (small, "fgsm"),
+        "pgd_small": (small, "pgd"), "margin_small": (small, "pgd-margin")
+    }
     arrays = {name: survivors(net, test, eps, "linf", attack, seed, steps=20) for name, (eps, attack) in plan.items()}
     arrays["worst"] = survivors(net, test.take(slice(0, worst)), large, "linf", "light", seed, steps=30, queries=200)
     x, y = test.float()[:worst], test.y[:worst]
-    images = dict(fgsm=fgsm(net, x, y, large), pgd=pgd(net, x, y, large, large / 8, 20, generator=torch.Generator().manual_seed(seed)))
+    images = dict(
+        fgsm=fgsm(net, x, y, large),
+        pgd=pgd(net, x, y, large, large / 8, 20, generator=torch.Generator().manual_seed(seed))
+    )
     with torch.no_grad(), mode(net, training=False):
         for name, z in images.items(): arrays[f"loss_{name}"] = label_loss(net, y)(z)
     arrays = {name: value.float() for name, value in arrays.items()}

@@ -59,14 +59,22 @@ def domains(pair: str, data: str, images: int, seed: int, patch: int, n: int) ->
     over = lambda digits, split: mnist_m(split, seed, patch, digits, photos(split))
     if pair == "mnist_m":
         third = coloured(enlarged(uci_digits("test")))
-        return dict(source=coloured(source), target=over(source, "train"), source_test=coloured(test), target_test=over(test, "test"), third=third)
+        return dict(
+            source=coloured(source), target=over(source, "train"), source_test=coloured(test),
+            target_test=over(test, "test"), third=third
+        )
     grey = over(test, "test")
     third = ImageSet(grey.x.float().mean(1, keepdim=True).round().to(torch.uint8), grey.y, grey.classes, "mnist_m-grey")
-    return dict(source=source, target=enlarged(uci_digits("train")), source_test=test, target_test=enlarged(uci_digits("test")), third=third)
+    return dict(
+        source=source, target=enlarged(uci_digits("train")), source_test=test, target_test=enlarged(uci_digits("test")),
+        third=third
+    )
 
 # %% ../../../nbs/papers/techniques/12_domains.ipynb #f2cb9a70
-def recipe_of(cell: DomainCell, **changes) -> Recipe: return replace(Recipe(epochs=cell.epochs, batch=cell.batch, lr=cell.lr), **changes)
-def build_model(cell: DomainCell) -> nn.Module: return small_net(1000 * cell.seed, 3 if cell.pair == "mnist_m" else 1, batch_norm=True)
+def recipe_of(cell: DomainCell, **changes) -> Recipe:
+    return replace(Recipe(epochs=cell.epochs, batch=cell.batch, lr=cell.lr), **changes)
+def build_model(cell: DomainCell) -> nn.Module:
+    return small_net(1000 * cell.seed, 3 if cell.pair == "mnist_m" else 1, batch_norm=True)
 
 
 def source_only_net(cell: DomainCell, context, sets: dict) -> nn.Module:
@@ -87,7 +95,8 @@ def adapted(cell: DomainCell, context, sets: dict) -> nn.Module:
     if cell.method in ("dann", "target_only"):
         net, few = build_model(cell), len(sets["target"]) < len(sets["source"])
         objective = DANN(sets["target"]) if cell.method == "dann" else None
-        recipe = recipe_of(cell) if objective else recipe_of(cell, epochs=cell.epochs * (3 if few else 1))  # as many steps
+        # as many steps
+        recipe = recipe_of(cell) if objective else recipe_of(cell, epochs=cell.epochs * (3 if few else 1))
         fit(net, sets["source" if objective else "target"], objective, recipe, cell.seed, **quiet)
         return net.to(memory_format=torch.contiguous_format)
     source = source_only_net(cell, context, sets)
@@ -104,24 +113,40 @@ def run_domain_cell(
     "Adapt a net and measure it on both domains."
     sets = domains(cell.pair, cell.data, cell.images, cell.seed, cell.patch, cell.n_test)
     net = adapted(cell, context, sets)
-    right = {name: (probabilities(net, sets[key].x).argmax(1) == sets[key].y).float() for name, key in dict(source="source_test", target="target_test", third="third").items()}
+    right = {
+        name: (probabilities(net, sets[key].x).argmax(1) == sets[key].y).float()
+        for name, key in dict(source="source_test", target="target_test", third="third").items()
+    }
     few = [sets[key].take(slice(0, 500)) for key in ("source_test", "target_test")]
-    metrics = {name: value.mean().item() for name, value in right.items()} | dict(distance=proxy_a_distance(*(features(net, data) for data in few)))
+    metrics = {name: value.mean().item() for name, value in right.items()} | dict(
+        distance=proxy_a_distance(*(features(net, data) for data in few))
+    )
     if cell.pair == "digits":
-        columns, arrays = answered(net, cell.data, sets["source"], cell.n_test, cell.n_corrupted, tuple(cell.severities))
+        columns, arrays = answered(
+            net, cell.data, sets["source"], cell.n_test, cell.n_corrupted, tuple(cell.severities)
+        )
         metrics, right = metrics | columns, right | arrays
     context.artefact("answers.npz", right)
     return metrics
 
 # %% ../../../nbs/papers/techniques/12_domains.ipynb #0c6d4c6c
-PROTOCOLS = {"smoke": dict(data="sample", images=150, epochs=1, n_test=40, n_corrupted=4, severities=(1, 5)), "quick": {}, "reduced": dict(images=20_000, epochs=10, n_test=5_000, n_corrupted=500), "full": dict(images=60_000, epochs=20, n_test=10_000, n_corrupted=10_000)}
+PROTOCOLS = {
+    "smoke": dict(data="sample", images=150, epochs=1, n_test=40, n_corrupted=4, severities=(1, 5)), "quick": {},
+    "reduced": dict(images=20_000, epochs=10, n_test=5_000, n_corrupted=500),
+    "full": dict(images=60_000, epochs=20, n_test=10_000, n_corrupted=10_000)
+}
 SEEDS = {"smoke": (0,), "quick": (0, 1, 2), "reduced": (0, 1, 2, 3, 4), "full": (0, 1, 2, 3, 4)}
 
 
 def domain_cells(profile: str) -> list[DomainCell]:
     "The cells of a profile."
     if profile not in PROTOCOLS: raise ValueError(nearest(profile, PROTOCOLS, "profile"))
-    return [DomainCell(method, pair, seed, **PROTOCOLS[profile]) for seed in SEEDS[profile] for pair in PAIRS for method in METHODS]
+    return [
+        DomainCell(method, pair, seed, **PROTOCOLS[profile])
+        for seed in SEEDS[profile]
+        for pair in PAIRS
+        for method in METHODS
+    ]
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,9 @@ def dropout_rule(ps: tuple[float, ...] = (0.2, 0.3, 0.5), masks: int = 10_000) -
     draw, rows = np.random.default_rng(0), []
     for p in ps:
         kept = (draw.random((masks, 64)) >= p).mean()
-        rows.append(statement(f"test-time factor at p = {p:g}, mean over {masks:,} masks", p, float(kept), tolerance=0.01))
+        rows.append(
+            statement(f"test-time factor at p = {p:g}, mean over {masks:,} masks", p, float(kept), tolerance=0.01)
+        )
         rows.append(statement(f"the rule's error at p = {p:g}, as a share", 0.0, dropout_error(p)))
     return rows
 
@@ -60,17 +62,38 @@ def dropout_rule(ps: tuple[float, ...] = (0.2, 0.3, 0.5), masks: int = 10_000) -
 def circle(degrees: float = 10.0) -> list[dict]:
     "How much of all rotations a range covers, and how much of a digit's own turned image it overlaps."
     x = sample("mnist", "test").take(slice(0, 50)).float()
-    same = lambda angle: F.cosine_similarity(rotate(x, torch.full((50,), angle), "bilinear").flatten(1), x.flatten(1)).mean().item()
-    return [statement(f"share of all rotations within {degrees:g} degrees", 1.0, 2 * degrees / 360), statement("cosine of a digit and itself turned by 10 degrees", None, same(10.0)), statement("the same by 90 degrees", None, same(90.0))]
+    same = lambda angle: F.cosine_similarity(
+        rotate(x, torch.full((50,), angle), "bilinear").flatten(1), x.flatten(1)
+    ).mean().item()
+    return [
+        statement(f"share of all rotations within {degrees:g} degrees", 1.0, 2 * degrees / 360),
+        statement("cosine of a digit and itself turned by 10 degrees", None, same(10.0)),
+        statement("the same by 90 degrees", None, same(90.0))
+    ]
 
 # %% ../../../nbs/papers/techniques/40_errata.ipynb #8a5bf8f9
 MISTOLD = (
-    ("Tramèr et al. (2018) train several models on subsets and combine them", "one model, trained on examples from static nets", "its code, train_adv.py; our `EnsembleAdversarial`"),
-    ("defensive distillation and gradient masking are defences", "7 of 9 defences of one conference relied on masking, 6 fell completely", "Athalye et al. (2018), abstract"),
+    (
+        "Tramèr et al. (2018) train several models on subsets and combine them",
+        "one model, trained on examples from static nets", "its code, train_adv.py; our `EnsembleAdversarial`"
+    ),
+    (
+        "defensive distillation and gradient masking are defences",
+        "7 of 9 defences of one conference relied on masking, 6 fell completely", "Athalye et al. (2018), abstract"
+    ),
     ("unsupervised domain adaptation is another approach than DANN", "DANN is one", "Ganin et al. (2016)"),
-    ("domain adaptation and CycleGAN serve unseen domains", "both need images of the target", "their objectives: `DANN(target)`"),
-    ("feature scattering is by Liao et al. (2020), and about interpretability", "Zhang and Wang (2019), a defence", "auto-attack README"),
-    ("the paper investigates effectiveness and proposes methodologies", "no experiment, no method, no number", "its text: no table"),
+    (
+        "domain adaptation and CycleGAN serve unseen domains", "both need images of the target",
+        "their objectives: `DANN(target)`"
+    ),
+    (
+        "feature scattering is by Liao et al. (2020), and about interpretability", "Zhang and Wang (2019), a defence",
+        "auto-attack README"
+    ),
+    (
+        "the paper investigates effectiveness and proposes methodologies", "no experiment, no method, no number",
+        "its text: no table"
+    ),
 )
 
 

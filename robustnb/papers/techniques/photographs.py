@@ -61,7 +61,9 @@ class PhotoCell:
 
 def photo_net(seed: int = 0, classes: int = 10) -> Classifier:  # images [B,3,32,32] in [0,1] -> logits
     "The bench's net for photographs."
-    conv = lambda inputs, outputs: nn.Sequential(nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+    conv = lambda inputs, outputs: nn.Sequential(
+        nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
     with seeded(seed):
         hidden = nn.Sequential(nn.Flatten(), nn.Linear(128 * 4 * 4, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU())
         return Classifier({"conv1": conv(3, 32), "conv2": conv(32, 64), "conv3": conv(64, 128), "hidden": hidden},
@@ -84,7 +86,10 @@ def photos(data: str, split: str) -> ImageSet:  # read once a process
 def sets_of(cell: PhotoCell) -> tuple[ImageSet, ImageSet]:  # training images, held-out images
     "Two sets without a common image."
     whole = photos(cell.data, "train")
-    if cell.images + cell.held > len(whole): raise ValueError(f"{cell.data} has {len(whole)} training images, {cell.images} and {cell.held} held out are asked for")
+    if cell.images + cell.held > len(whole):
+        raise ValueError(
+            f"{cell.data} has {len(whole)} training images, {cell.images} and {cell.held} held out are asked for"
+        )
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(1000 + cell.seed))
     return whole.take(order[:cell.images]), whole.take(order[cell.images:cell.images + cell.held])
 
@@ -94,13 +99,16 @@ def corrupted_photos(data: str, n: int, severities: tuple[int, ...]) -> Tensor: 
     "The first test images under each corruption and severity, with the constants of CIFAR-10-C."
     test = photos(data, "test").take(slice(0, n))
     rows = conditions(severities=severities, benchmark="cifar10-c")[1:]
-    return torch.stack([torch.cat([x for x, _ in corrupted(test, name, severity, "cifar10-c")]) for name, severity in rows])
+    return torch.stack(
+        [torch.cat([x for x, _ in corrupted(test, name, severity, "cifar10-c")]) for name, severity in rows]
+    )
 
 # %% ../../../nbs/papers/techniques/14_photographs.ipynb #6b1bc174
 CHOSEN_BY = {"PLANS": "technique", "ASKING": "technique"}
 
 
-def plain_plan(cell: PhotoCell): return None, {}  # cross-entropy; by its name, so that rows that ask its net depend on it
+def plain_plan(cell: PhotoCell):
+    return None, {}  # cross-entropy; by its name, so that rows that ask its net depend on it
 
 
 PLANS: dict[str, Callable[[PhotoCell], tuple[Objective | None, dict]]] = {  # objective, changes of the recipe
@@ -126,7 +134,9 @@ def trained(
     "Train a cell's net, or take it from the cell's folder."
     def make(folder):
         (planned, changes), net, passed = PLANS.get(cell.technique, plain_plan)(cell), build_model(cell), [0]
-        hook = net.features.register_forward_hook(lambda module, inputs, out: passed.__setitem__(0, passed[0] + len(out)))
+        hook = net.features.register_forward_hook(
+            lambda module, inputs, out: passed.__setitem__(0, passed[0] + len(out))
+        )
         recipe = replace(Recipe(epochs=cell.epochs, batch=cell.batch, lr=cell.lr, schedule="cosine"), **changes)
         try: fit(net, sets_of(cell)[0], objective or planned, recipe, cell.seed, device=context.device, progress=False)
         finally: hook.remove()
@@ -137,7 +147,8 @@ def trained(
     return Made(net.eval(), net, kept["passes"])
 
 # %% ../../../nbs/papers/techniques/14_photographs.ipynb #33cb9d0e
-def standard(cell: PhotoCell, context, shift: int = 0) -> Made: return trained(replace(cell, technique="standard", seed=cell.seed + shift), context)
+def standard(cell: PhotoCell, context, shift: int = 0) -> Made:
+    return trained(replace(cell, technique="standard", seed=cell.seed + shift), context)
 
 
 def ensemble(cell, context):
@@ -182,7 +193,9 @@ def made_of(cell: PhotoCell, context) -> Made:
 # %% ../../../nbs/papers/techniques/14_photographs.ipynb #fb08648b
 def answered_photos(model: nn.Module, cell: PhotoCell) -> tuple[dict, dict]:  # metrics; arrays with a row an image
     "The columns without an attack."
-    clean, worse = photos(cell.data, "test").take(slice(0, cell.n_test)), corrupted_photos(cell.data, cell.n_corrupted, tuple(cell.severities))
+    clean, worse = photos(cell.data, "test").take(slice(0, cell.n_test)), corrupted_photos(
+        cell.data, cell.n_corrupted, tuple(cell.severities)
+    )
     metrics, arrays = summed(probabilities(model, clean.x)[None], clean.y, "clean")
     probs = probabilities(model, worse.flatten(0, 1)).unflatten(0, worse.shape[:2])
     more, others = summed(probs, clean.y[:cell.n_corrupted], "corrupted")
@@ -194,9 +207,16 @@ def answered_photos(model: nn.Module, cell: PhotoCell) -> tuple[dict, dict]:  # 
 def attacked_photos(net: nn.Module, cell: PhotoCell) -> tuple[dict, dict]:  # metrics; arrays with a row an image
     "The columns under attack."
     test = photos(cell.data, "test").take(slice(0, cell.n_attacked))
-    plan = {"fgsm": (cell.eps, "fgsm"), "pgd": (cell.eps, "pgd"), "fgsm_small": (cell.small_eps, "fgsm"), "pgd_small": (cell.small_eps, "pgd")}
-    arrays = {name: survivors(net, test, eps, "linf", attack, cell.seed, steps=20) for name, (eps, attack) in plan.items()}
-    arrays["worst"] = survivors(net, test.take(slice(0, cell.n_worst)), cell.eps, "linf", "light", cell.seed, steps=30, queries=200)
+    plan = {
+        "fgsm": (cell.eps, "fgsm"), "pgd": (cell.eps, "pgd"), "fgsm_small": (cell.small_eps, "fgsm"),
+        "pgd_small": (cell.small_eps, "pgd")
+    }
+    arrays = {
+        name: survivors(net, test, eps, "linf", attack, cell.seed, steps=20) for name, (eps, attack) in plan.items()
+    }
+    arrays["worst"] = survivors(
+        net, test.take(slice(0, cell.n_worst)), cell.eps, "linf", "light", cell.seed, steps=30, queries=200
+    )
     arrays = {name: value.float() for name, value in arrays.items()}
     return {name: value.mean().item() for name, value in arrays.items()}, arrays
 
@@ -218,10 +238,16 @@ def run_photo_cell(
 ROWS = ("standard", "pgd", "fgsm", "fgsm_rs", "temperature", "crop_flip", "label_smoothing", "noise", "trades",
         "ensemble", "laplace", "mixup", "cutmix", "weight_decay", "ensemble_adversarial")
 PROTOCOLS = {
-    "smoke": dict(data="sample", images=100, held=50, epochs=1, steps=2, n_test=40, n_corrupted=4, severities=(1, 5), n_attacked=20, n_worst=20),
+    "smoke": dict(
+        data="sample", images=100, held=50, epochs=1, steps=2, n_test=40, n_corrupted=4, severities=(1, 5),
+        n_attacked=20, n_worst=20
+    ),
     "quick": dict(images=2_000, epochs=3, n_test=500, n_corrupted=50, n_attacked=100, n_worst=50),
     "reduced": {},
-    "full": dict(net="resnet20", images=45_000, held=5_000, epochs=30, batch=128, steps=10, n_test=10_000, n_corrupted=10_000, severities=(1, 2, 3, 4, 5), n_attacked=1_000, n_worst=1_000),
+    "full": dict(
+        net="resnet20", images=45_000, held=5_000, epochs=30, batch=128, steps=10, n_test=10_000, n_corrupted=10_000,
+        severities=(1, 2, 3, 4, 5), n_attacked=1_000, n_worst=1_000
+    ),
 }
 SEEDS = {"smoke": (0,), "quick": (0,), "reduced": (0, 1, 2), "full": (0, 1, 2)}
 

@@ -87,7 +87,9 @@ def build_model(cell: BenchCell, **options) -> nn.Module:  # options of the net:
 def sets_of(cell: BenchCell) -> tuple[ImageSet, ImageSet]:  # training images, held-out images
     "The images of a cell; unequal classes where the cell says so."
     train, held = drawn(cell.data, cell.images, cell.held, cell.seed)
-    return (imbalance(train, cell.imbalance, torch.Generator().manual_seed(cell.seed)) if cell.imbalance else train), held
+    return (
+        imbalance(train, cell.imbalance, torch.Generator().manual_seed(cell.seed)) if cell.imbalance else train
+    ), held
 
 # %% ../../../nbs/papers/techniques/10_protocol.ipynb #37735adb
 def train(
@@ -101,7 +103,9 @@ def train(
     "Train a net on a cell's images, or take it from the cell's folder."
     def make(folder):
         passed = [0]
-        hook = net.features.register_forward_hook(lambda module, inputs, out: passed.__setitem__(0, passed[0] + len(out)))
+        hook = net.features.register_forward_hook(
+            lambda module, inputs, out: passed.__setitem__(0, passed[0] + len(out))
+        )
         try: fit(net, sets_of(cell)[0], objective, recipe or recipe_of(cell), cell.seed, device="cpu", progress=False)
         finally: hook.remove()
         net.to(memory_format=torch.contiguous_format)  # as it comes back from its file
@@ -123,11 +127,14 @@ def like(
 # %% ../../../nbs/papers/techniques/10_protocol.ipynb #fae86d5c
 def standard(cell, context): return train(cell, context, build_model(cell))
 def dropout(cell, context): return train(cell, context, build_model(cell, dropout=cell.amount or 0.5))
-def weight_decay(cell, context): return train(cell, context, build_model(cell), DecayedWeights(CrossEntropy(), cell.amount or 5e-4))
+def weight_decay(cell, context):
+    return train(cell, context, build_model(cell), DecayedWeights(CrossEntropy(), cell.amount or 5e-4))
 def batch_norm(cell, context): return train(cell, context, build_model(cell, batch_norm=True))
 def label_smoothing(cell, context): return train(cell, context, build_model(cell), CrossEntropy(0.1))
-def early_stopping(cell, context): return train(cell, context, build_model(cell), Stopping(CrossEntropy(), sets_of(cell)[1], 3))
-def augmented(cell, context, augment: Augmentation): return train(cell, context, build_model(cell), recipe=recipe_of(cell, augment=augment))
+def early_stopping(cell, context):
+    return train(cell, context, build_model(cell), Stopping(CrossEntropy(), sets_of(cell)[1], 3))
+def augmented(cell, context, augment: Augmentation):
+    return train(cell, context, build_model(cell), recipe=recipe_of(cell, augment=augment))
 def rotations(cell, context): return augmented(cell, context, Turn(cell.amount or 10.0, cell.kind or "bilinear"))
 def translations(cell, context): return augmented(cell, context, PadCrop(2))
 def noise(cell, context): return augmented(cell, context, PartNoise(0.2, 1.0))
@@ -135,22 +142,39 @@ def mixup(cell, context): return train(cell, context, build_model(cell), Mixup()
 def cutmix(cell, context): return train(cell, context, build_model(cell), CutMix())
 
 # %% ../../../nbs/papers/techniques/10_protocol.ipynb #7b4c5ea9
-def fgsm_row(cell, context): return train(cell, context, build_model(cell), AdversarialTraining("fgsm", cell.eps, ramp=0.0, watch=0))
-def fgsm_rs(cell, context): return train(cell, context, build_model(cell), AdversarialTraining("fgsm_rs", cell.eps, ramp=0.0, watch=0))
-def pgd_row(cell, context): return train(cell, context, build_model(cell), AdversarialTraining("pgd", cell.eps, steps=4, watch=0))
-def pgd_mixed(cell, context): return train(cell, context, build_model(cell), AdversarialTraining("pgd", cell.eps, steps=4, clean_weight=0.5, watch=0))
-def pgd_smoothed(cell, context): return train(cell, context, build_model(cell), AdversarialTraining("pgd", cell.eps, steps=4, label_smoothing=0.1, watch=0))
-def pgd_short(cell, context): return train(cell, context, build_model(cell), AdversarialTraining("pgd", cell.eps, steps=4, watch=0), recipe_of(cell, epochs=max(1, 2 * cell.epochs // 5)))
-def trades(cell, context): return train(cell, context, build_model(cell), Trades(3.0, cell.eps, steps=4, ramp=0.4, watch=0))
+def fgsm_row(cell, context):
+    return train(cell, context, build_model(cell), AdversarialTraining("fgsm", cell.eps, ramp=0.0, watch=0))
+def fgsm_rs(cell, context):
+    return train(cell, context, build_model(cell), AdversarialTraining("fgsm_rs", cell.eps, ramp=0.0, watch=0))
+def pgd_row(cell, context):
+    return train(cell, context, build_model(cell), AdversarialTraining("pgd", cell.eps, steps=4, watch=0))
+def pgd_mixed(cell, context):
+    return train(
+        cell, context, build_model(cell), AdversarialTraining("pgd", cell.eps, steps=4, clean_weight=0.5, watch=0)
+    )
+def pgd_smoothed(cell, context):
+    return train(
+        cell, context, build_model(cell), AdversarialTraining("pgd", cell.eps, steps=4, label_smoothing=0.1, watch=0)
+    )
+def pgd_short(cell, context):
+    return train(
+        cell, context, build_model(cell), AdversarialTraining("pgd", cell.eps, steps=4, watch=0),
+        recipe_of(cell, epochs=max(1, 2 * cell.epochs // 5))
+    )
+def trades(cell, context):
+    return train(cell, context, build_model(cell), Trades(3.0, cell.eps, steps=4, ramp=0.4, watch=0))
 
-def free(cell, context): return train(cell, context, build_model(cell), FreeAdversarialTraining(cell.eps, 4, ramp=0.4, watch=0))
+def free(cell, context):
+    return train(cell, context, build_model(cell), FreeAdversarialTraining(cell.eps, 4, ramp=0.4, watch=0))
 
 
 def fine_tuned(cell, context):
     "A clean net, trained on by PGD for a quarter of the epochs."
     clean = standard(like(cell, "standard"), context)
     recipe = fine_tuning(recipe_of(cell), max(1, round(cell.epochs / 4)), 1.0)
-    return train(cell, context, clean.net, AdversarialTraining("pgd", cell.eps, steps=4, ramp=0.3, watch=0), recipe, clean.passes)
+    return train(
+        cell, context, clean.net, AdversarialTraining("pgd", cell.eps, steps=4, ramp=0.3, watch=0), recipe, clean.passes
+    )
 
 
 def foreign(cell: BenchCell, context) -> nn.Module:
@@ -163,7 +187,10 @@ def foreign(cell: BenchCell, context) -> nn.Module:
 def ensemble_adversarial(cell, context):
     "FGSM images from two static nets and the net itself."
     others = [standard(like(cell, "standard", shift), context) for shift in (100, 200)]
-    return train(cell, context, build_model(cell), EnsembleAdversarial([other.net for other in others], cell.eps, watch=0), begun=sum(other.passes for other in others))
+    return train(
+        cell, context, build_model(cell), EnsembleAdversarial([other.net for other in others], cell.eps, watch=0),
+        begun=sum(other.passes for other in others)
+    )
 
 
 TEMPERATURE = 100.0  # of defensive distillation, as published
@@ -171,9 +198,13 @@ TEMPERATURE = 100.0  # of defensive distillation, as published
 
 def distilled(cell, context):
     "A student of softened answers, used at temperature 1 (Papernot et al. 2016)."
-    teacher = train(like(cell, "teacher"), context, build_model(cell), Softened(TEMPERATURE), recipe_of(cell, lr=5 * cell.lr))
+    teacher = train(
+        like(cell, "teacher"), context, build_model(cell), Softened(TEMPERATURE), recipe_of(cell, lr=5 * cell.lr)
+    )
     student = build_model(replace(cell, seed=cell.seed + 500))
-    return train(cell, context, student, Distillation(teacher.net, TEMPERATURE), recipe_of(cell, lr=5 * cell.lr), teacher.passes)
+    return train(
+        cell, context, student, Distillation(teacher.net, TEMPERATURE), recipe_of(cell, lr=5 * cell.lr), teacher.passes
+    )
 
 # %% ../../../nbs/papers/techniques/10_protocol.ipynb #1907d7cb
 class Sampled(nn.Module):
@@ -218,12 +249,15 @@ def laplace(cell, context):
 def variational_row(cell, context):
     "A variational last layer, trained on from the standard net for a fifth of the epochs; ten draws."
     clean = standard(like(cell, "standard"), context)
-    made = train(cell, context, bayesian(clean.net), ELBO(), recipe_of(cell, epochs=max(1, cell.epochs // 5)), clean.passes)
+    made = train(
+        cell, context, bayesian(clean.net), ELBO(), recipe_of(cell, epochs=max(1, cell.epochs // 5)), clean.passes
+    )
     return Made(Sampled(made.net, variational, 10, cell.seed), None, made.passes, {"forward": 10})
 
 # %% ../../../nbs/papers/techniques/10_protocol.ipynb #dd99418d
 def skip_net(cell, context, kind: str):
-    with seeded(1000 * cell.seed): net = SkipNet(kind, 1, (8, 16, 32), in_channels=1 if cell.data != "cifar10" else 3, statistics=None)
+    with seeded(1000 * cell.seed):
+        net = SkipNet(kind, 1, (8, 16, 32), in_channels=1 if cell.data != "cifar10" else 3, statistics=None)
     return train(cell, context, net)
 
 
@@ -282,13 +316,20 @@ def run_bench_cell(
     start = time.process_time()
     made = made_of(cell, context)
     spent = time.process_time() - start
-    metrics, arrays = answered(made.model, cell.data, sets_of(cell)[0], cell.n_test, cell.n_corrupted, tuple(cell.severities))
+    metrics, arrays = answered(
+        made.model, cell.data, sets_of(cell)[0], cell.n_test, cell.n_corrupted, tuple(cell.severities)
+    )
     if cell.n_attacked and made.net is not None:
-        more, others = attacked(made.net, foreign_net, cell.data, (cell.eps, cell.small_eps), cell.n_attacked, cell.n_worst, cell.seed)
+        more, others = attacked(
+            made.net, foreign_net, cell.data, (cell.eps, cell.small_eps), cell.n_attacked, cell.n_worst, cell.seed
+        )
         metrics, arrays = metrics | more, arrays | others
-    if hasattr(made.net, "embed"): metrics["correlation"] = correlation(made.net, bench_images(cell.data, "test").x[:cell.n_test])
+    if hasattr(made.net, "embed"):
+        metrics["correlation"] = correlation(made.net, bench_images(cell.data, "test").x[:cell.n_test])
     context.artefact("answers.npz", arrays)
-    return metrics | made.extra | dict(passes=made.passes, train_seconds=spent, parameters=sum(p.numel() for p in made.model.parameters()))
+    return metrics | made.extra | dict(
+        passes=made.passes, train_seconds=spent, parameters=sum(p.numel() for p in made.model.parameters())
+    )
 
 # %% ../../../nbs/papers/techniques/10_protocol.ipynb #5c6670f8
 @dataclass(frozen=True)
@@ -316,7 +357,8 @@ def slopes(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:  # mean l2
     found = {}
     for name, of in {"slope_loss": label_loss(net, y), "slope_margin": lambda z: margin(net(z), y)}.items():
         z = x.clone().requires_grad_()
-        with mode(net, training=False), torch.enable_grad(): found[name] = torch.autograd.grad(of(z).sum(), z)[0].flatten(1).norm(dim=1).mean().item()
+        with mode(net, training=False), torch.enable_grad():
+            found[name] = torch.autograd.grad(of(z).sum(), z)[0].flatten(1).norm(dim=1).mean().item()
     return found
 
 
@@ -329,11 +371,19 @@ def run_masking_cell(
     net, other = made_of(cell.bench, place).net, foreign(cell.bench, place)
     test = bench_images(cell.bench.data, "test").take(slice(0, cell.n))
     doubted = Rounded(net) if cell.rounded else net
-    table = masking_checks(doubted, test, cell.bench.small_eps, undefended=other, steps=cell.steps, queries=cell.queries, progress=False)
-    metrics = {"checks": {row.check: [float(row.value), bool(row.passed)] for row in table.itertuples()}, "failed": int((~table.passed).sum())}
+    table = masking_checks(
+        doubted, test, cell.bench.small_eps, undefended=other, steps=cell.steps, queries=cell.queries, progress=False
+    )
+    metrics = {
+        "checks": {row.check: [float(row.value), bool(row.passed)] for row in table.itertuples()},
+        "failed": int((~table.passed).sum())
+    }
     if cell.rounded: return metrics
     attacks = {"pgd": (net, "pgd"), "margin": (net, "pgd-margin"), "divided": (Divided(net, TEMPERATURE), "pgd")}
-    arrays = {name: survivors(model, test, cell.bench.small_eps, "linf", attack, steps=20).float() for name, (model, attack) in attacks.items()}
+    arrays = {
+        name: survivors(model, test, cell.bench.small_eps, "linf", attack, steps=20).float()
+        for name, (model, attack) in attacks.items()
+    }
     context.artefact("answers.npz", arrays)
     return metrics | slopes(net, test.float(), test.y) | {name: value.mean().item() for name, value in arrays.items()}
 
@@ -341,23 +391,33 @@ def run_masking_cell(
 BENCH = ("standard", "dropout", "weight_decay", "batch_norm", "label_smoothing", "rotations", "translations", "noise", "mixup", "cutmix",
          "fgsm", "fgsm_rs", "pgd", "pgd_mixed", "pgd_smoothed", "pgd_short", "trades", "free", "fine_tuned", "ensemble_adversarial", "distilled",
          "mc_dropout", "ensemble", "temperature", "laplace", "variational")
-SHORT = ("standard", "dropout", "noise", "rotations", "fgsm", "pgd", "distilled", "mc_dropout", "temperature", "ensemble")  # rows of a smoke run
+# rows of a smoke run
+SHORT = (
+    "standard", "dropout", "noise", "rotations", "fgsm", "pgd", "distilled", "mc_dropout", "temperature", "ensemble"
+)
 NETS = ("net_plain", "net_skip", "net_attention")
 PS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the dropout sweep; 0 is standard
 SMALL = (("standard", 0.0, ""), ("weight_decay", 0.0, ""), ("batch_norm", 0.0, ""), ("label_smoothing", 0.0, ""), ("early_stopping", 0.0, ""), *(("dropout", p, "") for p in PS),
          ("rotations", 10.0, "bilinear"), ("rotations", 10.0, "nearest"), ("rotations", 10.0, "bicubic"), ("rotations", 45.0, "bilinear"), ("rotations", 180.0, "bilinear"))
 PROTOCOLS = {
-    "smoke": dict(data="sample", images=200, held=50, epochs=1, n_test=40, n_corrupted=4, severities=(1, 5), n_attacked=20, n_worst=20),
+    "smoke": dict(
+        data="sample", images=200, held=50, epochs=1, n_test=40, n_corrupted=4, severities=(1, 5), n_attacked=20,
+        n_worst=20
+    ),
     "quick": {},
     "reduced": dict(images=20_000, held=5_000, epochs=10, n_test=2_000, n_corrupted=500, n_attacked=1_000, n_worst=200),
-    "full": dict(images=50_000, held=10_000, epochs=30, n_test=10_000, n_corrupted=10_000, n_attacked=1_000, n_worst=1_000),
+    "full": dict(
+        images=50_000, held=10_000, epochs=30, n_test=10_000, n_corrupted=10_000, n_attacked=1_000, n_worst=1_000
+    ),
 }
 SEEDS = {"smoke": (0,), "quick": (0, 1, 2), "reduced": (0, 1, 2), "full": (0, 1, 2)}
 
 
 def small(cell: BenchCell, images: int = 1_000, epochs: int = 12) -> BenchCell:
     "The same with few training images, many epochs and no attack."
-    return replace(cell, images=min(images, cell.images), epochs=epochs if cell.data != "sample" else 1, n_attacked=0, n_worst=0)
+    return replace(
+        cell, images=min(images, cell.images), epochs=epochs if cell.data != "sample" else 1, n_attacked=0, n_worst=0
+    )
 
 
 def bench_cells(profile: str) -> list[BenchCell]:  # whole seeds, one after the other
@@ -367,7 +427,10 @@ def bench_cells(profile: str) -> list[BenchCell]:  # whole seeds, one after the 
     for seed in SEEDS[profile]:
         base = BenchCell(seed=seed, **PROTOCOLS[profile])
         found += [replace(base, technique=name) for name in (BENCH if profile != "smoke" else SHORT)]
-        few, nets = small(base), replace(base, images=min(1_500, base.images), epochs=min(4, base.epochs), batch=16, lr=4e-3, n_corrupted=min(100, base.n_corrupted), n_attacked=0, n_worst=0)
+        few, nets = small(base), replace(
+            base, images=min(1_500, base.images), epochs=min(4, base.epochs), batch=16, lr=4e-3,
+            n_corrupted=min(100, base.n_corrupted), n_attacked=0, n_worst=0
+        )
         found += [replace(few, technique=name, amount=amount, kind=kind) for name, amount, kind in SMALL]
         found += [replace(few, technique=name, imbalance=0.8) for name in ("standard", "rotations")]
         found += [replace(nets, technique=name) for name in NETS]
@@ -379,7 +442,10 @@ def masking_cells(profile: str) -> list[MaskingCell]:
     found, sizes = [], dict(n=20, steps=2, queries=5) if profile == "smoke" else {}
     for seed in SEEDS[profile]:
         base = BenchCell(seed=seed, **PROTOCOLS[profile])
-        found += [MaskingCell(replace(base, technique=name), **sizes) for name in (("standard", "fgsm", "pgd", "distilled") if profile != "smoke" else ("standard", "distilled"))] + [MaskingCell(base, True, **sizes)]
+        found += [
+            MaskingCell(replace(base, technique=name), **sizes)
+            for name in (("standard", "fgsm", "pgd", "distilled") if profile != "smoke" else ("standard", "distilled"))
+        ] + [MaskingCell(base, True, **sizes)]
     return found
 
 

@@ -45,16 +45,27 @@ TITLES = {
     "source_only": "source only", "dann": "DANN", "adda": "ADDA", "tent": "TENT", "target_only": "target only",
     "scratch": "from scratch", "all": "all trains", "upper": "upper part trains", "head": "head trains"}
 TECHNIQUE_FAMILIES = {
-    "regularisation": ("dropout", "weight_decay", "batch_norm", "label_smoothing"), "augmentation": ("rotations", "translations", "noise", "mixup", "cutmix"),
-    "adversarial training": ("fgsm", "fgsm_rs", "pgd", "pgd_mixed", "pgd_smoothed", "pgd_short", "trades", "free", "fine_tuned", "ensemble_adversarial"), "masked": ("distilled",),
+    "regularisation": ("dropout", "weight_decay", "batch_norm", "label_smoothing"), "augmentation": (
+        "rotations", "translations", "noise", "mixup", "cutmix"
+    ),
+    "adversarial training": (
+        "fgsm", "fgsm_rs", "pgd", "pgd_mixed", "pgd_smoothed", "pgd_short", "trades", "free", "fine_tuned",
+        "ensemble_adversarial"
+    ), "masked": ("distilled",),
     "uncertainty": ("mc_dropout", "ensemble", "temperature", "laplace", "variational")}
-COLUMNS = {"clean": "clean", "corrupted": "15 x 5", "fgsm": "FGSM", "pgd": "PGD-20", "worst": "worst case", "shifted": "shifted domain"}
-ASKED = {"mc_dropout": "dropout", "temperature": "standard", "laplace": "standard", "variational": "standard"}  # whose net answers
+COLUMNS = {
+    "clean": "clean", "corrupted": "15 x 5", "fgsm": "FGSM", "pgd": "PGD-20", "worst": "worst case",
+    "shifted": "shifted domain"
+}
+# whose net answers
+ASKED = {"mc_dropout": "dropout", "temperature": "standard", "laplace": "standard", "variational": "standard"}
 LOWER = ("nll", "brier", "ece", "aurc", "gap", "passes")  # columns where less is better
 
 
-def family_of(name: str) -> str: return next((family for family, members in TECHNIQUE_FAMILIES.items() if name in members), "standard")
-def title(name: str) -> str: return html.escape(TITLES.get(name, name.replace("_", " ")))  # a new technique needs no line here
+def family_of(name: str) -> str:
+    return next((family for family, members in TECHNIQUE_FAMILIES.items() if name in members), "standard")
+def title(name: str) -> str:
+    return html.escape(TITLES.get(name, name.replace("_", " ")))  # a new technique needs no line here
 
 
 def estimate(results: BenchResults, group: str, which: tuple, column: str, scale: float = 1.0) -> Estimate:
@@ -68,9 +79,14 @@ def against(results: BenchResults, group: str, which: tuple, base: tuple, column
     except Missing: return "–"
 
 
-def paired_difference(results: BenchResults, group: str, which: tuple, base: tuple, column: str, scale: float = 1.0) -> Estimate:
+def paired_difference(
+    results: BenchResults, group: str, which: tuple, base: tuple, column: str, scale: float = 1.0
+) -> Estimate:
     "Paired difference of two cells of a group."
-    return summary(scale * (results.values(group, which, column) - results.values(group, base, column)), len(results.by_seed(group, which, column)))
+    return summary(
+        scale * (results.values(group, which, column) - results.values(group, base, column)),
+        len(results.by_seed(group, which, column))
+    )
 
 
 def cell(results: BenchResults, group: str, which: tuple, column: str, form=percent, scale: float = 100.0) -> str:
@@ -113,8 +129,18 @@ def bench_table(results: BenchResults, names: Iterable[str] | None = None) -> HT
 def unsure_table(results: BenchResults, names: Iterable[str] | None = None) -> HTML:
     "How good the probabilities are."
     plain = lambda found: f"{found.value:.3f} <span style='white-space:nowrap;opacity:.75'>[{found.low:.3f}, {found.high:.3f}]</span>"
-    heads = {f"{place}_{column}": f"{name}, {where}" for place, where in (("clean", "clean"), ("corrupted", "15 x 5")) for column, name in (("nll", "NLL"), ("ece", "ECE"), ("brier", "Brier"), ("aurc", "AURC"))}
-    rows = [{"": title(name), **{head: cell(results, "bench", (name,), column, plain, 1.0) for column, head in heads.items()}} for name in names or rows_of(results)]
+    heads = {
+        f"{place}_{column}": f"{name}, {where}"
+        for place, where in (("clean", "clean"), ("corrupted", "15 x 5"))
+        for column, name in (("nll", "NLL"), ("ece", "ECE"), ("brier", "Brier"), ("aurc", "AURC"))
+    }
+    rows = [
+        {
+            "": title(name),
+            **{head: cell(results, "bench", (name,), column, plain, 1.0) for column, head in heads.items()}
+        }
+        for name in names or rows_of(results)
+    ]
     return table(pd.DataFrame(rows), "Less is better. NLL in nats, Brier score summed over classes, ECE in 15 bins over all answers together, AURC as the mean risk; its intervals take each image's share to first order. Intervals: 95%, over seeds and the same test images as in the bench.")
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #3e612ef8
@@ -133,7 +159,9 @@ def differences(results: BenchResults, base: str = "standard", columns: Sequence
             try: values = 100 * (results.values("bench", (name,), column) - results.values("bench", (base,), column))
             except Missing: continue
             found = summary(values)
-            rows.append(dict(technique=name, column=column, value=found.value, low=found.low, high=found.high, p=p_of(values)))
+            rows.append(
+                dict(technique=name, column=column, value=found.value, low=found.low, high=found.high, p=p_of(values))
+            )
     made = pd.DataFrame(rows)
     return made.assign(adjusted=holm(made.p.to_numpy()))
 
@@ -153,10 +181,16 @@ def tradeoff_figure(results: BenchResults) -> plt.Figure:
     theme()
     fig, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
     kinds = ["standard", *TECHNIQUE_FAMILIES]
-    looks = (("clean", "worst", "clean, %", "worst case, %"), (None, "corrupted", "cost, standard trainings", "15 x 5, %"), ("corrupted", "corrupted_ece", "15 x 5, %", "ECE, 15 x 5"))
+    looks = (
+        ("clean", "worst", "clean, %", "worst case, %"), (None, "corrupted", "cost, standard trainings", "15 x 5, %"),
+        ("corrupted", "corrupted_ece", "15 x 5, %", "ECE, 15 x 5")
+    )
     for ax, (across, up, label, other) in zip(axes, looks):
         for name in rows_of(results):
-            try: x, y = (training_passes(results, name) if across is None else 100 * value(results, name, across)), value(results, name, up) * (1 if "ece" in up else 100)
+            try:
+                x, y = (
+                    training_passes(results, name) if across is None else 100 * value(results, name, across)
+                ), value(results, name, up) * (1 if "ece" in up else 100)
             except Missing: continue
             kind = kinds.index(family_of(name))
             ax.scatter(x, y, color=f"C{kind}", marker="*osD^v"[kind], s=60 if kind == 0 else 26, zorder=3)
@@ -172,18 +206,31 @@ def domain_table(results: BenchResults, pair: str) -> HTML:
     "Domain adaptation; not comparable: it sees images of the target."
     rows = []
     for name in METHODS:
-        row = {"": title(name), **{head: cell(results, pair, (name,), column) for column, head in dict(source="source", target="target", third="third domain").items()}}
+        row = {
+            "": title(name),
+            **{
+                head: cell(results, pair, (name,), column)
+                for column, head in dict(source="source", target="target", third="third domain").items()
+            }
+        }
         row["distance"] = cell(results, pair, (name,), "distance", lambda found: f"{found.value:.2f}", 1.0)
         if pair == "digits": row |= {"15 x 5": cell(results, pair, (name,), "corrupted")}
-        row["target, against source only"] = "" if name == "source_only" else against(results, pair, (name,), ("source_only",), "target")
+        row["target, against source only"] = "" if name == "source_only" else against(
+            results, pair, (name,), ("source_only",), "target"
+        )
         rows.append(row)
-    names = {"digits": "MNIST to the UCI digits; third: MNIST-M in grey", "mnist_m": "MNIST to MNIST-M, patches of 14 pixels; third: UCI digits"}
+    names = {
+        "digits": "MNIST to the UCI digits; third: MNIST-M in grey",
+        "mnist_m": "MNIST to MNIST-M, patches of 14 pixels; third: UCI digits"
+    }
     return table(pd.DataFrame(rows), f"{names[pair]}. {len(results.whole(pair))} seeds. Distance: proxy A-distance of test features, 0 (not told apart) to 2. No target label was used for any choice but in the last row, which trains on them. In a table of its own because these rows see images of the target.")
 
 
 def transfer_table(results: BenchResults) -> HTML:
     "Transfer; not comparable: few labels, other classes."
-    sizes = sorted({which[1] for which in results.cells["transfer low_digits"][results.whole("transfer low_digits")[0]]})
+    sizes = sorted(
+        {which[1] for which in results.cells["transfer low_digits"][results.whole("transfer low_digits")[0]]}
+    )
     rows = [{"": title(way), **{f"{n:,} images": cell(results, "transfer low_digits", (way, n), "right") for n in sizes},
              **{f"steps to 80%, {n:,}": cell(results, "transfer low_digits", (way, n), "reached", lambda found: f"{found.value:.2f}" if found.value <= 1 else "never", 1.0) for n in sizes}} for way in WAYS]
     return table(pd.DataFrame(rows), "Digits 5 to 9 with few labelled images, by a net that learned 0 to 4. Per cent, and the share of the steps until 80% of held-out images are right. In a table of its own: another task.")
@@ -202,7 +249,10 @@ def masking_table(results: BenchResults) -> HTML:
     names = [which[0] for which in results.cells["masking"][seeds[0]]]
     for name in names:
         records = [results.cells["masking"][seed][(name,)] for seed in seeds]
-        failed = sorted({check for record in records for check, (_, passed) in record.metrics["checks"].items() if not passed}, key=list(records[0].metrics["checks"]).index)
+        failed = sorted(
+            {check for record in records for check, (_, passed) in record.metrics["checks"].items() if not passed},
+            key=list(records[0].metrics["checks"]).index
+        )
         rows.append({"": title(name), "PGD": cell(results, "masking", (name,), "pgd"), "PGD on the margin": cell(results, "masking", (name,), "margin"), "PGD on logits / 100": cell(results, "masking", (name,), "divided"),
                      "slope of the loss": cell(results, "masking", (name,), "slope_loss", lambda found: number(found.value), 1.0), "slope of the margin": cell(results, "masking", (name,), "slope_margin", lambda found: number(found.value), 1.0),
                      "checks failed in any seed": ", ".join(failed) or "none", "reading": "<strong>masked</strong>" if failed else ""})
@@ -212,10 +262,22 @@ def masking_table(results: BenchResults) -> HTML:
 def few_table(results: BenchResults) -> HTML:
     "Regularisers on few images."
     rows = []
-    for name, amount, kind in [("standard", 0.0, ""), ("weight_decay", 0.0, ""), ("batch_norm", 0.0, ""), ("label_smoothing", 0.0, ""), ("early_stopping", 0.0, ""), ("dropout", 0.5, ""), ("rotations", 10.0, "bilinear")]:
+    for name, amount, kind in [
+        ("standard", 0.0, ""), ("weight_decay", 0.0, ""), ("batch_norm", 0.0, ""), ("label_smoothing", 0.0, ""),
+        ("early_stopping", 0.0, ""), ("dropout", 0.5, ""), ("rotations", 10.0, "bilinear")
+    ]:
         which = (name, amount, kind)
-        row = {"": title(name), **{head: cell(results, "few", which, column) for column, head in dict(train="train", clean="test", gap="train − test", corrupted="15 x 5").items()}}
-        for column, head in dict(clean="test", corrupted="15 x 5").items(): row[f"{head}, against standard"] = "" if name == "standard" else against(results, "few", which, ("standard", 0.0, ""), column)
+        row = {
+            "": title(name),
+            **{
+                head: cell(results, "few", which, column)
+                for column, head in dict(train="train", clean="test", gap="train − test", corrupted="15 x 5").items()
+            }
+        }
+        for column, head in dict(clean="test", corrupted="15 x 5").items():
+            row[f"{head}, against standard"] = "" if name == "standard" else against(
+                results, "few", which, ("standard", 0.0, ""), column
+            )
         rows.append(row)
     few = next(c for c in bench_cells(results.profile) if not c.n_attacked)
     return table(pd.DataFrame(rows), f"{few.images:,} training images, {few.epochs} epoch{'s' * (few.epochs != 1)}, {len(results.whole('few'))} seeds. Early stopping watches {few.held:,} held-out training images.")
@@ -238,9 +300,15 @@ def photo_rows(results: BenchResults) -> dict[str, int]:
 def photo_table(results: BenchResults) -> HTML:
     "The bench's techniques on photographs; not comparable: other images, another net, a small budget."
     known, one, rows = photo_rows(results), photographs.photo_cells(results.profile)[0], []
-    heads = dict(clean="clean", corrupted=f"15 x {len(one.severities)}", fgsm="FGSM", pgd="PGD-20", pgd_small=f"PGD-20, {255 * one.small_eps:g}/255", worst="worst case", gap="train − test")
+    heads = dict(
+        clean="clean", corrupted=f"15 x {len(one.severities)}", fgsm="FGSM", pgd="PGD-20",
+        pgd_small=f"PGD-20, {255 * one.small_eps:g}/255", worst="worst case", gap="train − test"
+    )
     plain = lambda found: f"{found.value:.2f} <span style='white-space:nowrap;opacity:.75'>[{found.low:.2f}, {found.high:.2f}]</span>"
-    unsure = dict(clean_nll="NLL", clean_ece="ECE", corrupted_ece=f"ECE, 15 x {len(one.severities)}", corrupted_aurc=f"AURC, 15 x {len(one.severities)}")
+    unsure = dict(
+        clean_nll="NLL", clean_ece="ECE", corrupted_ece=f"ECE, 15 x {len(one.severities)}",
+        corrupted_aurc=f"AURC, 15 x {len(one.severities)}"
+    )
     passes = lambda name: results.values(f"photos {name}", (name,), "passes")[0]
     for name, seeds in known.items():
         ask = lambda column, *how, name=name: cell(results, f"photos {name}", (name,), column, *how)
@@ -267,7 +335,9 @@ def reference_table(
     "Printed beside ours."
     rows, found = [], paper_table("techniques_references", text=True)
     for row in found[found.page == page].itertuples():
-        form = percent if row.what.endswith("%") else format_points if row.what.endswith("points") else lambda e: with_interval(*e[:3])
+        form = percent if row.what.endswith("%") else format_points if row.what.endswith(
+            "points"
+        ) else lambda e: with_interval(*e[:3])
         try: ours = form(ours_of(results, row.ours))
         except Missing: ours = "not run"
         rows.append({"": row.what, "printed": row.printed.replace("-", "−"), "ours": ours, "where printed": html.escape(row.who), "why they differ": html.escape(row.why)})
@@ -287,7 +357,10 @@ def dropout_figure(results: BenchResults) -> plt.Figure:
     theme()
     fig, axes = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
     for ax, column, label in zip(axes, ("clean", "gap"), ("test accuracy, %", "train − test, points")):
-        values = [results.values("few", ("standard", 0.0, ""), column), *(results.values("few", ("dropout", p, ""), column) for p in PS)]
+        values = [
+            results.values("few", ("standard", 0.0, ""), column),
+            *(results.values("few", ("dropout", p, ""), column) for p in PS)
+        ]
         band(ax, [0, *PS], 100 * np.stack(values), "dropout")
         ax.axvspan(0.2, 0.5, color="0.9", zorder=0)
         ax.set(xlabel="p (grey: said to be usual)", ylabel=label)
@@ -298,7 +371,12 @@ def angle_figure(results: BenchResults, names: Sequence[str] = ("standard", "rot
     "Accuracy on turned images."
     theme()
     fig, ax = plt.subplots(figsize=(4.6, 2.8), layout="constrained")
-    for name in (n for n in names if n in rows_of(results)): band(ax, protocol_angles(), 100 * np.stack([results.values("bench", (name,), f"angle_{a}") for a in protocol_angles()]), TITLES.get(name, name))
+    for name in (n for n in names if n in rows_of(results)):
+        band(
+            ax, protocol_angles(),
+            100 * np.stack([results.values("bench", (name,), f"angle_{a}") for a in protocol_angles()]),
+            TITLES.get(name, name)
+        )
     ax.set(xlabel="angle of the test images, degrees", ylabel="accuracy, %")
     ax.legend(fontsize=7)
     return fig
@@ -328,8 +406,15 @@ def shown_or_reason(make, *args):
 def opening(results: BenchResults, *experiments: str) -> HTML:
     "The banner of a page: what was run, by whom, when."
     used = [r for r in results.records if r.experiment in experiments]
-    seeded = [replace(r, cell={"seed": r.cell.get("bench", {}).get("seed", 0)} | r.cell) for r in used]  # records are shared
-    return banner(seeded, results.profile, note=PROVISIONAL_NOTE.format(results.profile.capitalize(), ", fewer images and epochs than are usual" if results.profile != "full" else ""))
+    # records are shared
+    seeded = [replace(r, cell={"seed": r.cell.get("bench", {}).get("seed", 0)} | r.cell) for r in used]
+    return banner(
+        seeded, results.profile,
+        note=PROVISIONAL_NOTE.format(
+            results.profile.capitalize(),
+            ", fewer images and epochs than are usual" if results.profile != "full" else ""
+        )
+    )
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #6add784d
 def winner(
@@ -369,7 +454,9 @@ def bench_advice(results: BenchResults) -> list[str]:
     "Three sentences: attackers, corruptions, confidence."
     honest = [n for n in rows_of(results) if n != "distilled"]
     plain = [name for name in honest if training_passes(results, name) <= 1.05]
-    robust, unsure = [n for n in honest if n in AT], [n for n in honest if n in ("standard", *TECHNIQUE_FAMILIES["uncertainty"])]
+    robust, unsure = [n for n in honest if n in AT], [
+        n for n in honest if n in ("standard", *TECHNIQUE_FAMILIES["uncertainty"])
+    ]
     best, standard = winner(results, robust, "worst")[0], lambda column: figure_of(results, "standard", column)
     lost = format_points(paired_difference(results, "bench", (best,), ("standard",), "clean", 100))
     risk, error = (figure_of(results, "temperature", f"corrupted_{column}") for column in ("aurc", "ece"))
@@ -388,7 +475,9 @@ def domain_advice(results: BenchResults) -> str:
     "A sentence on unlabelled images of the new domain."
     methods = [m for m in METHODS if m != "target_only"]
     best = winner(results, methods, "target", "digits")[0]
-    others = ", ".join(f"{title(m)} {figure_of(results, m, 'target', 'digits')}" for m in methods if m not in (best, "source_only"))
+    others = ", ".join(
+        f"{title(m)} {figure_of(results, m, 'target', 'digits')}" for m in methods if m not in (best, "source_only")
+    )
     base = figure_of(results, "source_only", "target", "digits")
     won = "no method beats" if best == "source_only" else f"{named(results, methods, 'target', 'digits')} is best, before"
     return f"If unlabelled images of the new domain are there: from MNIST to the UCI digits, {won} the net that never saw them ({base}; {others})."
@@ -406,7 +495,10 @@ def transfer_advice(results: BenchResults) -> str:
 def advice(results: BenchResults) -> list[str]:
     "Five sentences: what to pick under which constraint."
     sayings = bench_advice(results)
-    for make, what in ((domain_advice, "If unlabelled images of the new domain are there"), (transfer_advice, "If there are few labels")):
+    for make, what in (
+        (domain_advice, "If unlabelled images of the new domain are there"),
+        (transfer_advice, "If there are few labels")
+    ):
         try: sayings.append(make(results))
         except Missing as missing: sayings.append(f"{what}: not run ({missing.args[0]}).")
     return sayings
@@ -436,9 +528,14 @@ def family_page(results: BenchResults, family: str) -> Markdown:
     "When to use a family, when not, what it costs: from the bench's differences to standard training."
     made = differences(results, columns=[*COLUMNS])
     own = made[made.technique.isin(TECHNIQUE_FAMILIES[family])]
-    told = lambda rows: "; ".join(f"{title(r.technique)} {r.value:+.1f}".replace("-", "−") + f" points ({COLUMNS[r.column]})" for r in rows.itertuples()) or "nothing that can be told from chance"
+    told = lambda rows: "; ".join(
+        f"{title(r.technique)} {r.value:+.1f}".replace("-", "−") + f" points ({COLUMNS[r.column]})"
+        for r in rows.itertuples()
+    ) or "nothing that can be told from chance"
     sure = own[(own.low > 0) | (own.high < 0)]
-    gains, losses = sure[sure.value > 0].sort_values("value", ascending=False), sure[sure.value < 0].sort_values("value")
+    gains, losses = sure[sure.value > 0].sort_values("value", ascending=False), sure[sure.value < 0].sort_values(
+        "value"
+    )
     costs = {name: training_passes(results, name) for name in TECHNIQUE_FAMILIES[family] if name in rows_of(results)}
     cheap, dear = min(costs, key=costs.get), max(costs, key=costs.get)
     return Markdown(f"**Use it for** what it gains over standard training: {told(gains.head(5))}.\n\n**Not for** what it loses: {told(losses.head(5))}.\n\n"

@@ -31,7 +31,8 @@ class TransferCell:
     way: str = "scratch"  # scratch | all | upper | head
     n: int = 50  # labelled images of the target
     seed: int = 0  # of the images, the weights and the order
-    source: str = "low_digits"  # low_digits (0 to 4, the target being 5 to 9) | fashion_mnist (the target being all digits)
+    # low_digits (0 to 4, the target being 5 to 9) | fashion_mnist (the target being all digits)
+    source: str = "low_digits"
     data: str = "mnist"  # mnist | sample
     images: int = 3_000  # of the source
     epochs: int = 4  # on the source
@@ -45,23 +46,36 @@ class TransferCell:
 def of_classes(data: ImageSet, classes: range, n: int | None, seed: int, skip: int = 0) -> ImageSet:
     "Images of some classes, their labels counted from 0."
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(2000 + seed))
-    index = order[(data.y[order] >= classes.start) & (data.y[order] < classes.stop)][skip:None if n is None else skip + n]
-    return ImageSet(data.x[index], data.y[index] - classes.start, data.classes[classes.start:classes.stop], f"{data.name}-{classes.start}-{classes.stop - 1}")
+    index = order[(data.y[order] >= classes.start) & (data.y[order] < classes.stop)][
+        skip:None if n is None else skip + n
+    ]
+    return ImageSet(
+        data.x[index], data.y[index] - classes.start, data.classes[classes.start:classes.stop],
+        f"{data.name}-{classes.start}-{classes.stop - 1}"
+    )
 
 
 def transfer_sets(cell: TransferCell) -> dict[str, ImageSet]:  # source, target, held, test
     "The images of a cell; the target's training images are among its first 1,000, held-out ones come after."
-    if cell.source not in ("low_digits", "fashion_mnist"): raise ValueError(nearest(cell.source, ("low_digits", "fashion_mnist"), "source"))
+    if cell.source not in ("low_digits", "fashion_mnist"):
+        raise ValueError(nearest(cell.source, ("low_digits", "fashion_mnist"), "source"))
     digits, test = bench_images(cell.data, "train"), bench_images(cell.data, "test")
     target = range(5, 10) if cell.source == "low_digits" else range(10)
-    source = of_classes(digits, range(5), cell.images, cell.seed) if cell.source == "low_digits" else of_classes(load("fashion_mnist", "train"), range(10), cell.images, cell.seed)
+    source = of_classes(digits, range(5), cell.images, cell.seed) if cell.source == "low_digits" else of_classes(
+        load("fashion_mnist", "train"), range(10), cell.images, cell.seed
+    )
     after = max(1000, cell.n) if len(digits) > 10_000 else cell.n
-    return dict(source=source, target=of_classes(digits, target, cell.n, cell.seed), held=of_classes(digits, target, cell.held, cell.seed, after), test=of_classes(test, target, cell.n_test, 0))
+    return dict(
+        source=source, target=of_classes(digits, target, cell.n, cell.seed),
+        held=of_classes(digits, target, cell.held, cell.seed, after), test=of_classes(test, target, cell.n_test, 0)
+    )
 
 # %% ../../../nbs/papers/techniques/13_transfers.ipynb #8ed56c93
 def source_net(cell: TransferCell, context) -> nn.Module:
     "The net that learned the source; kept in the folder of the cell that says nothing of a target."
-    own, net = replace(cell, way="all", n=0, steps=0), small_net(1000 * cell.seed, classes=len(transfer_sets(cell)["source"].classes), batch_norm=True)
+    own, net = replace(cell, way="all", n=0, steps=0), small_net(
+        1000 * cell.seed, classes=len(transfer_sets(cell)["source"].classes), batch_norm=True
+    )
     def make(folder):
         recipe = Recipe(epochs=cell.epochs, batch=64, lr=2e-3, schedule="cosine")
         fit(net, transfer_sets(cell)["source"], None, recipe, cell.seed, device="cpu", progress=False)
@@ -99,14 +113,26 @@ def run_transfer_cell(
 
 # %% ../../../nbs/papers/techniques/13_transfers.ipynb #8674e630
 TARGET_SIZES = (50, 200, 1_000)
-PROTOCOLS = {"smoke": dict(data="sample", images=150, epochs=1, steps=6, held=40, n_test=40), "quick": {}, "reduced": dict(images=20_000, steps=1_000, n_test=4_000), "full": dict(images=25_000, epochs=10, steps=5_000, n_test=4_000)}
+PROTOCOLS = {
+    "smoke": dict(data="sample", images=150, epochs=1, steps=6, held=40, n_test=40), "quick": {},
+    "reduced": dict(images=20_000, steps=1_000, n_test=4_000),
+    "full": dict(images=25_000, epochs=10, steps=5_000, n_test=4_000)
+}
 
 
 def transfer_cells(profile: str) -> list[TransferCell]:
     "The cells of a profile."
     if profile not in PROTOCOLS: raise ValueError(nearest(profile, PROTOCOLS, "profile"))
-    sources, sizes = ("low_digits",) if profile in ("smoke", "quick") else ("low_digits", "fashion_mnist"), (50, 200) if profile == "smoke" else TARGET_SIZES
-    return [TransferCell(way, n, seed, source, **PROTOCOLS[profile]) for seed in ((0,) if profile == "smoke" else (0, 1, 2)) for source in sources for n in sizes for way in WAYS]
+    sources, sizes = ("low_digits",) if profile in ("smoke", "quick") else ("low_digits", "fashion_mnist"), (
+        50, 200
+    ) if profile == "smoke" else TARGET_SIZES
+    return [
+        TransferCell(way, n, seed, source, **PROTOCOLS[profile])
+        for seed in ((0,) if profile == "smoke" else (0, 1, 2))
+        for source in sources
+        for n in sizes
+        for way in WAYS
+    ]
 
 
 @dataclass(frozen=True)
