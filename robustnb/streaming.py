@@ -471,6 +471,7 @@ def answer_blocks(
     workers = min(workers, len(jobs))
     if workers and not on_device: warm(source.shape, rows, settings.benchmark)
     parts: dict[int, list[Tensor]] = {}  # of blocks whose conditions are half answered
+    asked = 0  # samples since memory was last given back
     with Bar(total, total - todo, settings.show) as bar, borrowed(model, "eval"), torch.inference_mode():
         for item in loader(work, workers, device.type == "cuda") if jobs else ():
             if isinstance(item, Exception): raise item
@@ -480,6 +481,10 @@ def answer_blocks(
                 job = piece.job
                 parts.setdefault(job.block, []).append(ask_piece(model, piece, device, settings))
                 bar.add(len(piece.x))
+                asked += piece.x.numel()
+                if asked > 2 * ROOM:  # answers that stay lie between the places of images, which then fit no more
+                    trim()
+                    asked = 0
                 if piece.start + len(piece.y) < len(job.positions): continue
                 done = {
                     keys[job.block][job.rows[k]]: answers
