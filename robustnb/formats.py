@@ -332,7 +332,9 @@ def cached(path: Path, name: str) -> ImageSet | None:  # None: not there
             )
     except Exception as error:  # numpy and zipfile have a dozen ways to say that a file is broken
         unread = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)  # of another user, a bad disk
-        if unread or isinstance(error, (MemoryError, ImportError)): raise
+        # numpy says how large the array would be: one larger than its file is a damaged header, not a lack of memory
+        scarce = isinstance(error, MemoryError) and math.prod(getattr(error, "shape", (0,))) <= path.stat().st_size
+        if unread or scarce or isinstance(error, ImportError): raise
         print(f"{path} is truncated or corrupt ({error}); it is removed", file=sys.stderr)
         path.unlink(missing_ok=True)
 

@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
+import processes
 from robustnb.lab import site
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +69,23 @@ def executed(profile: str, **papermill) -> tuple[list, dict]:
     cells[4]["outputs"] = [display(**{"text/html": TABLE, "text/plain": "table"})]
     cells[2:2] = [cell("code", f"profile = {profile!r}", tags=["injected-parameters"])]
     return cells, {"papermill": {"end_time": "2026-03-01T10:00:00+00:00", "duration": 75.2, "exception": None, **papermill}}
+
+
+def sums_after_sums():
+    "A parent whose torch has used two threads, then copies of it that compute as much."
+    torch.set_num_threads(2)
+    total = lambda seed: torch.arange(2**20, dtype=torch.float64).mul(seed).sum().item()
+    assert total(1) == 2**19 * (2**20 - 1)
+    assert site.on_all_cores(total, [1, 2, 3], "sums") == [total(1), total(2), total(3)]
+
+
+def test_copies_of_a_process_that_has_computed_compute():
+    process = processes.CONTEXT.Process(target=sums_after_sums)
+    process.start()
+    process.join(120)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0, "the copies wait for threads that they do not have" if ended is None else ended
 
 
 @pytest.fixture

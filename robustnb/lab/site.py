@@ -6,11 +6,11 @@
 __all__ = ['STAGE', 'RESULTS', 'VERDICTS', 'KINDS', 'LABEL', 'EQUATION', 'CAPTIONED', 'REFERENCE', 'SPAN', 'CAPTION',
            'BOXED_CAPTION', 'EXPECTED', 'RENDERERS', 'LOADED', 'UNLOADED', 'CSS_URL', 'SCRIPT_URL', 'OPAQUE', 'UNDONE',
            'MARK', 'SiteError', 'page_notebook', 'describe_pictures', 'first_page', 'fill_papers', 'site_description',
-           'commit_of', 'verdicts_of', 'verdict_tally', 'glance_row', 'glance', 'run_job', 'on_all_cores', 'nbs_files',
-           'stage', 'number_labels', 'number_markdown', 'number_references', 'known_tex', 'formula', 'lift_captions',
-           'draw_formulas', 'finish_page', 'link_from', 'PlainSite', 'render_smalldocs', 'render_quarto', 'read_page',
-           'css_urls', 'PageReader', 'page_problems', 'target', 'check', 'refuse_foreign', 'put_in_place', 'recover',
-           'is_current', 'build', 'QuietHandler', 'server', 'serve']
+           'commit_of', 'verdicts_of', 'verdict_tally', 'glance_row', 'glance', 'without_threads', 'run_job',
+           'on_all_cores', 'nbs_files', 'stage', 'number_labels', 'number_markdown', 'number_references', 'known_tex',
+           'formula', 'lift_captions', 'draw_formulas', 'finish_page', 'link_from', 'PlainSite', 'render_smalldocs',
+           'render_quarto', 'read_page', 'css_urls', 'PageReader', 'page_problems', 'target', 'check', 'refuse_foreign',
+           'put_in_place', 'recover', 'is_current', 'build', 'QuietHandler', 'server', 'serve']
 
 # %% ../../nbs/lab/42_site.ipynb #3a1dc1df
 import collections
@@ -207,6 +207,11 @@ def glance(frame: pd.DataFrame, pages: list[str]) -> str:
     )
 
 # %% ../../nbs/lab/42_site.ipynb #122f5216
+def without_threads() -> None:
+    "In a worker: a copy of a process whose torch has used several threads has none of them, and would wait for them."
+    if torch := sys.modules.get("torch"): torch.set_num_threads(1)
+
+
 def run_job(item):
     "In a worker: the function that `on_all_cores` was called with."
     return on_all_cores.function(item)
@@ -221,7 +226,7 @@ def on_all_cores(
     "Apply a function to items in copies of this process; here, one by one, where the system makes none."
     if "fork" not in multiprocessing.get_all_start_methods(): return list(progress(map(function, items), what, len(items)))
     on_all_cores.function = function
-    with ProcessPoolExecutor(usable_cores(), multiprocessing.get_context("fork")) as pool:
+    with ProcessPoolExecutor(usable_cores(), multiprocessing.get_context("fork"), without_threads) as pool:
         return list(progress(pool.map(run_job, items, chunksize=chunk), what, len(items)))
 
 
