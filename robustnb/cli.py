@@ -27,7 +27,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -1148,9 +1148,10 @@ def build_site(
         raise NotebookError("no checkout of robustnb here (settings.ini and nbs/); go there, or set ROBUSTNB_ROOT")
     target = root / folder
     if not serve or not (target / "index.html").is_file():
-        failed = pages_from_records(root)
-        try: index = site.build(out=target, root=root)
-        except site.SiteError as error: raise NotebookError(str(error)) from None
+        with site.verdicts_meanwhile(root) as frame:
+            failed = pages_from_records(root)
+            try: index = site.build(out=target, root=root, frame=frame.result())
+            except site.SiteError as error: raise NotebookError(str(error)) from None
         out.print(f"the site is in {shown_path(index)}\nview it with: make view   (or: robustnb site --serve)")
         for o in failed: out.print(f"failed: {o.name}: {o.error}\n  {shown_path(o.path)}", markup=False)
         if failed: raise typer.Exit(1)
@@ -1195,8 +1196,10 @@ def rerun_here(
         known = notebooks(root)
         page = root / ".robustnb/runs/records/papers/rerun.ipynb"
         if lines or reasons != before: page.unlink(missing_ok=True)  # it shows more than records: why cells have none
-        outcomes = render(root=root, records=own.path, workers=workers) if known else []
-        try: index = root / "_docs/index.html" if site.is_current(root) else site.build(root=root)
+        with nullcontext() if site.is_current(root) else site.verdicts_meanwhile(root) as frame:
+            outcomes = render(root=root, records=own.path, workers=workers) if known else []
+            frame = None if frame is None else frame.result()
+        try: index = root / "_docs/index.html" if site.is_current(root) else site.build(root=root, frame=frame)
         except site.SiteError as error: out.print(f"error: {error}", markup=False)
     bad = [o for o in outcomes if o.status == "failed"]
     out.print(f"\nnotebooks: {len(outcomes)} made from records, {len(bad)} failed", markup=False)

@@ -313,10 +313,12 @@ class KernelServer:
         root: Path,  # its working folder
         modules: list[str],  # imported once, before the first kernel
         folders: tuple[Path, ...] = (),  # of records that are read once, likewise
+        threads: int | None = None,  # of a kernel, unless OMP_NUM_THREADS says; None: as many as torch takes
     ):
         given = json.dumps([os.getpid(), [*PRELOAD, *modules], list(map(str, folders))])
         # as ipykernel sets it, which here comes after the import
         env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+        if threads: env.setdefault("OMP_NUM_THREADS", str(threads))
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVER, given], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root, env=env,
             start_new_session=True,
@@ -776,7 +778,9 @@ def run_all(chosen: list[Notebook], run: Run, display: Display) -> list[Outcome]
 def kernels(chosen: list[Notebook], run: Run):
     "The run with its server of kernels, which is started by this thread: it ends when the thread that started it does."
     if all(is_fresh(notebook, run) for notebook in chosen): return (yield run)
-    server = KernelServer(run.root, modules_of(chosen), run.shown.paths)
+    # pages that are made at once share the cores; one that runs cells has all of them
+    threads = None if run.compute else max(1, usable_cores() // max(1, run.workers))
+    server = KernelServer(run.root, modules_of(chosen), run.shown.paths, threads)
     try: yield replace(run, server=server)
     finally: server.close()
 

@@ -6,14 +6,16 @@
 __all__ = ['STAGE', 'RESULTS', 'VERDICTS', 'KINDS', 'LABEL', 'EQUATION', 'CAPTIONED', 'REFERENCE', 'SPAN', 'CAPTION',
            'BOXED_CAPTION', 'EXPECTED', 'RENDERERS', 'LOADED', 'UNLOADED', 'CSS_URL', 'SCRIPT_URL', 'OPAQUE', 'UNDONE',
            'MARK', 'SiteError', 'page_notebook', 'describe_pictures', 'first_page', 'fill_papers', 'site_description',
-           'commit_of', 'verdicts_of', 'verdict_tally', 'glance_row', 'glance', 'without_threads', 'run_job',
-           'on_all_cores', 'nbs_files', 'stage', 'number_labels', 'number_markdown', 'number_references', 'known_tex',
-           'formula', 'lift_captions', 'draw_formulas', 'finish_page', 'link_from', 'PlainSite', 'render_smalldocs',
-           'render_quarto', 'read_page', 'css_urls', 'PageReader', 'page_problems', 'target', 'check', 'refuse_foreign',
-           'put_in_place', 'recover', 'is_current', 'build', 'QuietHandler', 'server', 'serve']
+           'commit_of', 'verdicts_of', 'verdicts_meanwhile', 'verdict_tally', 'glance_row', 'glance', 'without_threads',
+           'run_job', 'on_all_cores', 'nbs_files', 'stage', 'number_labels', 'number_markdown', 'number_references',
+           'known_tex', 'formula', 'lift_captions', 'draw_formulas', 'finish_page', 'link_from', 'PlainSite',
+           'render_smalldocs', 'render_quarto', 'read_page', 'css_urls', 'PageReader', 'page_problems', 'target',
+           'check', 'refuse_foreign', 'put_in_place', 'recover', 'is_current', 'build', 'QuietHandler', 'server',
+           'serve']
 
 # %% ../../nbs/lab/42_site.ipynb #3a1dc1df
 import collections
+import contextlib
 import errno
 import functools
 import html
@@ -27,8 +29,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -150,6 +152,12 @@ VERDICTS = {"holds": "hold", "fails": "fail", "inconclusive": "inconclusive", "n
 def verdicts_of(root: Path) -> pd.DataFrame:
     "The verdicts of a repository's records, committed ones and its own."
     return verdicts(store=Store(root / ".robustnb/records", root / "results"))
+
+
+@contextlib.contextmanager
+def verdicts_meanwhile(root: Path) -> Iterator[Future]:  # of the table
+    "Evaluate the claims while the pages are made: a core is free until the first kernel is warm."
+    with ThreadPoolExecutor(1) as pool: yield pool.submit(verdicts_of, root)
 
 
 def verdict_tally(
@@ -611,6 +619,7 @@ def build(
     out: str | Path = "_docs",  # where the site goes, below root unless absolute
     renderer: str | None = None,  # "quarto" or "smalldocs"; None: Quarto where it is on the PATH
     root: str | Path = ".",  # the repository
+    frame: pd.DataFrame | None = None,  # verdicts for the front page; None: those of the records
 ) -> Path:  # index.html of the site
     "Stage, render, check, and put the site in place; the old site stays until the new one is whole and sound."
     root = Path(root).resolve()
@@ -623,7 +632,7 @@ def build(
     with FileLock(root / f"{STAGE}.lock"):
         recover(out)
         refuse_foreign(out, root)
-        built = RENDERERS[renderer](stage(root, runs))
+        built = RENDERERS[renderer](stage(root, runs, frame))
         problems = check(built)
         if problems:
             raise SiteError(
