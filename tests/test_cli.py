@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import types
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -136,17 +137,18 @@ def test_records_check_is_for_ci(checkout, robustnb):
 
 def test_site_builds_and_serves(checkout, robustnb, monkeypatch):
     calls = []
-    def build(out, root):
-        calls.append(("build", out, root))
+    def build(out, root, frame):
+        calls.append(("build", out, root, frame))
         (out / "x").parent.mkdir(exist_ok=True), (out / "index.html").touch()
         return out / "index.html"
     fake = types.ModuleType("robustnb.lab.site")
     fake.build, fake.serve = build, lambda out, port: calls.append(("serve", out, port))
+    fake.verdicts_meanwhile = lambda root: nullcontext(types.SimpleNamespace(result=lambda: "verdicts"))
     monkeypatch.setitem(sys.modules, "robustnb.lab.site", fake), monkeypatch.setattr("robustnb.lab.site", fake, raising=False)
     status, printed, _ = robustnb("site")
     assert status == 0 and "the site is in _docs/index.html" in printed and "make view" in printed
     robustnb("site", "--serve", "--port", 0)  # built already: served as it is
-    assert calls == [("build", checkout / "_docs", checkout), ("serve", checkout / "_docs", 0)]
+    assert calls == [("build", checkout / "_docs", checkout, "verdicts"), ("serve", checkout / "_docs", 0)]
     robustnb("site", "--serve", "--out", "elsewhere")
     assert [c[0] for c in calls[2:]] == ["build", "serve"]
 
