@@ -1,4 +1,5 @@
 """Streams of corrupted images: the same bits whoever makes them, killed, divided or whole; flat memory; sets on disk."""
+import ctypes
 import json
 import multiprocessing
 import os
@@ -14,6 +15,8 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from processes import started
 
 from robustnb import corrupted_sets, streaming
 from robustnb.corrupted_sets import write_set
@@ -327,6 +330,43 @@ def test_memory_stays_flat(tmp_path):
         subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, timeout=300)  # afresh: pytest's own process is large
         found[n] = float((tmp_path / "peak").read_text())
     assert found[448] < 300 and found[448] - found[160] < 30, found  # a copy of the others would be 43
+
+
+class Blank:
+    "Black pictures, made when they are asked for."
+    name, classes, labels = "blank", tuple("0123456789"), None
+
+    def __init__(self, n): self.n = n
+    def __len__(self): return self.n
+    def block(self, i):
+        n = min(64, self.n - 64 * i)
+        return torch.zeros(n, 3, 224, 224, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64)
+
+
+def freed_and_kept(n, held, out):
+    "MB that this process holds whenever a model is asked which takes 200 MB for a moment; glibc keeps what is freed."
+    looks = []
+    def look(): looks.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
+    class Wide(nn.Module):
+        def forward(self, x):
+            look()
+            torch.ones(50_000_000)
+            return torch.zeros(len(x), 10)
+    streaming.HELD = held
+    streaming.keep_memory()
+    answer_blocks(Wide(), as_source(Blank(n)), [("clean", 0)], Settings("imagenet-c", workers=0, batch=64, show=False))
+    look()
+    Path(out).write_text(json.dumps(looks))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc only")
+def test_free_memory_is_given_back_where_the_c_library_keeps_it(tmp_path):
+    "Two batches of 9.6M samples are more than the 2**24 after which it is given back; and it is at the end."
+    process = started(freed_and_kept, 320, 2**24, tmp_path / "looks")  # what is told to glibc holds for a whole process
+    process.join(120)
+    first, second, third, fourth, _, last = json.loads((tmp_path / "looks").read_text())
+    assert second - first > 150 and fourth - third > 150, "glibc did not keep the buffer, so there is nothing to see"
+    for now in (third, last): assert now - first < 100, f"{now - first:.0f} MB that nothing needs are kept"
 
 
 # --- sets on disk ---
