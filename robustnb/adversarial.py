@@ -27,7 +27,7 @@ from .basics import nearest
 from .images import ImageSet
 from .basics import progress as progress_bar
 from .dem_hec import distillation, snapshot
-from .layers import Classifier, Normalize
+from .layers import Classifier, Normalize, head_outputs
 from .perturbations import check_unit_images
 from .training import History, Loss, Objective, Recipe, TrainingRun, derive_seed, fit, to_unit
 from .worst_case import robust_accuracy, standing
@@ -447,7 +447,11 @@ class Distillation(Objective):
     @property
     def name(self) -> str: return f"Distillation(temperature={self.temperature})"
 
-    def before_fit(self, run: TrainingRun): self.teacher.to(run.device)
+    def before_fit(self, run: TrainingRun):
+        teacher, student = head_outputs(self.teacher), head_outputs(run.model)
+        if None not in (teacher, student) and teacher != student:
+            raise ValueError(f"a teacher of {teacher} outputs has no answer for each of the student's {student}")
+        self.teacher.to(run.device)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         with torch.no_grad(): target = self.teacher(x)

@@ -97,6 +97,7 @@ def projection(
 # %% ../nbs/42_contrastive.ipynb #70d246e0
 class SupCon(Objective):
     "First stage of supervised contrastive learning; `linear_head` is the second (Khosla et al. 2020)."
+    needs_outputs = False
 
     def __init__(
         self,

@@ -52,7 +52,10 @@ class Mixed(Objective):
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         mixed, target = self.mix(x, y, getattr(self, "classes", None) or model.head.out_features, self.generator)
-        return Loss(F.cross_entropy(model(mixed), target))
+        logits = model(mixed)
+        if logits.shape[1] <= int(y.max()):
+            raise ValueError(f"the model gives {logits.shape[1]} outputs, the labels go up to {int(y.max())}")
+        return Loss(F.cross_entropy(logits, F.pad(target, (0, logits.shape[1] - target.shape[1]))))  # spare outputs get 0
 
 
 class Mixup(Mixed):

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['RECIPE_CHOICES', 'BUCKET', 'FOREIGN', 'Loss', 'Objective', 'CrossEntropy', 'check_recipe', 'Recipe', 'learning_rate',
            'make_optimizer', 'parameter_groups', 'derive_seed', 'private_randomness', 'to_unit', 'crop_flip',
-           'Diverged', 'Meter', 'History', 'converged', 'TrainingRun', 'make_accelerator', 'batch_norm_told',
-           'backward', 'buckets', 'sum_gradients', 'gathered', 'update', 'check_loss', 'train_epoch', 'content_name',
-           'memory', 'remembered', 'recall', 'training_identity', 'save_checkpoint', 'read_checkpoint', 'restore',
-           'predict', 'accuracy', 'prepare_training', 'repeatable', 'average_buffers', 'run_epochs',
+           'Diverged', 'Meter', 'History', 'converged', 'TrainingRun', 'make_accelerator', 'loss_told', 'backward',
+           'buckets', 'sum_gradients', 'gathered', 'update', 'check_loss', 'train_epoch', 'content_name', 'memory',
+           'remembered', 'recall', 'training_identity', 'save_checkpoint', 'read_checkpoint', 'restore', 'predict',
+           'accuracy', 'check_labels', 'prepare_training', 'repeatable', 'average_buffers', 'run_epochs',
            'takes_channels_last', 'fit']
 
 # %% ../nbs/30_training.ipynb #85cc9945
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from .basics import atomic_write, nearest
 from .images import ImageSet
 from .basics import progress as progress_bar
-from .layers import mode
+from .layers import head_outputs, mode
 
 with warnings.catch_warnings():  # Accelerate looks for a notebook's progress bar and complains when there is none
     warnings.filterwarnings("ignore", message="IProgress not found")
@@ -53,6 +53,8 @@ class Loss:
 # %% ../nbs/30_training.ipynb #85e07000
 class Objective:
     "Base of all methods: a loss, and hooks that do nothing until a method needs them."
+
+    needs_outputs = True  # one of the head for each label; False: the head is not asked
 
     @property
     def name(self) -> str: return type(self).__name__
@@ -342,9 +344,15 @@ def make_accelerator(
 
 # %% ../nbs/30_training.ipynb #7e31012c
 @contextmanager
-def batch_norm_told(run: TrainingRun, images: int) -> Iterator[None]:
-    "Tell what to change where batch normalisation gets too few values to normalise."
+def loss_told(run: TrainingRun, images: int) -> Iterator[None]:
+    "Tell what to change where batch normalisation gets too few values, or a label has no output."
     try: yield
+    except IndexError as error:
+        if not (str(error).startswith("Target ") and str(error).endswith("out of bounds.")): raise
+        raise ValueError(
+            f"{type(run.model).__name__} has no output for label {str(error).split()[1]} of {run.data.name}, which has"
+            f" {len(run.data.classes)} classes"
+        ) from error
     except ValueError as error:
         if "more than 1 value per channel" not in str(error): raise
         raise ValueError(
@@ -368,7 +376,7 @@ def backward(
         x, y, share = to_unit(run.x[piece]), run.y[piece], len(piece) / len(index)
         if recipe.augment is not None: x = recipe.augment(x, run.generator)
         if recipe.channels_last: x = x.contiguous(memory_format=torch.channels_last)
-        with accelerator.autocast(), batch_norm_told(run, len(piece)): loss = run.objective.loss(run.model, x, y)
+        with accelerator.autocast(), loss_told(run, len(piece)): loss = run.objective.loss(run.model, x, y)
         with sum_gradients(run, number == len(pieces)):
             accelerator.backward(loss.total if share == 1 else loss.total * share)
         row = row + meter.numbers(loss, y) * share
@@ -715,8 +723,20 @@ def accuracy(
     return (logits.argmax(1) == data.y.cpu()).double().mean().item()
 
 # %% ../nbs/30_training.ipynb #c71767a6
+def check_labels(run: TrainingRun):
+    "ValueError where there are none, or where one has no output of the head: a graphics card would end the process."
+    if not len(run.x): raise ValueError(f"{run.data.name} holds no image to train on")
+    given = head_outputs(run.model) if run.objective.needs_outputs else None
+    if given is not None and isinstance(run.y, Tensor) and given <= (most := int(run.y.max())):
+        raise ValueError(
+            f"the head of {type(run.model).__name__} has {given} output{'s' * (given != 1)}, but the labels of"
+            f" {run.data.name} go up to {most}; make the network with classes={len(run.data.classes)}"
+        )
+
+
 def prepare_training(run: TrainingRun):
     "Everything on the device, the objective ready, the optimiser made."
+    check_labels(run)
     run.draw("before", alike=True)
     run.objective.before_fit(run)
     parts = {name: part.to(run.device) for name, part in run.objective.parts().items()}

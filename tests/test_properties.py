@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from odd import Odd, arguments, attempt, batches, count, drawn, print_of, print_of_model, worldly
+from odd import TRIED, Odd, arguments, attempt, batches, count, drawn, print_of, print_of_model, worldly
 from robustnb import adversarial, attacks, augment, calibration, contrastive, dem_hec, domain, entropy, gradcam, levels, metrics, resampling, robustness, statistics, training, uncertainty, worst_case
 from robustnb.corruptions import REGISTRY, contributed, corrupt, find_contributed
 from robustnb.operations import OPERATIONS
@@ -20,10 +20,16 @@ from robustnb.perturbations import PERTURBATIONS, at_distance, gaussian_at_dista
 from robustnb.digital import jpeg_codec
 from robustnb.epm import Policy, discretise
 from robustnb.images import ImageSet
+from robustnb.layers import seeded
+from robustnb.models import MODELS, create
+from test_every_objective import KINDS, made, small
 
 
 for warm in ("torchvision.transforms.v2", "captum.attr", "accelerate", "torchmetrics", "scipy.stats"): importlib.import_module(warm)  # these change filters and environment once, when they are first imported
 jpeg_codec()
+
+
+STEP = training.Recipe(epochs=1, batch=8, optimizer="sgd", lr=0.02)
 
 
 def seeds(seed=0): return torch.Generator().manual_seed(seed)
@@ -170,6 +176,70 @@ def test_models_with_images(name, turns):
         count("images")
         hold_asked(name, odd)
     drawn(batches(), each, turns)
+
+
+# --- objectives and networks
+
+def net_for(kind, outputs):
+    "The network of `small` with another number of outputs."
+    net = small()
+    with seeded(0): net.head = nn.Linear(64, outputs)
+    return uncertainty.bayesian(net) if issubclass(kind, uncertainty.ELBO) else net
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", KINDS)
+def test_objectives(name, turns):
+    "A step of training on odd images of four classes: the caller's set and the state of the process stay, and it is the step of plain images."
+    kind = KINDS[name]
+    outputs = 4 if kind is contrastive.UniCL else 10  # one is the class vectors' head; others have some to spare
+
+    def step(x):
+        net = net_for(kind, outputs)
+        history = training.fit(net, as_set(x, torch.arange(len(x)) % 4), made(kind), STEP, seed=1, device="cpu", progress=False)
+        return [v for row in history.rows for k, v in row.items() if isinstance(v, float) and k != "seconds"], [p.detach() for p in net.parameters()]
+
+    def each(odd):
+        count("objectives")
+        before, kept = worldly(), print_of(odd.x)
+        found, error = attempt(lambda: step(odd.x))
+        assert before == worldly() and print_of(odd.x) == kept
+        if error is not None: assert not odd.sound or not len(odd.x), f"refused: {error}"
+        if error is not None or not odd.sound: return
+        (numbers, weights), (other, plain) = found, step(odd.plain)
+        assert other == pytest.approx(numbers, rel=1e-4, abs=1e-6, nan_ok=True) and all(torch.allclose(a, b, atol=1e-4, equal_nan=True) for a, b in zip(weights, plain))
+    drawn(batches(channels=(3,), dtypes=("float32", "uint8"), sides=(32,), sizes=(0, 2, 5)), each, turns, max(1, TRIED // 3))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", KINDS)
+def test_objectives_with_too_few_outputs(name):
+    "No training on labels that the network cannot give, but where the head is not asked."
+    kind, few = KINDS[name], as_set(torch.rand(8, 3, 32, 32, generator=seeds()), torch.arange(8) % 4)
+    for net in (net_for(kind, 3), nn.Sequential(nn.Flatten(), nn.Linear(3072, 3))):
+        if isinstance(net, nn.Sequential) and kind.__name__ not in ("CrossEntropy", "Mixup", "CutMix"): continue  # others ask for stages
+        before = worldly()
+        history, error = attempt(lambda: training.fit(net, few, made(kind), STEP, device="cpu", progress=False))
+        assert before == worldly() and (error is None) == (not kind.needs_outputs) and (error is None or "output" in str(error))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_networks(name, turns):
+    "Logits of odd images, as of plain ones; no image, no logits. Larger networks of the same code without weights."
+    large = name.startswith(("vgg", "repvgg", "cnn1", "resnet5"))
+    with torch.device("meta" if large else "cpu"): net = create(name, seed=None if large else 0, **{"statistics": None} if large else {}).eval()
+    channels, side = next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), 28 if name.startswith(("lenet", "alexnet")) else 32
+    if large:
+        with torch.device("meta"): assert all(net.train(mode)(torch.zeros(0, channels, side, side)).shape == (0, 10) for mode in (True, False))
+        return
+
+    def each(odd):
+        count("networks")
+        before, kept = worldly(), (print_of(odd.x), print_of_model(net))
+        with torch.inference_mode(odd.layout == "within"): out = net(odd.x)
+        assert before == worldly() and kept == (print_of(odd.x), print_of_model(net)) and out.shape == (len(odd.x), net.head.out_features)
+        if odd.sound: assert like(out, net(odd.plain)) and out.isfinite().all()
+    drawn(batches(channels=(channels,), dtypes=("float32",), sides=(side,)), each, turns)
 
 
 # --- numbers to numbers
