@@ -1000,7 +1000,10 @@ def evaluate_model(
         )
     ] = None,
 ) -> None:
-    "Measure a model's robustness: a table, figures and a self-contained HTML report."
+    """Measure a model's robustness: a table, figures and a self-contained HTML report.
+
+    Images are read and corrupted in worker processes while the model answers. Interrupted or killed, the same command goes on from the blocks it kept. Several machines: --shard, then `robustnb merge`, or --engine ray; several models: --also, or `robustnb compare`. Large pictures on a CPU: --batch 32 --channels-last. Guide: guides/measure_your_model.
+    """
     given = SimpleNamespace(**locals())
     from robustnb.streaming import keep_memory
 

@@ -224,13 +224,13 @@ def class_folders(folder: Path) -> list[str]:  # names, in the order of the outp
     names = [n for n in names if n not in empty or not any(is_report(f) for f in (folder / n).rglob("*") if f.is_dir())]
     if not names:
         raise ModelError(
-            f"{folder}: pictures are expected in a subfolder for each class, and it has no subfolders"
-            + (" but reports" if empty else "")
+            f"{folder}: pictures are expected in a subfolder for each class, such as {folder / 'cat' / '1.jpg'}, and it"
+            " has no subfolders" + (" but reports" if empty else "")
         )
     if empty := [n for n in empty if n in names]:
         raise ModelError(
-            f"{folder / empty[0]} holds no pictures; pictures are expected in a subfolder for each class"
-            f" ({', '.join(sorted(FORMATS))})"
+            f"{folder / empty[0]} holds no pictures, and every subfolder is taken for a class: put its pictures there"
+            f" ({', '.join(sorted(FORMATS))}), or move it elsewhere if it is no class"
         )
     if parts := sorted(n for n in names if n.lower() in SPLIT_FOLDERS):
         inner = any(f.is_dir() for n in parts for f in (folder / n).iterdir())
