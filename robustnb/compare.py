@@ -28,7 +28,7 @@ from .corruptions import FAMILIES
 from .published_scores import summarise_published
 from .resampling import interval
 from .robustness import FAMILY, Answers, Resamples
-from .scorecard import STYLE, as_json, html_table, kept_answers, report_folder, with_bounds
+from .scorecard import STYLE, as_json, html_table, read_answers, report_folder, with_bounds
 from .selective import withheld, withholding_summary
 from .sources import ModelError
 
@@ -46,7 +46,7 @@ def read_reports(
 ) -> list[Evaluated]:
     "Evaluations by their folders. ModelError where one has no answers, or only one was given."
     if len(folders) < 2: raise ModelError(f"a comparison needs at least two reports, got {len(folders)}")
-    found = [(Path(f), *kept_answers(f)) for f in folders]
+    found = [(Path(f), *read_answers(f)) for f in folders]
     names = [about.get("facts", {}).get("model") or folder.name for folder, _, about in found]
     names = [n if names.count(n) == 1 else f"{n} ({folder.name})" for n, (folder, *_) in zip(names, found)]
     if twice := next((n for n in names if names.count(n) > 1), None):

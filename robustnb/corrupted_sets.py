@@ -28,7 +28,7 @@ from .corruptions import parameters
 from .formats import DataError, eight_bits, on_white
 from .robustness import benchmark_for, conditions
 from .sources import PictureFiles, Source, TarFiles, as_source, is_grey
-from .streaming import Bar, BlockJob, default_workers, loader, pieces, plan, trim, unit_of, warm, whole_units
+from .streaming import Bar, BlockJob, default_workers, loader, pieces, plan, trim, unit_of, warm, complete_units
 
 # %% ../nbs/51b_corrupted_sets.ipynb #2975357c
 SUFFIX = {"jpeg": ".JPEG", "png": ".png"}
@@ -133,7 +133,7 @@ class Writing(IterableDataset):
         t, places = self.target, self.blocks[block]
         unit = 1 if t.own_size else unit_of(t.source.shape)
         for part in [(p,) for p in places] if t.own_size else [places]:
-            job, every = BlockJob(block, part, tuple(t.rows)), whole_units(part, unit, len(t.source))
+            job, every = BlockJob(block, part, tuple(t.rows)), complete_units(part, unit, len(t.source))
             if t.own_size:
                 file = t.source.paths[part[0]] if isinstance(t.source, PictureFiles) else t.source.member(part[0])
                 x, y = own_picture(file, str(file))[None], torch.zeros(1)

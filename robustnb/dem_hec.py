@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'BATCH_NORM', 'RECIPE', 'RECIPE_VIT', 'distillation', 'snapshot', 'submodules', 'early_stages',
-           'mean_over_positions', 'hooked', 'foreign_answers', 'answers', 'pair_of_answers', 'hold', 'Taught',
-           'check_settings', 'DemHEC']
+           'mean_over_positions', 'hooked', 'foreign_answers', 'answers', 'pair_of_answers', 'freeze_modules',
+           'TeacherObjective', 'check_settings', 'DemHEC']
 
 # %% ../nbs/43_dem_hec.ipynb #831a2662
 import copy
@@ -161,7 +161,7 @@ def pair_of_answers(
         return answers(model, x, embedding), answers(model, harder, embedding)
 
 # %% ../nbs/43_dem_hec.ipynb #7cdb9ab0
-def hold(
+def freeze_modules(
     model: nn.Module,  # changed in place
     names: Sequence[str],  # of its submodules
 ) -> list[nn.Parameter]:  # those that were free before
@@ -172,7 +172,7 @@ def hold(
     return list(free)
 
 
-class Taught(Objective):
+class TeacherObjective(Objective):
     "An objective with a teacher and frozen stages (`self.frozen`), for the length of a training."
 
     def __init__(self, teacher: nn.Module | None = None):  # None: a snapshot of the model when training begins
@@ -182,7 +182,7 @@ class Taught(Objective):
         self.teacher = snapshot(self.given or run.model).to(run.device)
         self.generator = run.generator
         chosen = early_stages(run.model, self.frozen)
-        if not isinstance(run.model, Classifier): self.before = hold(run.model, chosen)
+        if not isinstance(run.model, Classifier): self.before = freeze_modules(run.model, chosen)
         else:
             self.before = run.model.frozen
             freeze(run.model, chosen)
@@ -210,7 +210,7 @@ def check_settings(s: "DemHEC"):
         if getattr(s, what) not in options: raise ValueError(nearest(getattr(s, what), options, what))
 
 # %% ../nbs/43_dem_hec.ipynb #1c40cf86
-class DemHEC(Taught):
+class DemHEC(TeacherObjective):
     "High-entropy contrastive fine-tuning (Dem-HEC, eq. 12 and Algorithm 1)."
 
     def __init__(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'kind_of_file', 'from_file', 'from_factory', 'fill', 'with_shipped', 'from_name', 'normalises', 'after',
-           'parts', 'logits_place', 'at_place', 'are_probabilities', 'Answering', 'evaluating', 'check_model',
+           'parts', 'find_logits', 'take_part', 'are_probabilities', 'Answering', 'evaluating', 'check_model',
            'checked', 'class_order', 'hub_model', 'opened', 'own_model', 'open_model', 'spread', 'expected']
 
 # %% ../nbs/25b_opening.ipynb #94ceccfe
@@ -188,7 +188,7 @@ def parts(output, path: tuple = ()) -> dict[tuple, Tensor]:  # (key, ...) -> ten
     )
 
 
-def logits_place(
+def find_logits(
     output,  # of a model, for n images
     n: int,
     classes: int,  # how many columns are expected
@@ -215,8 +215,8 @@ def logits_place(
     )
 
 
-def at_place(output, place: tuple) -> Tensor:
-    "The part of an answer that `logits_place` chose."
+def take_part(output, place: tuple) -> Tensor:
+    "The part of an answer that `find_logits` chose."
     for key in place:
         output = output[key] if isinstance(output, Mapping) or isinstance(key, int) else getattr(output, key)
     return output
@@ -237,7 +237,7 @@ class Answering(nn.Module):
         self.model, self.spec, self.place, self.log = model, spec, place, log
 
     def forward(self, x: Tensor) -> Tensor:  # [B,C,H,W] in [0,1] -> logits [B,K]
-        try: answers = at_place(self.model(x), self.place)
+        try: answers = take_part(self.model(x), self.place)
         except ModelError: raise
         except Exception as error:
             short = (
@@ -284,9 +284,9 @@ def checked(
             f"{spec} does not take {len(x)} images of shape {tuple(x.shape[1:])}: {first_line(error)}"
             + ("; export it with a dynamic batch (dynamic_shapes)" if "Guard failed" in str(error) else "")
         ) from error
-    try: place, words = logits_place(output, len(x), len(data.classes))
+    try: place, words = find_logits(output, len(x), len(data.classes))
     except ModelError as error: raise ModelError(f"{spec} {error}") from None
-    logits = at_place(output, place)
+    logits = take_part(output, place)
     if logits.shape[1] < len(data.classes) or logits.shape[1] > len(data.classes) and not any_outputs:
         raise ModelError(
             f"{spec} has {logits.shape[1]} outputs, {data.name} has {len(data.classes)} classes; a folder must have a"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMS', 'WORDS', 'mapped', 'ArrayRows', 'label_array', 'PublishedSet', 'Form', 'names_for', 'is_manifest',
            'manifest_of', 'open_arrays', 'open_pairs', 'open_versions', 'subfolders', 'severity_folders',
-           'corruption_folders', 'picture_side', 'open_severities', 'wnid_places', 'timm_wnids', 'outputs_of',
+           'corruption_folders', 'picture_side', 'open_severities', 'wnid_outputs', 'timm_wnids', 'outputs_of',
            'open_classes', 'layout_of', 'published_path', 'open_published']
 
 # %% ../nbs/04a_published.ipynb #38b566af
@@ -26,7 +26,7 @@ from torch import Tensor
 from .basics import nearest
 from .formats import DataError, imagenet_root, read_text
 from .images import CLASSES
-from .sources import (ModelError, PictureFiles, Source, class_folders, class_listing, class_places, first_line,
+from .sources import (ModelError, PictureFiles, Source, class_folders, class_listing, class_outputs, first_line,
                               pictures_of)
 
 # %% ../nbs/04a_published.ipynb #870d6df0
@@ -269,11 +269,11 @@ def open_severities(folder: Path, form: str | None = None, class_index: Path | N
     )
 
 # %% ../nbs/04a_published.ipynb #bf290ab1
-def wnid_places(given: Path) -> dict[str, int]:  # name -> output
+def wnid_outputs(given: Path) -> dict[str, int]:  # name -> output
     "Outputs by the names of class folders, from a file or a folder."
     given = Path(given)
     if given.is_dir(): return {f.name: i for i, f in enumerate(subfolders(given))}
-    if given.suffix != ".txt": return class_places(given)
+    if given.suffix != ".txt": return class_outputs(given)
     lines = [line for line in read_text(given).splitlines() if line.strip()]
     return {line.split()[0]: i for i, line in enumerate(lines)}
 
@@ -288,11 +288,11 @@ def timm_wnids() -> list[str]:  # [] without timm
 
 def outputs_of(
     names: Sequence[str],  # of the class folders, in their order
-    class_index: Path | None = None,  # see `wnid_places`
+    class_index: Path | None = None,  # see `wnid_outputs`
     outputs: int = 1000,  # of the model
 ) -> list[int] | None:  # None: the classes are all of them, in their order
     "Which of a model's outputs the classes are. ModelError where nobody can tell."
-    if class_index is not None: places = wnid_places(class_index)
+    if class_index is not None: places = wnid_outputs(class_index)
     elif len(names) == outputs: return None
     else:
         root = imagenet_root()
@@ -340,7 +340,7 @@ def published_path(spec: str) -> tuple[str | None, Path]:  # form, folder
 
 def open_published(
     spec: str,  # PATH, or FORM:PATH
-    class_index: Path | None = None,  # see `wnid_places`
+    class_index: Path | None = None,  # see `wnid_outputs`
     size: int | None = None,  # side in pixels, for pictures in folders of classes
 ) -> PublishedSet | None:  # None: no published set
     "A published set by its path. ModelError, DataError, FileNotFoundError that say what is wrong."

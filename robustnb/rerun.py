@@ -26,7 +26,8 @@ from .papers.dem_hec.protocol import DemHecCell, canonical as plain_dem_hec, run
 from .papers.eriep.protocol import EriepCell, canonical as plain_eriep, run_eriep_cell
 from .lab.experiments import ONE_THREAD, Job, Plan, die_with_parent, environment, outcome
 from .papers.dem_hec.pretraining import PretrainCell, run_pretrain_cell
-from .lab.records import Record, Store, canonical_json, record_key, stale, write_whole
+from .basics import atomic_write
+from .lab.records import Record, Store, canonical_json, record_key, stale
 from .robustness import SEVEN
 from .papers.study.protocol import StudyCell, run_study_cell
 
@@ -237,7 +238,7 @@ def rerun(
     for i, (c, error) in enumerate(run_checked(todo, own, workers, cache), 1):
         if error: reasons[c.key] = f"failed: {error}"
         tell(f"[{i}/{len(todo)}] {c.paper}, {c.title}{f' (seed {c.cell.seed})' if len(seeds) > 1 else ''}: {error and 'failed: ' + error or 'done'}")
-    if seeds == COMMITTED_SEEDS[:1] and reasons != load_reasons(own.path): write_whole(own.path / NOTE, json.dumps(reasons).encode())
+    if seeds == COMMITTED_SEEDS[:1] and reasons != load_reasons(own.path): atomic_write(own.path / NOTE, json.dumps(reasons).encode())
     return reasons
 
 # %% ../nbs/63_rerun.ipynb #5e5e0023

@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'CAPTIONS', 'SCHEMA', 'ANSWERS', 'PASSING', 'image_folder', 'two_meanings', 'namesakes', 'open_images',
            'not_as_expected', 'identity', 'report_folder', 'Evaluation', 'merged', 'calibration_figure',
            'same_constants', 'Scorecard', 'html_table', 'with_bounds', 'page', 'as_json', 'keep_answers',
-           'kept_answers', 'write_report', 'run_facts', 'lasting_facts', 'passing_facts']
+           'read_answers', 'write_report', 'run_facts', 'lasting_facts', 'passing_facts']
 
 # %% ../nbs/55_scorecard.ipynb #963e41c1
 import base64
@@ -34,7 +34,7 @@ from .metrics import reliability
 from .models import model_names
 from .opening import check_model, expected, kind_of_file, open_model, opened, spread
 from .basics import machine, now, versions
-from .sources import (FORMATS, REPORT_MARK, SPLIT_FOLDERS, ModelError, Source, ambiguous, as_source, class_folders, class_listing, class_places, first_line,
+from .sources import (FORMATS, REPORT_MARK, SPLIT_FOLDERS, ModelError, Source, ambiguous, as_source, class_folders, class_listing, class_outputs, first_line,
                       is_report, natural_size, pictures_of)
 from .robustness import Answers, answer, family_curves, heatmap, summarise, tabulate
 from .selective import withheld, withholding, withholding_summary
@@ -45,7 +45,7 @@ def image_folder(
     folder: Path,
     # side in pixels; None: as it is where all pictures are squares of one size up to 96, else 224
     size: int | None = None,
-    class_index: Path | None = None,  # see `class_places`; None: outputs in the order of `class_folders`
+    class_index: Path | None = None,  # see `class_outputs`; None: outputs in the order of `class_folders`
 ) -> ImageSet:
     "Pictures in a subfolder for each class."
     names, chosen = class_listing(Path(folder), class_index)
@@ -343,7 +343,7 @@ def keep_answers(answers: Answers, path: Path, about: dict) -> None:
     atomic_write(path, whole.getvalue())
 
 
-def kept_answers(
+def read_answers(
     folder: str | Path,  # of a report
 ) -> tuple[Answers, dict]:  # and what they are of: title, benchmark, images, facts
     "The answers behind a report. ModelError where it has none that can be read."

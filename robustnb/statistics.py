@@ -87,7 +87,7 @@ def spearman(
     return pearson(stats.rankdata(x), stats.rankdata(y, axis=0))
 
 # %% ../nbs/54_statistics.ipynb #e70223e3
-def _whole_ranks(
+def _integer_ranks(
     x: ArrayLike,  # [n]
 ) -> np.ndarray:  # [n] int64, from 0, in the order of x, ties equal
     "Ranks as the smallest whole numbers with the same spacing."
@@ -127,7 +127,7 @@ def permutation_p(
         raise ValueError(f"exact_to={exact_to}: counts are exact in float64 up to 18 points only; beyond, draw")
     if x.ndim > 1 or y.ndim > 1: raise ValueError(f"one series each, got shapes {x.shape} and {y.shape}")
     if draws < 1: raise ValueError(f"draws={draws}; at least one is needed")
-    a, b = _whole_ranks(x), _whole_ranks(y)
+    a, b = _integer_ranks(x), _integer_ranks(y)
     centre, n = int(a.sum()) * int(b.sum()), len(a)  # n times the mean of the sum of products
     observed = abs(n * int(a @ b) - centre)
     if n <= exact_to:

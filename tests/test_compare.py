@@ -13,7 +13,7 @@ from robustnb import compare
 from robustnb.compare import Evaluated, paired_differences, read_reports
 from robustnb.images import sample
 from robustnb.robustness import Answers
-from robustnb.scorecard import ANSWERS, Scorecard, kept_answers, write_report
+from robustnb.scorecard import ANSWERS, Scorecard, read_answers, write_report
 from robustnb.sources import ModelError
 
 FACTORY = """
@@ -126,7 +126,7 @@ def test_kept_answers_survive_and_name_their_damage(tmp_path):
     right = torch.rand(3, 37, generator=torch.Generator().manual_seed(0)) < 0.5
     answers = made(right, [("clean", 0), ("fog", 2), ("snow", 3)]).answers
     write_report(Scorecard("it", {"model": "it", "made": "now", "images": f"mnist: {len(data)}"}, answers), tmp_path)
-    again, about = kept_answers(tmp_path)
+    again, about = read_answers(tmp_path)
     assert torch.equal(again.correct, answers.correct) and torch.equal(again.confidence, answers.confidence) and again.rows == answers.rows
     assert about["facts"] == {"model": "it", "images": "mnist: 37"}
     first = (tmp_path / ANSWERS).read_bytes()

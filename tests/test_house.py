@@ -143,7 +143,7 @@ def test_a_fifth_paper_is_one_folder(extended):
     "The template, copied into a checkout and exported, is found by commands, verdicts and site."
     found, new, *_ = extended
     assert {p for p in new if "contrib" not in p} == {p for p in new if p.startswith(("nbs/papers/toy/", "robustnb/papers/toy/"))}
-    assert "toy" in found["papers"] and found["experiment"] == "robustnb.papers.toy.protocol:whole"
+    assert "toy" in found["papers"] and found["experiment"] == "robustnb.papers.toy.protocol:experiment"
     assert found["claims"] == [["M-01", "yes", "holds"]] and found["notebooks"] == ["toy/table1"]
     assert "Toy paper" in found["front page"] and "Toy paper" in found["sections"]
 

@@ -25,7 +25,7 @@ from robustnb.images import ImageSet, sample
 from robustnb.robustness import evaluate, measure
 from robustnb.scorecard import open_images
 from robustnb.sources import Held, as_source
-from robustnb.streaming import BlockJob, Journal, Settings, Work, answer_blocks, ask_piece, corrupt_unit, loader, pieces, stream_seed, unit_of, whole_units
+from robustnb.streaming import BlockJob, Journal, Settings, Work, answer_blocks, ask_piece, corrupt_unit, loader, pieces, stream_seed, unit_of, complete_units
 
 ROWS = [("clean", 0), ("shot_noise", 3), ("glass_blur", 1)]
 
@@ -73,7 +73,7 @@ def test_an_image_does_not_depend_on_its_company(name, side):
     data, places = images(20, side), (3, 4, 17)
     unit = unit_of((3, side, side))
     def made(places, batch, rows):
-        every, out = whole_units(places, unit, 20), {}
+        every, out = complete_units(places, unit, 20), {}
         for piece in pieces(BlockJob(0, places, rows), data.x[every], data.y[every], 20, unit, "imagenet-c", 0, batch):
             for k in range(len(piece.x)): out[rows[piece.rows[k // len(piece.y)]], places[piece.start + k % len(piece.y)]] = piece.x[k]
         return out

@@ -10,7 +10,7 @@ from robustnb.lab.provenance import Package, address_of, sources_in
 from robustnb.lab.records import Record, Store, encode
 from robustnb.lab.verdicts import verdicts
 from robustnb.papers.techniques import domains, errata, protocol
-from robustnb.papers.techniques.claims import dropout_error, place_of, planned_cells
+from robustnb.papers.techniques.claims import dropout_error, group_of, planned_cells
 
 RUN = "robustnb.papers.techniques.protocol:run_bench_cell"
 
@@ -30,7 +30,7 @@ def test_a_new_technique_leaves_the_addresses_of_the_others():
 def test_cells_have_one_place_and_whole_seeds():
     places = list(planned_cells("quick").values())
     assert len(set(places)) == len(places) and {seed for *_, seed in places} == {0, 1, 2}
-    assert place_of(protocol.BenchCell("net_skip", n_attacked=0)) == ("net", ("net_skip",)) and place_of(domains.DomainCell("dann", "mnist_m")) == ("mnist_m", ("dann",))
+    assert group_of(protocol.BenchCell("net_skip", n_attacked=0)) == ("net", ("net_skip",)) and group_of(domains.DomainCell("dann", "mnist_m")) == ("mnist_m", ("dann",))
 
 
 def bench(store, right):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEP', 'COPIES', 'READINGS', 'METHODS', 'TRAIN', 'TEST', 'SIDES', 'PASSES', 'FAMILY', 'Share', 'share_of', 'sets_of',
            'fine_tuning_passes', 'study_passes', 'pretrain_passes', 'dem_hec_passes', 'eriep_passes', 'table4_passes',
-           'outline', 'share_at', 'share', 'place_of', 'work_of', 'memory_of', 'Named', 'kind_of', 'measured',
+           'outline', 'share_at', 'share', 'network_and_data', 'work_of', 'memory_of', 'Named', 'kind_of', 'measured',
            'rate_for', 'checked', 'Gpu', 'hours', 'cells_of', 'bill']
 
 # %% ../../nbs/benchmarks/07_cost.ipynb #4238a236
@@ -149,7 +149,7 @@ def share(experiment: str, net: str, data: str) -> Share:
     return share_at(net, 384 if net == "vit_l_16" else side)  # which enlarges its images
 
 
-def place_of(experiment: str, cell) -> tuple[str, str]:  # network, data
+def network_and_data(experiment: str, cell) -> tuple[str, str]:  # network, data
     "Where a cell's work is done."
     base = getattr(cell, "base", cell)
     return base.net, base.data
@@ -157,12 +157,12 @@ def place_of(experiment: str, cell) -> tuple[str, str]:  # network, data
 
 def work_of(experiment: str, cell) -> float:  # operations
     "All passes of a cell, in operations."
-    return PASSES[experiment](cell) * share(experiment, *place_of(experiment, cell)).operations
+    return PASSES[experiment](cell) * share(experiment, *network_and_data(experiment, cell)).operations
 
 
 def memory_of(experiment: str, cell) -> float:  # bytes
     "Weights, gradients, momentum and a second network, and the activations of a batch, in float32."
-    one = share(experiment, *place_of(experiment, cell))
+    one = share(experiment, *network_and_data(experiment, cell))
     return 4.0 * (4 * one.parameters + cell.batch * one.activations)
 
 # %% ../../nbs/benchmarks/07_cost.ipynb #cd20cc1a
@@ -189,7 +189,7 @@ def measured(
         if record.experiment not in PASSES or not record.seconds: continue
         cell = Named.of(record.cell)
         work, seconds = work_of(record.experiment, cell), record.seconds * (record.device.get("threads") or 1)
-        size = share(record.experiment, *place_of(record.experiment, cell)).operations
+        size = share(record.experiment, *network_and_data(record.experiment, cell)).operations
         rows.append((record.experiment, *kind_of(cell), size, work, seconds, work / seconds))
     return pd.DataFrame(rows, columns=["experiment", "net", "way", "precision", "size", "work", "seconds", "rate"])
 
@@ -265,7 +265,7 @@ def bill(
     rows = []
     for experiment in (name for name in experiments() if name in PASSES):
         groups: dict[tuple, list] = {}
-        for cell in cells_of(experiment, profile): groups.setdefault(place_of(experiment, cell), []).append(cell)
+        for cell in cells_of(experiment, profile): groups.setdefault(network_and_data(experiment, cell), []).append(cell)
         for (net, data), cells in groups.items():
             work = [work_of(experiment, c) for c in cells]
             rate, words = rate_for(

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from ..basics import atomic_write, usable_cores
 from .provenance import address_of
 from .records import (PROFILES, Record, RecordError, Store, artefact_bytes, chain, code_hash, encode,
-                                  frame, notes, provenance, record_key, stale as made_by_other_code, write_whole)
+                                  frame, notes, provenance, record_key, stale as made_by_other_code, write_file)
 from .registry import ChoiceError, check_choice, experiments, find_experiment
 
 # %% ../../nbs/lab/10_experiments.ipynb #61793f8d
@@ -416,7 +416,7 @@ class Tracker:
             + (f", {self.state['failed']} failed" if self.state["failed"] else "")
         )
         path = os.environ.get("ROBUSTNB_PROGRESS_FILE")
-        if path: write_whole(Path(path), json.dumps(self.state).encode())
+        if path: write_file(Path(path), json.dumps(self.state).encode())
 
 # %% ../../nbs/lab/10_experiments.ipynb #55aa4c98
 def data_fingerprint(data: Any) -> str:

@@ -68,8 +68,8 @@ def bounded(value):
 class Evaluator:
     "Walks one expression."
 
-    def __init__(self, names: dict, whole: bool = False):  # whole: evaluate also what the answer does not depend on
-        self.names, self.whole, self.steps = {**BUILTINS, **names}, whole, 0
+    def __init__(self, names: dict, every: bool = False):  # every: evaluate also what the answer does not depend on
+        self.names, self.every, self.steps = {**BUILTINS, **names}, every, 0
 
     def __call__(self, node: ast.expr, local: dict):
         "Value of a node."
@@ -112,7 +112,7 @@ class Arithmetic(Evaluator):
     def BoolOp(self, node, local):
         "`and` stops at the first that is false, `or` at the first that is true."
         values = (self(v, local) for v in node.values)
-        if self.whole: values = list(values)
+        if self.every: values = list(values)
         return self.every(values) if isinstance(node.op, ast.And) else self.some(values)
 
     def UnaryOp(self, node, local):
@@ -180,7 +180,7 @@ class Predicates(Arithmetic):
 
     def GeneratorExp(self, node, local):
         values = self.loop(node.generators, node.elt, local)
-        return list(values) if self.whole else values
+        return list(values) if self.every else values
 
     def ListComp(self, node, local): return list(self.loop(node.generators, node.elt, local))
 
@@ -188,10 +188,10 @@ class Predicates(Arithmetic):
 def evaluate_predicate(
     predicate: str,
     names: dict,  # the functions, lists and numbers that it may use
-    whole: bool = False,  # ask for every number that it names, also those that cannot change the answer
+    every: bool = False,  # ask for every number that it names, also those that cannot change the answer
 ):
     "Value of a predicate; PredicateError where it leaves the language, Missing where a number is not there."
-    try: return Predicates(names, whole)(parsed(predicate), {})
+    try: return Predicates(names, every)(parsed(predicate), {})
     except RecursionError: raise PredicateError(f"{predicate[:60]!r} is nested too deeply") from None
 
 # %% ../../nbs/lab/20_predicates.ipynb #6afdcae9

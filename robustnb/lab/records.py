@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROFILES', 'FORMAT', 'NOTES', 'FRAME_COLUMNS', 'NAME', 'LINE_BYTES', 'HASH', 'FIELDS', 'SOURCES', 'IMPORT',
            'ARTEFACT_BYTES', 'TOTAL_BYTES', 'ARTEFACT_NAME', 'DIFFERS', 'to_json', 'canonical_json', 'record_key',
-           'RecordError', 'check_names', 'Record', 'to_line', 'check_fields', 'from_line', 'locked', 'whole_lines',
-           'append_line', 'sync_folder', 'write_whole', 'Line', 'read_lines', 'repository', 'git_state', 'read_sources',
+           'RecordError', 'check_names', 'Record', 'to_line', 'check_fields', 'from_line', 'locked', 'complete_lines',
+           'append_line', 'sync_folder', 'write_file', 'Line', 'read_lines', 'repository', 'git_state', 'read_sources',
            'imports_in', 'modules_used', 'code_hash', 'notebook_hash', 'provenance', 'encode', 'decode', 'newest',
            'note_use', 'Store', 'artefact_bytes', 'flat', 'describe_machine', 'frame', 'open_store', 'best_profile',
            'at_least', 'notes', 'read_notes', 'chain', 'addresses_today', 'State', 'state', 'replayed', 'is_timing',
@@ -226,7 +226,7 @@ def locked(
     finally: fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 # %% ../../nbs/lab/01_records.ipynb #27e1cd85
-def whole_lines(descriptor: int) -> int:  # bytes up to and with the last newline
+def complete_lines(descriptor: int) -> int:  # bytes up to and with the last newline
     "Where the torn tail of a file begins; the file's size when there is none."
     end = os.fstat(descriptor).st_size
     while end > 0:
@@ -247,7 +247,7 @@ def append_line(
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         with locked(descriptor):
-            end = whole_lines(descriptor)
+            end = complete_lines(descriptor)
             if end < os.fstat(descriptor).st_size: os.ftruncate(descriptor, end)
             try:
                 if os.write(descriptor, line) != len(line):  # a full disk takes a part only
@@ -267,7 +267,7 @@ def sync_folder(folder: Path) -> None:
     finally: os.close(descriptor)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     "Write a file all at once: under a temporary name first, then renamed."
     atomic_write(path, content)
 
@@ -464,7 +464,7 @@ class Store:
         artefacts = artefacts or {}
         hashes = {name: digest(content) for name, content in artefacts.items()}
         record = dataclasses.replace(record, artefacts={**record.artefacts, **hashes}, time=record.time or now())
-        for name, content in artefacts.items(): write_whole(self.path / "artefacts" / record.key / name, content)
+        for name, content in artefacts.items(): write_file(self.path / "artefacts" / record.key / name, content)
         append_line(self.path / f"{record.experiment}.jsonl", to_line(record))
         return record
 
@@ -719,7 +719,7 @@ def migrate(
             to_line(dataclasses.replace(r, address=address_then(r, root))) if o else line.text + b"\n"
             for r, o, line in zip(records, old, lines)
         ]
-        write_whole(path, b"".join(after))
+        write_file(path, b"".join(after))
         changed += sum(old)
     return changed
 

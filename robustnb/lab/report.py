@@ -274,16 +274,17 @@ def beside_table(
     return table(pd.DataFrame(rows), caption)
 
 # %% ../../nbs/lab/30_report.ipynb #48feca89
-def format_estimate(found: Estimate) -> str:
+def format_estimate(estimate: Estimate) -> str:
     "An estimate for a sentence or a cell of a table."
-    return with_interval(found.value, found.low, found.high)
+    return with_interval(estimate.value, estimate.low, estimate.high)
 
 
-def format_difference(found: Estimate) -> str:
+def format_difference(estimate: Estimate) -> str:
     "A difference in words."
-    if found.low <= 0 <= found.high: return f"no difference that we can tell ({format_estimate(found)})"
-    return ("gains " if found.value > 0 else "loses ") + format_estimate(
-        found if found.value > 0 else Estimate(-found.value, -found.high, -found.low, found.n_seeds)
+    if estimate.low <= 0 <= estimate.high: return f"no difference that we can tell ({format_estimate(estimate)})"
+    return ("gains " if estimate.value > 0 else "loses ") + format_estimate(
+        estimate if estimate.value > 0
+        else Estimate(-estimate.value, -estimate.high, -estimate.low, estimate.n_seeds)
     )
 
 # %% ../../nbs/lab/30_report.ipynb #6d54ccd7
@@ -317,23 +318,25 @@ def draw_series(ax, levels: list, values: np.ndarray, **style) -> None:  # value
     ax.fill_between(levels, low, high, alpha=0.25, color=line.get_color(), linewidth=0)
 
 # %% ../../nbs/lab/30_report.ipynb #05b93fdc
-def percent(found: Estimate) -> str:
+def percent(estimate: Estimate) -> str:
     "An accuracy in per cent for a cell of a table: 55.4 [53.3, 57.5]."
     return (
-        f"{found.value:.1f} <span class='interval' style='white-space:nowrap;opacity:.75'>[{found.low:.1f},"
-        f" {found.high:.1f}]</span>"
+        f"{estimate.value:.1f} <span class='interval' style='white-space:nowrap;opacity:.75'>[{estimate.low:.1f},"
+        f" {estimate.high:.1f}]</span>"
     )
 
 
-def format_points(found: Estimate) -> str:
+def format_points(estimate: Estimate) -> str:
     "A difference of accuracies in points, with its sign; marked where it cannot be told from none."
-    low, high = (f"{end:+.1f}".replace("-", "−") for end in (found.low, found.high))
+    low, high = (f"{end:+.1f}".replace("-", "−") for end in (estimate.low, estimate.high))
     text = (
-        f"{found.value:+.1f}".replace("-", "−")
+        f"{estimate.value:+.1f}".replace("-", "−")
         + f" <span class='interval' style='white-space:nowrap;opacity:.75'>[{low}, {high}]</span>"
     )
     return (
-        f"<span style='opacity:.7'>{text} n.s.</span>" if found.low <= 0 <= found.high else f"<strong>{text}</strong>"
+        f"<span style='opacity:.7'>{text} n.s.</span>"
+        if estimate.low <= 0 <= estimate.high
+        else f"<strong>{text}</strong>"
     )
 
 # %% ../../nbs/lab/30_report.ipynb #270ff0d4
@@ -344,21 +347,22 @@ def is_number(value) -> bool:
 
 def statement(
     what: str,  # the quantity
-    said: float | str | None,  # by the text; None: nothing
-    found: float | str,  # in the numbers
-    agrees: bool | None = None,  # None: as far as said and found are the same
+    claimed: float | str | None,  # by the text; None: nothing
+    computed: float | str,  # in the numbers
+    agrees: bool | None = None,  # None: as far as claimed and computed are the same
     tolerance: float = 0.0,  # between two numbers
-    difference: float | None = None,  # None: found - said, where both are numbers
+    difference: float | None = None,  # None: computed - claimed, where both are numbers
     judged: bool = True,  # False: shown for comparison only
-) -> dict:  # what, said, found, difference, agrees
+) -> dict:  # what, claimed, computed, difference, agrees
     "A row of evidence."
-    both = is_number(said) and is_number(found)
-    if difference is None: difference = found - said if both else float("nan")
-    if both and abs(difference) < 1e-9 * max(abs(said), abs(found)): difference = 0.0  # a rounding error of float64
-    if agrees is None: agrees = abs(difference) <= tolerance + 1e-9 if both else said == found
+    both = is_number(claimed) and is_number(computed)
+    if difference is None: difference = computed - claimed if both else float("nan")
+    # a rounding error of float64
+    if both and abs(difference) < 1e-9 * max(abs(claimed), abs(computed)): difference = 0.0
+    if agrees is None: agrees = abs(difference) <= tolerance + 1e-9 if both else claimed == computed
     return dict(
-        what=what, said=said, found=found, difference=difference,
-        agrees=bool(agrees) if judged and said is not None else None,
+        what=what, claimed=claimed, computed=computed, difference=difference,
+        agrees=bool(agrees) if judged and claimed is not None else None,
     )
 
 # %% ../../nbs/lab/30_report.ipynb #9fa0e539
@@ -373,14 +377,14 @@ def cell_text(value) -> str:
 def evidence(
     rows: list[dict],  # of `statement`
     caption: str = "",
-    sides: tuple[str, str] = ("the text", "the numbers"),  # what `said` and `found` are
+    sides: tuple[str, str] = ("the text", "the numbers"),  # what `claimed` and `computed` are
 ) -> HTML:
     "Statements beside numbers, with a badge for each statement."
     signed = lambda d: "" if d != d else ("+" if d > 0 else "") + cell_text(d)
     words = {True: badge("agrees"), False: badge("disagrees"), None: ""}
     shown = [
         {
-            "": row["what"], sides[0]: cell_text(row["said"]), sides[1]: cell_text(row["found"]),
+            "": row["what"], sides[0]: cell_text(row["claimed"]), sides[1]: cell_text(row["computed"]),
             "difference": signed(row["difference"]), "verdict": words[row["agrees"]],
         }
         for row in rows
@@ -398,10 +402,10 @@ def tally(
 # %% ../../nbs/lab/30_report.ipynb #aa691d1e
 def growth(
     series: dict[str, float],  # in order
-    said: str = "rises",
+    claimed: str = "rises",
 ) -> list[dict]:
     "Whether each value of a series lies above the one before."
     return [
-        statement(f"from {a} to {b}", said, "rises" if v > u else "falls", difference=v - u)
+        statement(f"from {a} to {b}", claimed, "rises" if v > u else "falls", difference=v - u)
         for (a, u), (b, v) in pairwise(series.items())
     ]

@@ -35,13 +35,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..basics import usable_cores
+from ..basics import atomic_write, usable_cores
 from .registry import check_choice
 from ..basics import machine
 from .provenance import digest
 from .records import (PROFILES, SOURCES, Store, canonical_json, describe_machine, git_state, imports_in,
                                   modules_used, notebook_hash)
-from .records import open_store, repository, stale, write_whole
+from .records import open_store, repository, stale
 
 # %% ../../nbs/lab/40_reproduce.ipynb #0d047622
 RESERVED = ("profile", "records", "workers")  # set by the runner's own options
@@ -324,9 +324,9 @@ class KernelServer:
             start_new_session=True,
         )
         self.lock, self.started, self.ended = threading.Lock(), queue.Queue(), {}
-        threading.Thread(target=self.listen, daemon=True).start()
+        threading.Thread(target=self.read_events, daemon=True).start()
 
-    def listen(self) -> None:
+    def read_events(self) -> None:
         "Note what the server says."
         for line in self.process.stdout:
             said = json.loads(line)
@@ -529,7 +529,7 @@ def keep(execution: Execution, out: Path, note: dict) -> None:
     about = notebook["metadata"].get("papermill", {})
     for name in ("input_path", "output_path", "environment_variables"): about.pop(name, None)
     notebook["metadata"]["robustnb"] = note
-    write_whole(out, json.dumps(notebook, indent=1, ensure_ascii=False).encode())
+    atomic_write(out, json.dumps(notebook, indent=1, ensure_ascii=False).encode())
     for path in (execution.part, failed_copy(out)): path.unlink(missing_ok=True)
 
 # %% ../../nbs/lab/40_reproduce.ipynb #881c9b6f

@@ -243,15 +243,15 @@ class DemHecResults(DemHecData):
 
     def __init__(self, *given, **options):
         super().__init__(*given, **options)
-        found = {x: [b for b in nets if self.seeds_of(*self.place(x, b))] for x, nets in BB.items()}
+        found = {x: [b for b in nets if self.seeds_of(*self.network(x, b))] for x, nets in BB.items()}
         self.ran = Ran({x: nets for x, nets in found.items() if nets})
 
-    def place(self, x: str, b: str) -> tuple[str, str]:
+    def network(self, x: str, b: str) -> tuple[str, str]:
         if x not in PAPER_DATA or b not in PAPER_NETS: raise Missing(f"{b} on {x} is not rerun")
         return PAPER_DATA[x], PAPER_NETS[b]
 
-    def d(self, x, b, k, s, when): return self.array(*self.place(x, b), WHEN[when], ((OURS[k], s),))
-    def dc(self, x, b, when): return self.array(*self.place(f"{x}-C", b), WHEN[when], (("clean", 0),))
+    def d(self, x, b, k, s, when): return self.array(*self.network(x, b), WHEN[when], ((OURS[k], s),))
+    def dc(self, x, b, when): return self.array(*self.network(f"{x}-C", b), WHEN[when], (("clean", 0),))
     def gain(self, x, b, k, s): return self.d(x, b, k, s, "after") - self.d(x, b, k, s, "before")
     def mg(self, x, b, s): return mean(self.gain(x, b, k, s) for k in C7)
     def mk(self, x, b, ks): return mean(self.gain(x, b, k, s) for k in ks for s in SEV)

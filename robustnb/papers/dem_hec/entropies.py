@@ -83,26 +83,26 @@ def entropy_data(store: Store, profile: str) -> EntropyData:  # profile: smoke |
     return EntropyData(records, store, protocol or profile)
 
 # %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #495d3e50
-def methods_of(results: EntropyData, place: tuple[str, str]) -> list[str]:
-    "The methods of a place whose entropies are all there."
-    found = {m: [results.record(*place, m, s) for s in results.seeds_of(*place, (m,))] for m in WATCHED}
+def methods_of(results: EntropyData, network: tuple[str, str]) -> list[str]:
+    "The methods of a network whose entropies are all there."
+    found = {m: [results.record(*network, m, s) for s in results.seeds_of(*network, (m,))] for m in WATCHED}
     return [m for m, records in found.items() if records and all(r.key in results.arrays for r in records)]
 
 
-def sample_of(results: EntropyData, place: tuple[str, str], method: str = "none") -> dict[str, np.ndarray]:
+def sample_of(results: EntropyData, network: tuple[str, str], method: str = "none") -> dict[str, np.ndarray]:
     "The arrays of the first network of a method."
-    return results.arrays[results.record(*place, method, results.seeds_of(*place, (method,))[0]).key]
+    return results.arrays[results.record(*network, method, results.seeds_of(*network, (method,))[0]).key]
 
 
-def layers_at(results: EntropyData, place: tuple[str, str]) -> dict[str, int]:  # name -> neurons
+def layers_at(results: EntropyData, network: tuple[str, str]) -> dict[str, int]:  # name -> neurons
     "Layers and their sizes; the logarithm of a size is the most entropy that there can be."
-    arrays = sample_of(results, place)
+    arrays = sample_of(results, network)
     return dict(zip(map(str, arrays["layer"]), map(int, arrays["neurons"])))
 
 
-def corruptions_at(results: EntropyData, place: tuple[str, str]) -> list[tuple[str, int]]:
+def corruptions_at(results: EntropyData, network: tuple[str, str]) -> list[tuple[str, int]]:
     "The corruptions and severities whose entropies were kept."
-    arrays = sample_of(results, place)
+    arrays = sample_of(results, network)
     return [
         row
         for row in zip(map(str, arrays["corruption"]), map(int, arrays["severity"]))
@@ -110,19 +110,19 @@ def corruptions_at(results: EntropyData, place: tuple[str, str]) -> list[tuple[s
     ]
 
 
-def images_at(results: EntropyData, place: tuple[str, str]) -> int:
+def images_at(results: EntropyData, network: tuple[str, str]) -> int:
     "Test images whose entropies were kept."
-    return sample_of(results, place)["entropy"].shape[-1]
+    return sample_of(results, network)["entropy"].shape[-1]
 
 
-def networks(results: EntropyData, place: tuple[str, str], method: str) -> int:
+def networks(results: EntropyData, network: tuple[str, str], method: str) -> int:
     "Networks behind a number; those that are not fine-tuned can be fewer than the seeds."
-    return len({results.record(*place, method, s).key for s in results.seeds_of(*place, (method,))})
+    return len({results.record(*network, method, s).key for s in results.seeds_of(*network, (method,))})
 
 # %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #e7e0563a
 def gap(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     method: str,  # one of WATCHED
     rows: tuple,  # conditions, (corruption, severity) each
     layer: str,  # of `layers_at`, or shallow | deep
@@ -130,19 +130,19 @@ def gap(
 ) -> np.ndarray:  # [1+R] nats
     "How far entropy rises from clean images to those of some conditions, on average over them."
     ask = lambda rows: results.array(
-        *place, method, tuple((*row, layer) for row in rows), together or (method,), ENTROPIES
+        *network, method, tuple((*row, layer) for row in rows), together or (method,), ENTROPIES
     )
     return ask(rows) - ask((CLEAN,))
 
 
-def rises(results: EntropyData, place: tuple[str, str], method: str, rows: tuple, layer: str) -> Estimate:
+def rises(results: EntropyData, network: tuple[str, str], method: str, rows: tuple, layer: str) -> Estimate:
     "`gap` with its interval."
-    return summary(gap(results, place, method, rows, layer), networks(results, place, method))
+    return summary(gap(results, network, method, rows, layer), networks(results, network, method))
 
 
 def gap_change(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     rows: tuple,  # conditions
     layer: str,  # of `layers_at`, or shallow | deep
     method: str = "dem_hec",  # after
@@ -151,8 +151,8 @@ def gap_change(
 ) -> Estimate:  # nats
     "What a method does to a gap, on the same images and seeds."
     form = np.abs if size else lambda values: values
-    after, before = (form(gap(results, place, m, rows, layer, (over, method))) for m in (method, over))
-    return summary(after - before, len(results.seeds_of(*place, (over, method))))
+    after, before = (form(gap(results, network, m, rows, layer, (over, method))) for m in (method, over))
+    return summary(after - before, len(results.seeds_of(*network, (over, method))))
 
 
 def word(found: Estimate) -> str:
@@ -172,14 +172,14 @@ def above_share(
 
 def separated(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     method: str,  # one of WATCHED
     row: tuple[str, int],  # a condition
     layer: str,  # of `layers_at`
 ) -> Estimate:  # in [0,1]
     "Probability that an image of a condition has more entropy than another, clean one; ties counted half."
     key = (*row, layer, "separation")
-    for at in {results.record(*place, method, s).key for s in results.seeds_of(*place, (method,))}:
+    for at in {results.record(*network, method, s).key for s in results.seeds_of(*network, (method,))}:
         known = results.values[ENTROPIES][at]
         if key in known: continue
         names, columns = layers_of(results.arrays[at])
@@ -187,7 +187,7 @@ def separated(
         known[key] = above_share(
             clean, other, image_draws(len(columns), results.size - 1, results.seed)
         ).double().numpy()
-    return summary(results.array(*place, method, (key,), (method,), ENTROPIES), networks(results, place, method))
+    return summary(results.array(*network, method, (key,), (method,), ENTROPIES), networks(results, network, method))
 
 # %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #17da9995
 PALETTE = {"clean": "C0", "changed": "C3"}  # blue and red, as printed
@@ -195,17 +195,17 @@ PALETTE = {"clean": "C0", "changed": "C3"}  # blue and red, as printed
 
 def image_rows(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     method: str,  # one of WATCHED
     row: tuple[str, int] = FIGURE,  # a condition
 ) -> pd.DataFrame:  # layer, images (clean | changed), entropy in nats, share of log(neurons)
     "The entropies of the first network of a method, image by image."
-    names, columns = layers_of(sample_of(results, place, method))
+    names, columns = layers_of(sample_of(results, network, method))
     parts = [
         pd.DataFrame(
             dict(layer=layer, images=title, entropy=columns[:, names.index((*which, layer))].numpy(), neurons=n)
         )
-        for layer, n in layers_at(results, place).items()
+        for layer, n in layers_at(results, network).items()
         for title, which in zip(PALETTE, (CLEAN, row))
     ]
     frame = pd.concat(parts, ignore_index=True)
@@ -234,7 +234,7 @@ def legend(fig: plt.Figure, row: tuple[str, int]) -> None:
 
 def share_figure(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     row: tuple[str, int] = FIGURE,  # a condition
     methods: tuple = BEFORE_AFTER,
 ) -> plt.Figure:
@@ -244,7 +244,7 @@ def share_figure(
         1, len(methods), figsize=(3.7 * len(methods), 3.0), sharey=True, squeeze=False, layout="constrained"
     )
     for ax, method in zip(axes[0], methods):
-        violins(ax, image_rows(results, place, method, row), "share")
+        violins(ax, image_rows(results, network, method, row), "share")
         ax.set_title(METHOD_TITLES[method])
         ax.tick_params(axis="x", rotation=35)
     axes[0][0].set_ylabel("entropy, share of log(neurons)")
@@ -254,23 +254,23 @@ def share_figure(
 
 def layer_figure(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     row: tuple[str, int] = FIGURE,  # a condition
     methods: tuple = BEFORE_AFTER,
 ) -> plt.Figure:
     "Entropy of each layer on its own scale, before and after, with the separation of the two groups below."
     theme()
-    layers = layers_at(results, place)
+    layers = layers_at(results, network)
     fig, axes = plt.subplots(
         len(methods), len(layers), figsize=(1.35 * len(layers), 2.1 * len(methods)), sharey="col", squeeze=False,
         layout="constrained",
     )
     for line, method in zip(axes, methods):
-        frame = image_rows(results, place, method, row)
+        frame = image_rows(results, network, method, row)
         for ax, layer in zip(line, layers):
             violins(ax, frame[frame.layer == layer], "entropy")
             ax.set(
-                xticks=[], xlabel=f"sep. {separated(results, place, method, row, layer).value:.2f}",
+                xticks=[], xlabel=f"sep. {separated(results, network, method, row, layer).value:.2f}",
                 title=layer if method == methods[0] else "",
             )
             ax.yaxis.set_major_locator(plt.MaxNLocator(4))
@@ -282,14 +282,14 @@ def layer_figure(
 # %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #7f9bf9c4
 def rise_frame(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     method: str,  # one of WATCHED
 ) -> pd.DataFrame:  # corruption, severity, layer, value, low, high (nats), share (% of log(neurons)), word
     "The test of the claim, by layer, corruption and severity (Dem-HEC, section 3.2)."
     rows = []
-    for name, severity in corruptions_at(results, place):
-        for layer, n in layers_at(results, place).items():
-            found = rises(results, place, method, ((name, severity),), layer)
+    for name, severity in corruptions_at(results, network):
+        for layer, n in layers_at(results, network).items():
+            found = rises(results, network, method, ((name, severity),), layer)
             rows.append(
                 dict(
                     corruption=name, severity=severity, layer=layer, value=found.value, low=found.low, high=found.high,
@@ -318,34 +318,34 @@ def rise_table(frame: pd.DataFrame, caption: str = "") -> HTML:  # frame: of `ri
 
 def count_table(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     methods: list[str] | tuple = BEFORE_AFTER,
     caption: str = "",
 ) -> HTML:
     "By layer: in how many conditions entropy rises and falls, and the mean rise over all of them."
-    frames = {m: rise_frame(results, place, m) for m in methods}
-    every, rows = tuple(corruptions_at(results, place)), []
-    for layer, n in layers_at(results, place).items():
+    frames = {m: rise_frame(results, network, m) for m in methods}
+    every, rows = tuple(corruptions_at(results, network)), []
+    for layer, n in layers_at(results, network).items():
         row = {"layer": layer, "neurons": f"{n:,}", "log(neurons)": f"{np.log(n):.2f}"}
         for m, frame in frames.items():
             words = frame[frame.layer == layer].word.value_counts()
             row[f"{METHOD_TITLES[m]}: rises / falls / unclear"] = " / ".join(
                 str(words.get(w, 0)) for w in ("rises", "falls", "unclear")
             )
-            row[f"{METHOD_TITLES[m]}: mean rise"] = nats(rises(results, place, m, every, layer))
+            row[f"{METHOD_TITLES[m]}: mean rise"] = nats(rises(results, network, m, every, layer))
         rows.append(row)
     return table(pd.DataFrame(rows), caption)
 
 # %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #cd430ad6
 def rise_maps(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     methods: list[str] | tuple = BEFORE_AFTER,
 ) -> plt.Figure:
     "Rise by condition and layer, one panel a method."
     theme()
-    frames = {m: rise_frame(results, place, m) for m in methods}
-    rows, layers = list(dict.fromkeys(corruptions_at(results, place))), list(layers_at(results, place))
+    frames = {m: rise_frame(results, network, m) for m in methods}
+    rows, layers = list(dict.fromkeys(corruptions_at(results, network))), list(layers_at(results, network))
     limit = max(0.1, float(np.percentile(pd.concat(frames.values()).share.abs(), 97)))
     fig, axes = plt.subplots(
         1, len(methods), figsize=(1.6 + 2.0 * len(methods), 1.4 + 0.2 * len(rows)), sharey=True, squeeze=False,
@@ -379,35 +379,35 @@ def share_of(found: Estimate) -> str:
 
 def gap_table(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     row: tuple[str, int] = FIGURE,  # a condition
     caption: str = "",
 ) -> HTML:
     "Gap and separation by layer, before, after the control and after Dem-HEC, and the change of the gap's size."
-    methods, rows = [m for m in ("none", "standard", "dem_hec") if m in methods_of(results, place)], []
-    for layer, n in layers_at(results, place).items():
+    methods, rows = [m for m in ("none", "standard", "dem_hec") if m in methods_of(results, network)], []
+    for layer, n in layers_at(results, network).items():
         line = {"layer": layer}
         for m in methods:
-            found = rises(results, place, m, (row,), layer)
+            found = rises(results, network, m, (row,), layer)
             line[f"{METHOD_TITLES[m]}: gap"] = nats(
                 found
             ) + f"<br><small>{100 * found.value / np.log(n):+.2f}% of log(neurons)</small>".replace("-", "−")
-            line[f"{METHOD_TITLES[m]}: separation"] = share_of(separated(results, place, m, row, layer))
+            line[f"{METHOD_TITLES[m]}: separation"] = share_of(separated(results, network, m, row, layer))
         for over in [m for m in methods if m != "dem_hec"]:
             line[f"size of the gap, Dem-HEC against {METHOD_TITLES[over]}"] = nats(
-                gap_change(results, place, (row,), layer, over=over)
+                gap_change(results, network, (row,), layer, over=over)
             )
         rows.append(line)
     return table(pd.DataFrame(rows), caption)
 
 
-def control_table(results: EntropyData, place: tuple[str, str], caption: str = "") -> HTML:
+def control_table(results: EntropyData, network: tuple[str, str], caption: str = "") -> HTML:
     "Size of the mean gap over all corruptions, by method, and what Dem-HEC changes against each of the others."
-    every, methods, rows = tuple(corruptions_at(results, place)), methods_of(results, place), []
-    for layer in layers_at(results, place):
-        line = {"layer": layer} | {METHOD_TITLES[m]: nats(rises(results, place, m, every, layer)) for m in methods}
+    every, methods, rows = tuple(corruptions_at(results, network)), methods_of(results, network), []
+    for layer in layers_at(results, network):
+        line = {"layer": layer} | {METHOD_TITLES[m]: nats(rises(results, network, m, every, layer)) for m in methods}
         line |= {
-            f"size, Dem-HEC against {METHOD_TITLES[m]}": nats(gap_change(results, place, every, layer, over=m))
+            f"size, Dem-HEC against {METHOD_TITLES[m]}": nats(gap_change(results, network, every, layer, over=m))
             for m in methods
             if m != "dem_hec"
         }
@@ -417,49 +417,52 @@ def control_table(results: EntropyData, place: tuple[str, str], caption: str = "
 
 def closing(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     row: tuple[str, int] = FIGURE,  # a condition
     depths: tuple = ("shallow", "deep", "output"),
     over: str = "none",  # before, or the control
 ) -> dict[str, Estimate]:  # depth -> change of the gap's size
     "Whether the gap shrinks, by depth."
-    return {depth: gap_change(results, place, (row,), depth, over=over) for depth in depths}
+    return {depth: gap_change(results, network, (row,), depth, over=over) for depth in depths}
 
 # %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #13229163
 def profiles(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     method: str,  # one of WATCHED
     rows: list[tuple[str, int]],  # conditions
 ) -> np.ndarray:  # [conditions, layers, 1+R], % of log(neurons)
     "The rise of each layer in each condition."
     return np.stack([
-        [100 * gap(results, place, method, (row,), layer) / np.log(n) for layer, n in layers_at(results, place).items()]
+        [
+            100 * gap(results, network, method, (row,), layer) / np.log(n)
+            for layer, n in layers_at(results, network).items()
+        ]
         for row in rows
     ])
 
 
 def profile_figure(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     methods: tuple = BEFORE_AFTER,
 ) -> plt.Figure:
     "Rise by layer: each corruption at its highest severity, a universal perturbation, high-entropy images."
     theme()
-    every, layers = corruptions_at(results, place), list(layers_at(results, place))
+    every, layers = corruptions_at(results, network), list(layers_at(results, network))
     most = [row for row in every if row[1] == max(s for _, s in every)]
     fig, axes = plt.subplots(
         1, len(methods), figsize=(1.5 + 3.2 * len(methods), 3.3), sharey=True, squeeze=False, layout="constrained"
     )
     for ax, method in zip(axes[0], methods):
         for row, values, colour in zip(
-            most, profiles(results, place, method, most), sns.color_palette("husl", len(most))
+            most, profiles(results, network, method, most), sns.color_palette("husl", len(most))
         ):
             ax.plot(
                 layers, values[:, 0], color=colour, lw=1.1, marker=".", label=f"{row[0].replace('_', ' ')} {row[1]}"
             )
         for row, style, title in ((UNIVERSAL, "--s", "universal perturbation"), (RAISED, "-o", "high-entropy images")):
-            values, = profiles(results, place, method, [row])
+            values, = profiles(results, network, method, [row])
             low, high = np.percentile(values[:, 1:], [2.5, 97.5], axis=1)
             ax.errorbar(
                 layers, values[:, 0], yerr=[np.maximum(values[:, 0] - low, 0), np.maximum(high - values[:, 0], 0)],
@@ -475,18 +478,18 @@ def profile_figure(
 
 def contrast_table(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     method: str = "none",  # one of WATCHED
     caption: str = "",
 ) -> HTML:
     """By layer: what corruptions, the universal perturbation and high-entropy images do, and whether the paper's
     contrast is there."""
-    every, rows = tuple(corruptions_at(results, place)), []
-    for layer in layers_at(results, place):
+    every, rows = tuple(corruptions_at(results, network)), []
+    for layer in layers_at(results, network):
         natural, universal, raised = (
-            rises(results, place, method, which, layer) for which in (every, (UNIVERSAL,), (RAISED,))
+            rises(results, network, method, which, layer) for which in (every, (UNIVERSAL,), (RAISED,))
         )
-        ends = [rises(results, place, method, (row,), layer).value for row in every]
+        ends = [rises(results, network, method, (row,), layer).value for row in every]
         below = sum(value < raised.value for value in ends)
         rows.append({
             "layer": layer, "corruptions, mean": nats(natural),
@@ -512,22 +515,22 @@ class Likeness(NamedTuple):
 
 def likeness(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     method: str = "none",  # one of WATCHED
 ) -> Likeness:
     "Whether high-entropy images look like a corruption inside the network, as corruptions look like each other."
-    every = corruptions_at(results, place)
-    own, (raised,) = profiles(results, place, method, every), profiles(results, place, method, [RAISED])
+    every = corruptions_at(results, network)
+    own, (raised,) = profiles(results, network, method, every), profiles(results, network, method, [RAISED])
     away = np.sqrt(((own - raised) ** 2).sum(1))
     between = np.sqrt(((own[:, None, :, 0] - own[None, :, :, 0]) ** 2).sum(2))
     same = np.array([[a[0] == b[0] for b in every] for a in every])
     beyond = [
         layer
-        for layer, values, value in zip(layers_at(results, place), own[:, :, 0].T, raised[:, 0])
+        for layer, values, value in zip(layers_at(results, network), own[:, :, 0].T, raised[:, 0])
         if not values.min() <= value <= values.max()
     ]
     return Likeness(
-        every[int(away[:, 0].argmin())], summary(away.min(0), networks(results, place, method)),
+        every[int(away[:, 0].argmin())], summary(away.min(0), networks(results, network, method)),
         np.where(same, np.inf, between).min(1), beyond,
     )
 
@@ -554,31 +557,31 @@ class Link(NamedTuple):
 
 def link(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     method: str,  # one of WATCHED
     depth: str,  # shallow | deep | output, or a layer
 ) -> Link:
     "Over the conditions: does accuracy fall most where entropy rises most?"
-    rows = corruptions_at(results, place)
-    up = np.stack([gap(results, place, method, (row,), depth) for row in rows])
-    right = lambda row: results.array(*place, method, (row,), (method,))
+    rows = corruptions_at(results, network)
+    up = np.stack([gap(results, network, method, (row,), depth) for row in rows])
+    right = lambda row: results.array(*network, method, (row,), (method,))
     down = np.stack([right(CLEAN) - right(row) for row in rows])
     a, b = (ranks - ranks.mean(0) for ranks in (rankdata(up, axis=0), rankdata(down, axis=0)))
     with np.errstate(invalid="ignore"): r = (a * b).sum(0) / np.sqrt((a ** 2).sum(0) * (b ** 2).sum(0))
     defined = np.append(r[0], r[1:][np.isfinite(r[1:])])  # a resample without any differences has no correlation
     grid = (len({name for name, _ in rows}), -1)
     return Link(
-        summary(defined if len(defined) > 1 else r, networks(results, place, method)),
+        summary(defined if len(defined) > 1 else r, networks(results, network, method)),
         spearman(up[:, 0], down[:, 0])[1], shuffled_p(up[:, 0].reshape(grid), down[:, 0].reshape(grid)), up[:, 0],
         down[:, 0],
     )
 
 # %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #b2a36cbf
 def links(
-    results: EntropyData, place: tuple[str, str], methods: tuple = BEFORE_AFTER, depths: tuple = ("deep", "output")
+    results: EntropyData, network: tuple[str, str], methods: tuple = BEFORE_AFTER, depths: tuple = ("deep", "output")
 ) -> dict[tuple[str, str], Link]:
     "`link` by method and depth."
-    return {(m, depth): link(results, place, m, depth) for m in methods for depth in depths}
+    return {(m, depth): link(results, network, m, depth) for m in methods for depth in depths}
 
 
 def link_table(
@@ -602,13 +605,13 @@ def link_table(
 
 def link_figure(
     results: EntropyData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     found: dict[tuple[str, str], Link],  # of `links`
 ) -> plt.Figure:
     "Loss of accuracy against the rise of entropy, one point a condition."
     theme()
     rows, methods, depths = (
-        corruptions_at(results, place), list(dict.fromkeys(m for m, _ in found)),
+        corruptions_at(results, network), list(dict.fromkeys(m for m, _ in found)),
         list(dict.fromkeys(d for _, d in found)),
     )
     names, severities = list(dict.fromkeys(n for n, _ in rows)), sorted({s for _, s in rows})
@@ -644,14 +647,14 @@ def comma_list(parts: list[str]) -> str:
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1]))) if parts else "none"
 
 
-def rise_sentence(results: EntropyData, place: tuple[str, str], method: str = "none") -> str:  # Markdown
+def rise_sentence(results: EntropyData, network: tuple[str, str], method: str = "none") -> str:  # Markdown
     "In how many conditions entropy rises, by depth."
-    rows = corruptions_at(results, place)
+    rows = corruptions_at(results, network)
     def part(depth, title):
-        words = [word(rises(results, place, method, (row,), depth)) for row in rows]
+        words = [word(rises(results, network, method, (row,), depth)) for row in rows]
         return (
             f"of the {title} in {words.count('rises')} (falls in {words.count('falls')}; mean"
-            f" {nats(rises(results, place, method, tuple(rows), depth))} nats)"
+            f" {nats(rises(results, network, method, tuple(rows), depth))} nats)"
         )
     return (
         f"**Corruption.** Network {METHOD_TITLES[method]}, {len(rows)} conditions: entropy rises "
@@ -660,19 +663,19 @@ def rise_sentence(results: EntropyData, place: tuple[str, str], method: str = "n
     )
 
 
-def closing_sentence(results: EntropyData, place: tuple[str, str], row: tuple[str, int] = FIGURE) -> str:  # Markdown
+def closing_sentence(results: EntropyData, network: tuple[str, str], row: tuple[str, int] = FIGURE) -> str:  # Markdown
     "What Dem-HEC does to the gap of Figs. 3 and 4, against before and against the control."
     verbs = {"falls": "shrinks", "rises": "grows", "unclear": "does not change that we can tell"}
     parts = [
         f"that of the {'output' if depth == 'output' else 'deep layers'} {verbs[word(change)]} (by {nats(change)} nats"
-        for depth, change in closing(results, place, row, ("deep", "output")).items()
+        for depth, change in closing(results, network, row, ("deep", "output")).items()
     ]
     control = (
         [
             f"; against as much training without it {nats(change)}"
-            for change in closing(results, place, row, ("deep", "output"), "standard").values()
+            for change in closing(results, network, row, ("deep", "output"), "standard").values()
         ]
-        if "standard" in methods_of(results, place)
+        if "standard" in methods_of(results, network)
         else ["", ""]
     )
     return (
@@ -684,19 +687,19 @@ def closing_sentence(results: EntropyData, place: tuple[str, str], row: tuple[st
 
 def closing_all(
     results: EntropyData,
-    place: tuple[str, str],
+    network: tuple[str, str],
 ) -> list[str]:  # Markdown; empty where there are no corruptions
     """In which layers Dem-HEC makes the mean gap over all conditions smaller or larger, against before and against
     the control."""
-    every = tuple(corruptions_at(results, place))
+    every = tuple(corruptions_at(results, network))
     def part(over):
-        found = {layer: gap_change(results, place, every, layer, over=over) for layer in layers_at(results, place)}
+        found = {layer: gap_change(results, network, every, layer, over=over) for layer in layers_at(results, network)}
         told = (
             lambda verb: ", ".join(f"{layer} (by {nats(f)} nats)" for layer, f in found.items() if word(f) == verb)
             or "none"
         )
         return f"against {METHOD_TITLES[over]} smaller in {told('falls')}, larger in {told('rises')}"
-    rivals = [m for m in ("none", "standard") if m in methods_of(results, place)]
+    rivals = [m for m in ("none", "standard") if m in methods_of(results, network)]
     return (
         [f"**Dem-HEC, all {len(every)} conditions.** The size of the mean gap is " + "; ".join(map(part, rivals)) + "."]
         if every and rivals
@@ -704,9 +707,9 @@ def closing_all(
     )
 
 
-def caption_sentence(results: EntropyData, place: tuple[str, str], row: tuple[str, int] = FIGURE) -> str:  # Markdown
+def caption_sentence(results: EntropyData, network: tuple[str, str], row: tuple[str, int] = FIGURE) -> str:  # Markdown
     "Whether the text about Fig. 4 or its caption is right here: the same range, or clearly separated."
-    found = {layer: separated(results, place, "dem_hec", row, layer) for layer in layers_at(results, place)}
+    found = {layer: separated(results, network, "dem_hec", row, layer) for layer in layers_at(results, network)}
     apart, same = (
         [layer for layer, f in found.items() if (f.low <= 0.5 <= f.high) == alike] for alike in (False, True)
     )
@@ -720,17 +723,18 @@ def caption_sentence(results: EntropyData, place: tuple[str, str], row: tuple[st
     )
 
 
-def contrast_sentence(results: EntropyData, place: tuple[str, str], method: str = "none") -> str:  # Markdown
+def contrast_sentence(results: EntropyData, network: tuple[str, str], method: str = "none") -> str:  # Markdown
     "Where universal perturbations lower entropy, and where the contrast of section 3.2 is there."
     found = {
         layer: (
-            word(rises(results, place, method, (UNIVERSAL,), layer)),
-            word(rises(results, place, method, tuple(corruptions_at(results, place)), layer)),
+            word(rises(results, network, method, (UNIVERSAL,), layer)),
+            word(rises(results, network, method, tuple(corruptions_at(results, network)), layer)),
         )
-        for layer in layers_at(results, place)
+        for layer in layers_at(results, network)
     }
     chosen = lambda kept: comma_list([layer for layer, words in found.items() if kept(*words)])
-    fooled = np.mean([results.record(*place, method, s).metrics["fooled"] for s in results.seeds_of(*place, (method,))])
+    nets = [results.record(*network, method, s) for s in results.seeds_of(*network, (method,))]
+    fooled = np.mean([net.metrics["fooled"] for net in nets])
     return (
         f"**Universal perturbation.** Network {METHOD_TITLES[method]}; it changes the answer to {fooled:.0%} of the images. It"
         f" lowers the entropy of {chosen(lambda u, c: u == 'falls')}, and raises that of"
@@ -739,9 +743,9 @@ def contrast_sentence(results: EntropyData, place: tuple[str, str], method: str 
     )
 
 
-def likeness_sentence(results: EntropyData, place: tuple[str, str], method: str = "none") -> str:  # Markdown
+def likeness_sentence(results: EntropyData, network: tuple[str, str], method: str = "none") -> str:  # Markdown
     "Whether high-entropy images look like a corruption inside the network."
-    f = likeness(results, place, method)
+    f = likeness(results, network, method)
     lonelier = int((f.others >= f.distance.value - 1e-9).sum())
     near = (
         "further from every corruption than any of these is from the other kinds"
@@ -766,13 +770,13 @@ def likeness_sentence(results: EntropyData, place: tuple[str, str], method: str 
 
 def link_sentence(
     results: EntropyData,
-    place: tuple[str, str],
+    network: tuple[str, str],
     method: str = "none",
     level: float = 0.05,
 ) -> str:  # Markdown
     "Whether accuracy falls most where entropy rises most."
     def part(depth, title):
-        one = link(results, place, method, depth)
+        one = link(results, network, method, depth)
         told = (
             "more than severity explains"
             if one.shuffled <= level

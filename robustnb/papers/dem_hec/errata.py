@@ -46,16 +46,18 @@ def gain_table(dataset: str) -> pd.DataFrame:  # corruption x (backbone, severit
 def largest_gain(
     dataset: str,
     cell: tuple[str, str, int],  # backbone, corruption, severity that the text speaks of
-    said: float,  # "up to", in points
+    claimed: float,  # "up to", in points
 ) -> list[dict]:
     "A quoted maximum, the cell that it is quoted for, and the true maximum."
     gains = gain_table(dataset).stack(["backbone", "severity"], future_stack=True)
     corruption, backbone, severity = gains.idxmax()
     quoted = float(gains[cell[1], cell[0], cell[2]])
     return [
-        statement(f"the cell it is said of: {cell[0]}, {cell[1]}, S{cell[2]}", said, quoted, tolerance=0.5),
-        statement(f"the largest gain: {backbone}, {corruption}, S{severity}", said, float(gains.max()), tolerance=0.5),
-        statement("cells that gain more than is said to be the most", 0, int((gains > said).sum())),
+        statement(f"the cell it is said of: {cell[0]}, {cell[1]}, S{cell[2]}", claimed, quoted, tolerance=0.5),
+        statement(
+            f"the largest gain: {backbone}, {corruption}, S{severity}", claimed, float(gains.max()), tolerance=0.5
+        ),
+        statement("cells that gain more than is said to be the most", 0, int((gains > claimed).sum())),
     ]
 
 # %% ../../../nbs/papers/dem_hec/40_errata.ipynb #02a99a89
@@ -166,13 +168,13 @@ def table4_means() -> list[dict]:
 
 # %% ../../../nbs/papers/dem_hec/40_errata.ipynb #8b28bf09
 def clean_changes(
-    said_falls: tuple[float, float],  # smallest and largest fall that section 5.1 gives for CIFAR, in points
+    claimed_falls: tuple[float, float],  # smallest and largest fall that section 5.1 gives for CIFAR, in points
     kept: float = 0.5,  # points that count as "maintained"; ours
 ) -> list[dict]:
     "Clean accuracy before and after Dem-HEC, where both are printed."
     rows = [
         statement(f"section 5.1's own range for CIFAR, {word} fall", 0.0, -fall, tolerance=kept)
-        for word, fall in zip(("smallest", "largest"), said_falls, strict=True)
+        for word, fall in zip(("smallest", "largest"), claimed_falls, strict=True)
     ]
     printed = paper_table("dem_hec_clean").dropna(subset=["before", "after"])
     return rows + [
@@ -184,11 +186,11 @@ def clean_changes(
     ]
 
 
-def printed_severities(*said: tuple[str, tuple]) -> list[dict]:  # place in the text, severities named there
+def printed_severities(*claimed: tuple[str, tuple]) -> list[dict]:  # place in the text, severities named there
     "The severities that the tables report."
     found = sorted({int(s) for i in (1, 2, 5) for s in paper_table(f"dem_hec_table{i}").severity})
     word = lambda severities: " ".join(map(str, severities))
-    return [statement(place, word(severities), word(found)) for place, severities in said]
+    return [statement(place, word(severities), word(found)) for place, severities in claimed]
 
 # %% ../../../nbs/papers/dem_hec/40_errata.ipynb #2855174d
 def size(model: nn.Module) -> int:
@@ -197,11 +199,11 @@ def size(model: nn.Module) -> int:
 
 
 def model_sizes(
-    said: dict[str, tuple[float, float]],
+    claimed: dict[str, tuple[float, float]],
 ) -> list[dict]:  # network -> millions of parameters that the text gives, unit of its last digit
     "Parameters that the text gives, the network's, and its multiply-adds."
     rows = []
-    for name, (millions, unit) in said.items():
+    for name, (millions, unit) in claimed.items():
         model = create(name, seed=0)
         rows += [
             statement(f"{name}: million parameters", millions, size(model) / 1e6, tolerance=unit / 2),
@@ -217,7 +219,7 @@ def model_sizes(
 
 
 def size_ratio(
-    said: float,
+    claimed: float,
     small: str,
     large: str,
     classes: tuple[int, int],
@@ -226,7 +228,7 @@ def size_ratio(
     a, b = (size(create(name, classes=n, seed=0)) for name, n in zip((small, large), classes, strict=True))
     return [
         statement(f"{small}: parameters", None, a), statement(f"{large}: parameters", None, b),
-        statement("times as many (about the same size)", said, b / a, tolerance=1.0),
+        statement("times as many (about the same size)", claimed, b / a, tolerance=1.0),
     ]
 
 # %% ../../../nbs/papers/dem_hec/40_errata.ipynb #55a1576e
@@ -261,13 +263,13 @@ def like_the_benchmark() -> list[dict]:
 
 # %% ../../../nbs/papers/dem_hec/40_errata.ipynb #0ca6e62a
 def dominance_entropy(
-    said: dict[int, str],  # active neurons -> low | high, as the text has it
+    claimed: dict[int, str],  # active neurons -> low | high, as the text has it
     d: int = 64,  # neurons
     height: float = 20.0,  # of an active one, the others are at 0
 ) -> list[dict]:
     "Entropy (Dem-HEC, eq. 4) of a layer in which some neurons dominate."
     rows = []
-    for k, word in said.items():
+    for k, word in claimed.items():
         h = float(activation_entropy(height * (torch.arange(d) < k).float()[None]))
         rows.append(
             statement(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLOCKS', 'FROZEN', 'DATA', 'IMAGENETTE', 'LARGE_METHODS', 'VIT', 'WORK', 'PROTOCOLS', 'MACS', 'large', 'large_net',
            'LargeBase', 'user_weights', 'published_state', 'with_published', 'missing', 'LargeCell', 'large_cells',
-           'canonical', 'augmentation_for', 'pretrained_large', 'found_file', 'kept_training', 'finetuned_large',
+           'canonical', 'augmentation_for', 'pretrained_large', 'weights_file', 'trained_network', 'finetuned_large',
            'run_large_cell', 'cost', 'lacking', 'Large']
 
 # %% ../../../nbs/papers/dem_hec/12_large.ipynb #e2dabc33
@@ -249,24 +249,24 @@ def pretrained_large(
             else large_net(base.net, classes)
         )
     model = model.to(context.device)
-    if base.weights not in ("", "torchvision"): return load_weights(model, found_file(base.weights)).eval(), []
+    if base.weights not in ("", "torchvision"): return load_weights(model, weights_file(base.weights)).eval(), []
     if not base.epochs: return model.eval(), []
     recipe = Recipe(
         epochs=base.epochs, batch=base.batch, optimizer="sgd", lr=base.lr, momentum=0.9, nesterov=True,
         weight_decay=base.weight_decay, schedule="cosine", warmup=min(1.0, base.epochs / 10),
         augment=augmentation_for(base.data), precision=base.precision,
     )
-    return kept_training(base, model, train, CrossEntropy(), recipe, base.seed, context)
+    return trained_network(base, model, train, CrossEntropy(), recipe, base.seed, context)
 
 
-def found_file(name: str) -> Path:
+def weights_file(name: str) -> Path:
     "Where a file of weights lies; DataError if nowhere."
     path = user_weights(name)
     if path is None: raise DataError(f"no file weights/{name} in the cache or in ROBUSTNB_DATA")
     return path
 
 
-def kept_training(
+def trained_network(
     key, model: Classifier, train: ImageSet, objective, recipe: Recipe, seed: int, context
 ) -> tuple[Classifier, list[dict]]:
     "Train a network in place, or take it from the cache; a training that was killed goes on."
@@ -295,7 +295,7 @@ def finetuned_large(
         augment=augmentation_for(cell.base.data),
     )
     key = replace(cell, images=0, corruptions=(), severities=())
-    model, history = kept_training(
+    model, history = trained_network(
         key, model, centred_subset(cell.base.data, "train", cell.train_images), objective, recipe, cell.seed, context
     )
     return model, dict(pretraining=story, history=history)

@@ -14,8 +14,8 @@ PAPER = Paper(
     title="Dem-HEC",
     experiments={
         "baseline": "robustnb.papers.dem_hec.baseline:baseline",
-        "pretraining": "robustnb.papers.dem_hec.pretraining:whole",
-        "dem-hec": "robustnb.papers.dem_hec.protocol:whole",
+        "pretraining": "robustnb.papers.dem_hec.pretraining:experiment",
+        "dem-hec": "robustnb.papers.dem_hec.protocol:experiment",
         "dem-hec-ablation": "robustnb.papers.dem_hec.protocol:ablation",
         "dem-hec-cifar100": "robustnb.papers.dem_hec.protocol:cifar100",
         "dem-hec-invariants": "robustnb.papers.dem_hec.checks:invariants",

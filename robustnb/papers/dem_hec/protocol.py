@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'HEC', 'STANDARD', 'METHODS', 'WATCHED', 'TUNING', 'PROTOCOLS', 'SEEDS', 'PARTS', 'BENCHMARK', 'BATCH',
-           'FITTED', 'PASSES', 'whole', 'cifar100', 'ablation', 'LOWER_RATE', 'slower', 'FURTHER', 'further', 'seeds',
-           'DemHecCell', 'objective_of', 'recipe_of', 'canonical', 'weighted_stages', 'ablations', 'setting_of',
-           'dem_hec_cells', 'finetuned_model', 'condition_images', 'questioned', 'entropy_inputs', 'entropies',
-           'record_scores', 'run_dem_hec_cell', 'run_setting', 'passes', 'cost', 'DemHecRuns', 'Slower',
+           'FITTED', 'PASSES', 'experiment', 'cifar100', 'ablation', 'LOWER_RATE', 'slower', 'FURTHER', 'further',
+           'seeds', 'DemHecCell', 'objective_of', 'recipe_of', 'canonical', 'weighted_stages', 'ablations',
+           'setting_of', 'dem_hec_cells', 'finetuned_model', 'condition_images', 'questioned', 'entropy_inputs',
+           'entropies', 'record_scores', 'run_dem_hec_cell', 'run_setting', 'passes', 'cost', 'DemHecRuns', 'Slower',
            'further_cells', 'setting_name', 'Further', 'AblationSeeds', 'canaries']
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #1ffb31d1
@@ -378,7 +378,7 @@ class DemHecRuns:
         return dem_hec_cells(profile, self.part, data=self.images_from)
 
 
-whole, cifar100 = DemHecRuns(), DemHecRuns(images_from="cifar100")
+experiment, cifar100 = DemHecRuns(), DemHecRuns(images_from="cifar100")
 ablation = DemHecRuns("ablation", function=run_setting)
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #4f309056

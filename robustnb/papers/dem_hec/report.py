@@ -123,37 +123,37 @@ GROUPS = {name: rows for name, rows in GROUPS.items() if rows}  # the four categ
 
 def nets_of(results: DemHecData, methods: tuple[str, ...] = BEFORE_AFTER) -> list[tuple[str, str]]:  # (data, net)
     "The networks that have all of some methods."
-    places = dict.fromkeys((data, net) for data, net, *_ in results.records)
-    return [place for place in places if results.seeds_of(*place, methods)]
+    networks = dict.fromkeys((data, net) for data, net, *_ in results.records)
+    return [network for network in networks if results.seeds_of(*network, methods)]
 
 
 def mean_accuracy(
     results: DemHecData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     method: str,  # a key of METHODS
     rows: tuple,  # conditions
 ) -> Estimate | None:  # per cent; None: not run
     "Mean accuracy over conditions."
-    try: values = results.array(*place, method, rows, (method,))
+    try: values = results.array(*network, method, rows, (method,))
     except Missing: return None
     # a network that serves all seeds is one
     return summary(
-        values, len({results.record(*place, method, seed).key for seed in results.seeds_of(*place, (method,))})
+        values, len({results.record(*network, method, seed).key for seed in results.seeds_of(*network, (method,))})
     )
 
 
 def gain(
     results: DemHecData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     method: str,  # a key of METHODS
     rows: tuple,  # conditions
     over: str = "none",  # the method that it is compared with
 ) -> Estimate | None:  # points; None: not run
     "What a method adds to another's accuracy, on the same images and seeds."
     both = (over, method)
-    try: values = results.array(*place, method, rows, both) - results.array(*place, over, rows, both)
+    try: values = results.array(*network, method, rows, both) - results.array(*network, over, rows, both)
     except Missing: return None
-    return summary(values, len(results.seeds_of(*place, both)))
+    return summary(values, len(results.seeds_of(*network, both)))
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #ae537aad
 PRINTED_CORRUPTIONS = {ours: printed for printed, ours in OURS.items()}  # corruptions as printed
@@ -161,15 +161,15 @@ TABLES = {"cifar10": "dem_hec_table1", "tiny_imagenet": "dem_hec_table2", "cifar
 
 
 def printed_pair(
-    place: tuple[str, str],
+    network: tuple[str, str],
     name: str,
     severity: int,
 ) -> tuple[float, float] | None:  # before, after in per cent; None: not printed
     "A cell of the paper's Table 1, 2 or 5."
-    if place[0] not in TABLES: return None
-    rows = paper_table(TABLES[place[0]])
+    if network[0] not in TABLES: return None
+    rows = paper_table(TABLES[network[0]])
     rows = rows[
-        (rows.backbone.map(PAPER_NETS) == place[1])
+        (rows.backbone.map(PAPER_NETS) == network[1])
         & (rows.corruption == PRINTED_CORRUPTIONS.get(name))
         & (rows.severity == severity)
     ]
@@ -178,13 +178,13 @@ def printed_pair(
 
 def pair_table(
     results: DemHecData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     caption: str = "",
 ) -> HTML:
     "Before, after and gain by corruption and severity, the paper's and ours; clean images first."
     rows = []
     for name, severity in (*CLEAN_ROW, *SEVEN3):
-        printed, at = printed_pair(place, name, severity), ((name, severity),)
+        printed, at = printed_pair(network, name, severity), ((name, severity),)
         row = {"test images": name.replace("_", " "), "severity": severity or ""}
         row |= dict(
             zip(
@@ -197,8 +197,8 @@ def pair_table(
             )
         )
         mine = (
-            mean_accuracy(results, place, "none", at), mean_accuracy(results, place, "dem_hec", at),
-            gain(results, place, "dem_hec", at),
+            mean_accuracy(results, network, "none", at), mean_accuracy(results, network, "dem_hec", at),
+            gain(results, network, "dem_hec", at),
         )
         rows.append(
             row | {
@@ -214,13 +214,14 @@ def signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #b9bd0808
-def pair_figure(results: DemHecData, place: tuple[str, str]) -> plt.Figure:
+def pair_figure(results: DemHecData, network: tuple[str, str]) -> plt.Figure:
     "Gain of Dem-HEC over the network before, with intervals, beside the paper's."
     theme()
     fig, axes = plt.subplots(1, 3, figsize=(7.4, 3.3), sharey=True, sharex=True, layout="constrained")
     for ax, severity in zip(axes, SEV):
         for i, name in enumerate(OURS.values()):
-            printed, found = printed_pair(place, name, severity), gain(results, place, "dem_hec", ((name, severity),))
+            printed = printed_pair(network, name, severity)
+            found = gain(results, network, "dem_hec", ((name, severity),))
             if printed:
                 ax.plot(
                     printed[1] - printed[0], i - 0.15, "D", mfc="none", color="C3", label="paper" if not i else None
@@ -236,10 +237,11 @@ def pair_figure(results: DemHecData, place: tuple[str, str]) -> plt.Figure:
     return fig
 
 
-def draw_interval(ax, found: Estimate, y: float, marker: str = "o", **style) -> None:
+def draw_interval(ax, estimate: Estimate, y: float, marker: str = "o", **style) -> None:
     "A point with its interval."
     ax.errorbar(
-        found.value, y, xerr=[[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]],
+        estimate.value, y,
+        xerr=[[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]],
         fmt=marker, markersize=4.5, capsize=2, **style,
     )
 
@@ -264,25 +266,25 @@ def printed_figure(name: str) -> plt.Figure:
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #46f42070
 def ranked(
     results: DemHecData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     rows: tuple = FIFTEEN5,  # conditions
 ) -> list[str]:
     "Methods with records, the most accurate first."
-    found = {method: mean_accuracy(results, place, method, rows) for method in METHODS}
+    found = {method: mean_accuracy(results, network, method, rows) for method in METHODS}
     return sorted((m for m, value in found.items() if value), key=lambda m: -found[m].value)
 
 
-def widest(results: DemHecData, place: tuple[str, str]) -> tuple:  # conditions
+def widest(results: DemHecData, network: tuple[str, str]) -> tuple:  # conditions
     "All fifteen corruptions where they were asked, else the paper's 7 x 3, else what was asked."
     for rows in (FIFTEEN5, SEVEN3):
-        if mean_accuracy(results, place, "none", rows): return rows
-    cell = next(record.cell for key, record in results.records.items() if key[:2] == place)
+        if mean_accuracy(results, network, "none", rows): return rows
+    cell = next(record.cell for key, record in results.records.items() if key[:2] == network)
     return tuple((name, severity) for name in cell["corruptions"] for severity in cell["severities"])
 
 
-def cost_of(results: DemHecData, place: tuple[str, str], method: str) -> float:
+def cost_of(results: DemHecData, network: tuple[str, str], method: str) -> float:
     "Passes for each image and epoch of fine-tuning; 0 where nothing is trained."
-    record = next(r for (data, net, name, _), r in results.records.items() if (data, net, name) == (*place, method))
+    record = next(r for (data, net, name, _), r in results.records.items() if (data, net, name) == (*network, method))
     return passes(
         DemHecCell(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in record.cell.items() if k != "base"},
@@ -293,21 +295,21 @@ def cost_of(results: DemHecData, place: tuple[str, str], method: str) -> float:
 
 def compare_table(
     results: DemHecData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     caption: str = "",
 ) -> HTML:
     "Accuracy of each method, and what it has over Dem-HEC. n.s.: the interval holds 0."
     rows = []
-    for method in ranked(results, place, widest(results, place)):
+    for method in ranked(results, network, widest(results, network)):
         row = {
             "method": f"<strong>{METHOD_TITLES[method]}</strong>" if method == "dem_hec" else METHOD_TITLES[method],
-            "seeds": mean_accuracy(results, place, method, CLEAN_ROW).n_seeds,
-            "passes an image": f"{cost_of(results, place, method):.1f}",
+            "seeds": mean_accuracy(results, network, method, CLEAN_ROW).n_seeds,
+            "passes an image": f"{cost_of(results, network, method):.1f}",
         }
         for name, at in CONDITION_SETS.items():
-            row[name] = percent(found) if (found := mean_accuracy(results, place, method, at)) else ""
+            row[name] = percent(found) if (found := mean_accuracy(results, network, method, at)) else ""
         for name, at in list(CONDITION_SETS.items())[1:]:
-            found = gain(results, place, method, at, "dem_hec") if method != "dem_hec" else None
+            found = gain(results, network, method, at, "dem_hec") if method != "dem_hec" else None
             row[f"{name}, over Dem-HEC"] = format_points(found) if found else ""
         rows.append(row)
     return table(pd.DataFrame(rows), caption)
@@ -315,14 +317,14 @@ def compare_table(
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #d0a1dfec
 def method_ranking(
     results: DemHecData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     rows: tuple = FIFTEEN5,  # conditions
 ) -> str:  # Markdown
     "Which methods are better and worse than Dem-HEC, and which cannot be told from it."
     words = {"better": [], "worse": [], "not to be told from it": []}
-    for method in ranked(results, place, rows):
+    for method in ranked(results, network, rows):
         if method == "dem_hec": continue
-        found = gain(results, place, method, rows, "dem_hec")
+        found = gain(results, network, method, rows, "dem_hec")
         word = "better" if found.low > 0 else "worse" if found.high < 0 else "not to be told from it"
         words[word].append(
             f"{METHOD_TITLES[method]} " + f"({found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}])".replace(
@@ -332,18 +334,18 @@ def method_ranking(
     return "; ".join(f"**{word}**: {', '.join(names)}" for word, names in words.items() if names)
 
 
-def compare_figure(results: DemHecData, place: tuple[str, str]) -> plt.Figure:
+def compare_figure(results: DemHecData, network: tuple[str, str]) -> plt.Figure:
     "Accuracy by method on clean images, 7 x 3 and 15 x 5."
     theme()
-    order = ranked(results, place, widest(results, place))
+    order = ranked(results, network, widest(results, network))
     fig, ax = plt.subplots(figsize=(6.4, 0.9 + 0.3 * len(order)), layout="constrained")
     for (name, rows), marker, colour, shift in zip(
         CONDITION_SETS.items(), "so^", ("0.45", "C1", "C0"), (-0.18, 0.0, 0.18)
     ):
         for i, method in enumerate(order):
-            found = mean_accuracy(results, place, method, rows)
+            found = mean_accuracy(results, network, method, rows)
             if found: draw_interval(ax, found, i + shift, marker, color=colour, label=name if not i else None)
-        own = mean_accuracy(results, place, "dem_hec", rows)
+        own = mean_accuracy(results, network, "dem_hec", rows)
         if own: ax.axvline(own.value, color=colour, lw=0.8, ls="--", zorder=0)
     ax.set(yticks=range(len(order)), ylim=(len(order) - 0.4, -0.6), xlabel="accuracy, %")
     ax.set_yticklabels([METHOD_TITLES[m] for m in order])
@@ -355,12 +357,12 @@ def compare_figure(results: DemHecData, place: tuple[str, str]) -> plt.Figure:
 def rates_figure(
     results: DemHecData,
     slower: DemHecData,  # the same at the lower rate
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
 ) -> plt.Figure:
     "Accuracy at the paper's learning rate (filled) and at a fifth of it (hollow), on clean and on corrupted images."
     theme()
-    rows = widest(results, place)
-    order = [m for m in ranked(results, place, rows) if METHODS[m] is not None]
+    rows = widest(results, network)
+    order = [m for m in ranked(results, network, rows) if METHODS[m] is not None]
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 1.0 + 0.28 * len(order)), sharey=True, layout="constrained")
     rate = next(record.cell["lr"] for record in results.records.values() if record.cell["method"] == order[0])
     for ax, at, title in zip(
@@ -371,10 +373,10 @@ def rates_figure(
             (slower, 0.13, dict(color="C1", mfc="white"), f"rate {LOWER_RATE:g}"),
         ):
             for i, method in enumerate(order):
-                found = mean_accuracy(shown_world, place, method, at)
+                found = mean_accuracy(shown_world, network, method, at)
                 if found: draw_interval(ax, found, i + shift, **style)
             ax.plot([], [], "o", label=label, **style)
-        base = mean_accuracy(results, place, "none", at)
+        base = mean_accuracy(results, network, "none", at)
         if base: ax.axvline(base.value, color="0.4", lw=1, ls="--", zorder=0)
         ax.set(
             title=title, yticks=range(len(order)), yticklabels=[METHOD_TITLES[m] for m in order],
@@ -384,17 +386,17 @@ def rates_figure(
     return fig
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #8918cb2d
-def by_corruption_figure(results: DemHecData, place: tuple[str, str]) -> plt.Figure:
+def by_corruption_figure(results: DemHecData, network: tuple[str, str]) -> plt.Figure:
     "Gain over the network before by method and corruption, mean of all severities that were asked."
     theme()
     asked = next(iter(results.records.values())).cell
     names = [
         n for n in (*OURS.values(), *(n for n in CORRUPTIONS if n not in OURS.values())) if n in asked["corruptions"]
     ]
-    order = [m for m in ranked(results, place, widest(results, place)) if m != "none"]
+    order = [m for m in ranked(results, network, widest(results, network)) if m != "none"]
     values = np.array([
         [
-            f.value if (f := gain(results, place, method, tuple((name, s) for s in asked["severities"]))) else np.nan
+            f.value if (f := gain(results, network, method, tuple((name, s) for s in asked["severities"]))) else np.nan
             for name in names
         ]
         for method in order
@@ -418,7 +420,7 @@ def by_corruption_figure(results: DemHecData, place: tuple[str, str]) -> plt.Fig
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #f8ac2c78
 def table3(
     results: DemHecData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     caption: str = "",
 ) -> HTML:
     "Methods by category of corruption, the paper's numbers and ours."
@@ -431,7 +433,7 @@ def table3(
                 f"{printed[(printed.method == method) & (printed.category == category)].accuracy.item():.2f}"
             )
             found = mean_accuracy(
-                results, place, TABLE3[method], GROUPS[category.lower()]
+                results, network, TABLE3[method], GROUPS[category.lower()]
             ) if method in TABLE3 else None
             row[f"{category}, ours"] = percent(found) if found else "not rerun" if method not in TABLE3 else "not run"
         rows.append(row)
@@ -441,7 +443,7 @@ def table3(
             f"{category}, paper": "",
             f"{category}, ours": (
                 percent(found) if (
-                    found := mean_accuracy(results, place, "none", GROUPS[category.lower()])
+                    found := mean_accuracy(results, network, "none", GROUPS[category.lower()])
                 ) else "not run"
             ),
         }
@@ -450,7 +452,7 @@ def table3(
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #9b66c646
 def field_table(
     results: DemHecData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     caption: str = "",
 ) -> HTML:
     "Published results on CIFAR-10-C, the paper's Table 1, and ours, by their mean over 7 x 3."
@@ -467,11 +469,11 @@ def field_table(
             f"Dem-HEC, {net}", "the paper", same.after.mean(), text(clean.get(net, np.nan)), text(same.after.mean()),
             "",
         ))
-    for method in ranked(results, place, SEVEN3):
-        found = [mean_accuracy(results, place, method, at) for at in (SEVEN3, CLEAN_ROW, SEVEN3, FIFTEEN5)]
+    for method in ranked(results, network, SEVEN3):
+        found = [mean_accuracy(results, network, method, at) for at in (SEVEN3, CLEAN_ROW, SEVEN3, FIFTEEN5)]
         rows.append(
             (
-                f"{METHOD_TITLES[method]}, {place[1]}", "ours", found[0].value,
+                f"{METHOD_TITLES[method]}, {network[1]}", "ours", found[0].value,
                 *(percent(f) if f else "" for f in found[1:])
             )
         )
@@ -486,7 +488,7 @@ def field_table(
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #9ffc2699
 def table4(
     results: DemHecData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     caption: str = "",
 ) -> HTML:
     "Means over severities 1, 3 and 5: the rival's and Dem-HEC's as printed, ours before and after."
@@ -496,7 +498,7 @@ def table4(
         same = printed[printed.corruption == name].set_index("method").accuracy
         row = {"test images": name, **{f"paper, {method}": f"{value:.2f}" for method, value in same.items()}}
         mine = dict(
-            before=mean_accuracy(results, place, "none", at), after=mean_accuracy(results, place, "dem_hec", at)
+            before=mean_accuracy(results, network, "none", at), after=mean_accuracy(results, network, "dem_hec", at)
         )
         rows.append(row | {f"ours, {when}": percent(value) if value else "not run" for when, value in mine.items()})
     return table(pd.DataFrame(rows), caption)
@@ -517,20 +519,20 @@ def clean_rows(
         (CLEAN_DATA.get(r.dataset, r.dataset), PAPER_NETS.get(r.backbone, r.backbone)): (r.before, r.after)
         for r in printed.itertuples()
     }
-    ours = {place: results for results in all_results for place in nets_of(results)}
+    ours = {network: results for results in all_results for network in nets_of(results)}
     rows = []
-    for place in dict.fromkeys([*ours, *found]):
+    for network in dict.fromkeys([*ours, *found]):
         mine = (
             (
-                mean_accuracy(ours[place], place, "none", CLEAN_ROW), mean_accuracy(
-                    ours[place], place, "dem_hec", CLEAN_ROW
+                mean_accuracy(ours[network], network, "none", CLEAN_ROW), mean_accuracy(
+                    ours[network], network, "dem_hec", CLEAN_ROW
                 ),
-                gain(ours[place], place, "dem_hec", CLEAN_ROW),
+                gain(ours[network], network, "dem_hec", CLEAN_ROW),
             )
-            if place in ours
+            if network in ours
             else (None,) * 3
         )
-        rows.append((*place, *found.get(place, (np.nan, np.nan)), *mine))
+        rows.append((*network, *found.get(network, (np.nan, np.nan)), *mine))
     return pd.DataFrame(rows, columns=["data", "net", "paper_before", "paper_after", "before", "after", "change"])
 
 
@@ -593,8 +595,8 @@ def large_banner(records: list[Record], profile: str) -> HTML:  # profile: smoke
     "What was run, and what of the full protocol was reduced."
     done = [r.cell for r in records if r.cell["method"] == "dem_hec"]
     if not done: return banner([], profile)
-    place = tuple(done[0]["base"][name] for name in ("data", "net"))
-    paper, = large_cells(places=(place,), seeds=(0,), methods=("dem_hec",))
+    network = tuple(done[0]["base"][name] for name in ("data", "net"))
+    paper, = large_cells(networks=(network,), seeds=(0,), methods=("dem_hec",))
     train, test = (f"{n:,}" if n else "all" for n in (done[0]["train_images"], done[0]["images"]))
     text = (
         f"{profile.capitalize()} run. Fine-tuning: {train} images, {done[0]['epochs']} of {paper.epochs} epochs; {test}"
@@ -611,7 +613,7 @@ def printed6() -> dict[str, tuple[float, float]]:  # test images as printed -> b
 
 def before_after(
     results: DemHecData,
-    place: tuple[str, str],  # data, net
+    network: tuple[str, str],  # data, net
     sets: dict[str, tuple],  # a title -> conditions
     printed: dict[str, tuple],  # a title -> texts of the paper: before, after, gain
     caption: str = "",
@@ -620,8 +622,8 @@ def before_after(
     rows = []
     for title, at in sets.items():
         mine = (
-            mean_accuracy(results, place, "none", at), mean_accuracy(results, place, "dem_hec", at),
-            gain(results, place, "dem_hec", at),
+            mean_accuracy(results, network, "none", at), mean_accuracy(results, network, "dem_hec", at),
+            gain(results, network, "dem_hec", at),
         )
         rows.append(
             {"test images": title}
@@ -634,24 +636,24 @@ def before_after(
     return table(pd.DataFrame(rows), caption)
 
 
-def table6(results: DemHecData, place: tuple[str, str], caption: str = "") -> HTML:
+def table6(results: DemHecData, network: tuple[str, str], caption: str = "") -> HTML:
     "Table 6: clean images, and the mean over severities 1, 3 and 5 of each corruption."
     printed = {name: (f"{b:.2f}", f"{a:.2f}", signed(a - b)) for name, (b, a) in printed6().items()}
     return before_after(
-        results, place, {"Clean": CLEAN_ROW} | {
+        results, network, {"Clean": CLEAN_ROW} | {
             name: tuple((OURS[name], s) for s in SEV) for name in C7
         }, printed, caption
     )
 
 
-def subset_table(results: DemHecData, place: tuple[str, str], caption: str = "") -> HTML:
+def subset_table(results: DemHecData, network: tuple[str, str], caption: str = "") -> HTML:
     "Appendix A.2: what the text says of a twentieth of ImageNet, and our numbers by category."
     number = lambda value: f"{value:+g}".replace("-", "−")
     said = {
         r.category: ("", "", number(r.low) + (f" to {number(r.high)}" if r.high > r.low else ""))
         for r in paper_table("dem_hec_imagenet_subset").itertuples()
     }
-    return before_after(results, place, {"clean": CLEAN_ROW, **GROUPS, "15 x 5": FIFTEEN5}, said, caption)
+    return before_after(results, network, {"clean": CLEAN_ROW, **GROUPS, "15 x 5": FIFTEEN5}, said, caption)
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #390c7f22
 def ablation_results(
@@ -691,10 +693,10 @@ def setting_change(
     rows: tuple,  # conditions
 ) -> Estimate | None:  # points; None: not run
     "What a setting's seeds have over those of the proposed one, on the same images; the same seeds are drawn together."
-    place, = {(data, net) for data, net, *_ in all_results[name].records}
-    try: values = [all_results[n].array(*place, "dem_hec", rows, ("dem_hec",)) for n in (name, "as proposed")]
+    network, = {(data, net) for data, net, *_ in all_results[name].records}
+    try: values = [all_results[n].array(*network, "dem_hec", rows, ("dem_hec",)) for n in (name, "as proposed")]
     except Missing: return None
-    return summary(values[0] - values[1], len(all_results[name].seeds_of(*place, ("dem_hec",))))
+    return summary(values[0] - values[1], len(all_results[name].seeds_of(*network, ("dem_hec",))))
 
 
 def restricted(results: DemHecData, seeds: tuple[int, ...]) -> DemHecData:
@@ -712,9 +714,9 @@ def diverged(results: DemHecData) -> bool:
 def seed_range(all_results: dict[str, DemHecData], rows: tuple) -> tuple[float, float] | None:  # None: fewer than two seeds
     "The smallest and the largest difference of a seed of the proposed setting from their mean, in points."
     results = all_results["as proposed"]
-    place, = {(data, net) for data, net, *_ in results.records}
-    seeds = results.seeds_of(*place, ("dem_hec",))
-    means = [restricted(results, (seed,)).array(*place, "dem_hec", rows, ("dem_hec",))[0] for seed in seeds]
+    network, = {(data, net) for data, net, *_ in results.records}
+    seeds = results.seeds_of(*network, ("dem_hec",))
+    means = [restricted(results, (seed,)).array(*network, "dem_hec", rows, ("dem_hec",))[0] for seed in seeds]
     return (min(means) - np.mean(means), max(means) - np.mean(means)) if len(seeds) > 1 else None
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #65ea1a47
@@ -727,14 +729,14 @@ SETTING_LABELS = {
 def setting_row(all_results: dict[str, DemHecData], name: str) -> dict:  # of `ablation_table`
     "A setting's accuracies, and what they have over the proposed one."
     results = all_results[name]
-    place, = {(data, net) for data, net, *_ in results.records}
+    network, = {(data, net) for data, net, *_ in results.records}
     row = {
         "setting": f"<strong>{name}</strong>" if name == "as proposed" else SETTING_LABELS.get(name, name),
-        "seeds": len(results.seeds_of(*place, ("dem_hec",))),
-        "passes an image": f"{cost_of(results, place, 'dem_hec'):.1f}",
+        "seeds": len(results.seeds_of(*network, ("dem_hec",))),
+        "passes an image": f"{cost_of(results, network, 'dem_hec'):.1f}",
     }
     for title, at in CONDITION_SETS.items():
-        found = mean_accuracy(results, place, "dem_hec", at)
+        found = mean_accuracy(results, network, "dem_hec", at)
         row[title] = percent(found) if found else "diverged" if diverged(results) else ""
     for title, at in CONDITION_SETS.items():
         found = setting_change(all_results, name, at) if name != "as proposed" else None
@@ -742,17 +744,17 @@ def setting_row(all_results: dict[str, DemHecData], name: str) -> dict:  # of `a
     return row
 
 
-def method_row(beside: DemHecData, place: tuple, method: str) -> dict | None:  # None: no such network
+def method_row(beside: DemHecData, network: tuple, method: str) -> dict | None:  # None: no such network
     "The same of a network without Dem-HEC."
     found = {
-        title: (mean_accuracy(beside, place, method, at), gain(beside, place, method, at, "dem_hec"))
+        title: (mean_accuracy(beside, network, method, at), gain(beside, network, method, at, "dem_hec"))
         for title, at in CONDITION_SETS.items()
     }
     if not any(value for value, _ in found.values()): return None
     first = {
         "setting": f"<em>{METHOD_TITLES[method]}</em>",
         "seeds": next(value.n_seeds for value, _ in found.values() if value),
-        "passes an image": f"{cost_of(beside, place, method):.1f}",
+        "passes an image": f"{cost_of(beside, network, method):.1f}",
     }
     values = {title: percent(value) if value else "" for title, (value, _) in found.items()}
     changes = {f"{title}, change": format_points(change) if change else "" for title, (_, change) in found.items()}
@@ -769,8 +771,8 @@ def ablation_table(
     rows = [setting_row(all_results, name) for name in all_results]
     if beside is not None and rows:
         *_, last = all_results.values()
-        place, = {(data, net) for data, net, *_ in last.records}
-        rows += [row for method in ("standard", "none") if (row := method_row(beside, place, method))]
+        network, = {(data, net) for data, net, *_ in last.records}
+        rows += [row for method in ("standard", "none") if (row := method_row(beside, network, method))]
     return table(pd.DataFrame(rows), caption)
 
 

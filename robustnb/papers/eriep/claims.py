@@ -24,7 +24,7 @@ from ...lab.records import PROFILES, Record, Store, at_least, record_key
 from ...lab.verdicts import (
     RESAMPLES, Damaged, Resampled, artefact_of, evaluate_claim, paper_table, resampled, without_lost)
 from .checks import attention_cells
-from .large import large_cells, printed_place
+from .large import large_cells, printed_entry
 from .protocol import NETS, eriep_cells, unpack_correct
 from ...resampling import image_draws, seed_draws
 
@@ -254,7 +254,7 @@ def large_records(store: Store, reading: str) -> dict[tuple, dict[int, Record]]:
     wanted = [asdict(cell) for cell in large_cells("full", seeds=seeds, readings=(reading,))] if seeds else []
     found = {}
     for record in known:
-        place = printed_place(record.cell | dict(reading="literal" if record.cell["reading"] else ""))
+        place = printed_entry(record.cell | dict(reading="literal" if record.cell["reading"] else ""))
         if place and record.cell in wanted: found.setdefault(place, {})[record.cell["seed"]] = record
     return found
 

@@ -39,30 +39,30 @@ def nearest_columns(tolerance: float = 1.0) -> list[dict]:  # in points
     ]
 
 
-def noise_gaps(said: dict[float, float]) -> list[dict]:  # noise level -> points that the text gives
+def noise_gaps(claimed: dict[float, float]) -> list[dict]:  # noise level -> points that the text gives
     "ERIEP minus standard training in Fig. 2."
     f2 = printed_names()["f2"]
     return [
         statement(f"gap at noise {noise}", points, f2(noise, "ERIEP") - f2(noise, "Standard"), tolerance=0.5)
-        for noise, points in said.items()
+        for noise, points in claimed.items()
     ]
 
 # %% ../../../nbs/papers/eriep/40_errata.ipynb #5fda2eb9
 def points_and_percent(
     dataset: str,  # of ERIEP's Table 4
     over: str,  # the method improved upon
-    said: tuple[float, float],  # "percent" in the text, for ResNet-50 and ResNet-101
+    claimed: tuple[float, float],  # "percent" in the text, for ResNet-50 and ResNet-101
 ) -> list[dict]:
     "An improvement in points and in percent of what it improves upon."
     names, rows = printed_names(), []
-    for net, quoted in zip(names["M4"], said, strict=True):
+    for net, quoted in zip(names["M4"], claimed, strict=True):
         low, high = names["e4"](dataset, over, net), names["e4"](dataset, "ERIEP", net)
         rows += [statement(f"{dataset}, {net}, over {over}: points", quoted, high - low, tolerance=0.05),
                  statement("the same in percent of the baseline", quoted, 100 * (high - low) / low, tolerance=0.05)]
     return rows
 
 
-def strongest_baselines(said: str) -> list[dict]:  # the method that the text calls so
+def strongest_baselines(claimed: str) -> list[dict]:  # the method that the text calls so
     "The best method of ERIEP's Table 4 other than ERIEP, and how far the one named is behind."
     names, rows = printed_names(), []
     for dataset in names["D4"]:
@@ -70,7 +70,7 @@ def strongest_baselines(said: str) -> list[dict]:  # the method that the text ca
             score = {k: names["e4"](dataset, k, net) for k in names["K4"] if k != "ERIEP"}
             best = max(score, key=score.get)
             rows.append(
-                statement(f"{dataset}, {net}: strongest baseline", said, best, difference=score[said] - score[best])
+                statement(f"{dataset}, {net}: strongest baseline", claimed, best, difference=score[claimed] - score[best])
             )
     return rows
 
@@ -98,21 +98,21 @@ def gains_beyond_clean() -> list[dict]:
     return rows
 
 # %% ../../../nbs/papers/eriep/40_errata.ipynb #cb86cde4
-def listed_operations(said: int) -> list[dict]:  # announced by the text
+def listed_operations(claimed: int) -> list[dict]:  # announced by the text
     "The operations of ERIEP's Table 1 by category."
     kinds = [operation.category for operation in OPERATIONS.values()]
     return [
         *(statement(kind, None, kinds.count(kind)) for kind in dict.fromkeys(kinds)),
-        statement("operations in all", said, len(kinds)),
+        statement("operations in all", claimed, len(kinds)),
     ]
 
 
-def capitals(said: str, *names: str) -> list[dict]:  # an acronym; what it is said to stand for
+def capitals(claimed: str, *names: str) -> list[dict]:  # an acronym; what it is said to stand for
     "The capitals of a name beside its acronym."
-    return [statement(name, said, "".join(c for c in name if c.isupper())) for name in names]
+    return [statement(name, claimed, "".join(c for c in name if c.isupper())) for name in names]
 
 
-def head_inputs(said: int, *networks: str) -> list[dict]:  # inputs of the first linear layer; names of `create`
+def head_inputs(claimed: int, *networks: str) -> list[dict]:  # inputs of the first linear layer; names of `create`
     "Numbers that the convolutions of a plain network hand on from a 32 x 32 image."
     rows = []
     for name in networks:
@@ -121,7 +121,7 @@ def head_inputs(said: int, *networks: str) -> list[dict]:  # inputs of the first
             for stage, part in create(name, seed=0).eval().features.named_children():
                 if stage == "pool": break
                 x = part(x)
-        rows.append(statement(f"{name}: {x.shape[1]} maps of {x.shape[2]} x {x.shape[3]}", said, x.numel()))
+        rows.append(statement(f"{name}: {x.shape[1]} maps of {x.shape[2]} x {x.shape[3]}", claimed, x.numel()))
     return rows
 
 # %% ../../../nbs/papers/eriep/40_errata.ipynb #a30df6c2

@@ -6,7 +6,7 @@
 __all__ = ['TABLE4_NETS', 'VIEWS', 'DATA_TITLES', 'TABLE4_METHODS', 'EPOCHS', 'PROTOCOLS', 'PLANS', 'MACS', 'SHARES', 'large',
            'MODELS', 'thin8', 'table4_net', 'LargeCell', 'canonical', 'large_cells', 'recipe_of', 'text_tower',
            'objective_of', 'LargeSearch', 'large_policy', 'train_cell', 'trained_large', 'among_first',
-           'run_large_cell', 'cost', 'missing_data', 'Large', 'printed_place', 'table4_figure']
+           'run_large_cell', 'cost', 'missing_data', 'Large', 'printed_entry', 'table4_figure']
 
 # %% ../../../nbs/papers/eriep/12_large.ipynb #eb92f69c
 import importlib
@@ -331,7 +331,7 @@ large = Large()
 MODELS = {"ResNet-50": "resnet50", "ResNet-101": "resnet101"}  # as printed -> ours
 
 
-def printed_place(cell: dict) -> tuple[str, str, str] | None:  # data set, method, net as printed; None: not of Table 4
+def printed_entry(cell: dict) -> tuple[str, str, str] | None:  # data set, method, net as printed; None: not of Table 4
     "Where in Table 4 the settings of a record belong; ERIEP only in its literal reading."
     net = {ours: name for name, ours in MODELS.items()}.get(cell["net"])
     there = net and cell["data"] in DATA_TITLES and cell["reading"] in ("", "literal")
@@ -340,7 +340,7 @@ def printed_place(cell: dict) -> tuple[str, str, str] | None:  # data set, metho
 
 def table4_figure(
     paper: pd.DataFrame,  # dataset, method, model, accuracy in per cent
-    ours: dict[tuple, tuple[float, float, float]],  # place as in `printed_place` -> top-1, low, high in [0,1]
+    ours: dict[tuple, tuple[float, float, float]],  # place as in `printed_entry` -> top-1, low, high in [0,1]
     published: dict[tuple, float] | None = None,  # place -> top-1 of a public recipe, in per cent
 ) -> plt.Figure:
     "The paper's numbers as hollow marks, ours with intervals beside them, public ones as crosses."

@@ -13,7 +13,7 @@ PAPER = Paper(
     name="ERIEP",
     title="ERIEP",
     experiments={
-        "eriep": "robustnb.papers.eriep.protocol:whole",
+        "eriep": "robustnb.papers.eriep.protocol:experiment",
         "eriep-depths": "robustnb.papers.eriep.protocol:depths",
         "eriep-attention": "robustnb.papers.eriep.checks:attention",
         "eriep-invariants": "robustnb.papers.eriep.checks:invariants",

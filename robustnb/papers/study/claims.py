@@ -258,7 +258,7 @@ class Series(Measured):
         "A series and its resamples: seeds drawn first, then images."
         key = net, exp, set
         if key not in self.memo:
-            whole = self.whole_seeds(net, exp)
+            whole = self.complete_seeds(net, exp)
             values = np.stack([
                 np.stack([self.cell(net, exp, level, seed)[self.sets[set]] for level in self.levels(exp)])
                 for seed in whole
@@ -268,7 +268,7 @@ class Series(Measured):
         self.used.add((net, exp, seeds))
         return found
 
-    def whole_seeds(self, net: str, exp: str) -> list[int]:
+    def complete_seeds(self, net: str, exp: str) -> list[int]:
         "The seeds with all levels; Damaged where only lost counts keep a series from having one."
         whole, lost, levels = [], [], self.levels(exp)
         for seed in self.seeds:

@@ -88,7 +88,7 @@ def perfect_order(*places: tuple[str, str, str, str]) -> list[dict]:  # net, exp
 
 
 def sets_by_p(
-    *said: int,
+    *claimed: int,
     others: tuple = (),
 ) -> list[dict]:  # numbers of training sets that the text gives; others to try
     "For how many training sets the p-values of Table 6 follow from its correlations."
@@ -96,9 +96,9 @@ def sets_by_p(
     return [
         statement(
             f"p-values of Table 6 that follow with {n} training sets", len(rows),
-            sum(fits(r, p, n, 2) for r, p in zip(rows.r, rows.p)), judged=n in said,
+            sum(fits(r, p, n, 2) for r, p in zip(rows.r, rows.p)), judged=n in claimed,
         )
-        for n in (*said, *others)
+        for n in (*claimed, *others)
     ]
 
 # %% ../../../nbs/papers/study/40_errata.ipynb #5270e68c
@@ -122,14 +122,14 @@ def limits(
     ]
 
 
-def printed_effects(exp: str, set: str, said: str = "none") -> list[dict]:  # none | some
+def printed_effects(exp: str, set: str, claimed: str = "none") -> list[dict]:  # none | some
     "Whether a printed correlation is significant, and how far the accuracies spread."
     found = lambda p: "some" if p < 0.05 else "none"
     return [
         statement(
             f"{NET_NAMES[r.net]}, {TEST_SETS[r.set]}: r = {r.r:g}, p = {cell_text(r.p)}, standard deviation"
             f" {math.sqrt(r.variance):.4f}",
-            said, found(r.p),
+            claimed, found(r.p),
         )
         for r in rows_in_print(exp, set)
     ]
@@ -151,23 +151,23 @@ def weak_signs(*exps: str) -> list[dict]:
 def strengths(
     exp: str,
     set: str,
-    said: str,
+    claimed: str,
     segment: str = "all",
 ) -> list[dict]:  # significant | high | moderate | low | weak
     "The word of section 2.4 for printed correlations."
     return [
-        statement(f"{NET_NAMES[r.net]}, {TEST_SETS[r.set]}, {exp}: {abs(r.r):g}", said, strength(r.r))
+        statement(f"{NET_NAMES[r.net]}, {TEST_SETS[r.set]}, {exp}: {abs(r.r):g}", claimed, strength(r.r))
         for r in rows_in_print(exp, set, segment=segment)
     ]
 
 # %% ../../../nbs/papers/study/40_errata.ipynb #e3205d7c
-def stays_above(said: float, net: str, exp: str, set: str, *segments: str) -> list[dict]:
+def stays_above(claimed: float, net: str, exp: str, set: str, *segments: str) -> list[dict]:
     "A bound on every accuracy beside printed means: a mean below it has a member below it."
     mu = printed_study()["mu"]
     means = {segment: mu(net, exp, set, segment) for segment in segments}
     return [
         statement(
-            f"{NET_NAMES[net]}, {TEST_SETS[set]}, segment {segment}: every accuracy above, mean", said, m, m > said
+            f"{NET_NAMES[net]}, {TEST_SETS[set]}, segment {segment}: every accuracy above, mean", claimed, m, m > claimed
         )
         for segment, m in means.items()
     ]
@@ -179,10 +179,10 @@ def sign_of_R() -> list[dict]:
     n, k = X.shape
     rows = [
         statement(
-            f"accuracies that {word} with every factor: R", said, multiple_correlation(X, said * X.sum(1))[0],
+            f"accuracies that {word} with every factor: R", claimed, multiple_correlation(X, claimed * X.sum(1))[0],
             tolerance=1e-6,
         )
-        for word, said in (("rise", 1.0), ("fall", -1.0))
+        for word, claimed in (("rise", 1.0), ("fall", -1.0))
     ]
     return [
         *rows,

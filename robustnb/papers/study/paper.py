@@ -13,7 +13,7 @@ PAPER = Paper(
     name="study",
     title="Study of perturbed training",
     experiments={
-        "study": "robustnb.papers.study.protocol:whole",
+        "study": "robustnb.papers.study.protocol:experiment",
         "study-rq1": "robustnb.papers.study.protocol:rq1",
         "study-rq2": "robustnb.papers.study.protocol:rq2",
         "study-rq3": "robustnb.papers.study.protocol:rq3",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'GRIDS', 'FOUR_LEVELS', 'QUESTIONS', 'PURPOSES', 'TEST_SEED', 'rq1', 'rq2', 'rq3', 'rq4', 'rq5', 'rq6',
-           'whole', 'StudyCell', 'clean_cell', 'four_factor_levels', 'study_cells', 'draw_for', 'training_set',
+           'experiment', 'StudyCell', 'clean_cell', 'four_factor_levels', 'study_cells', 'draw_for', 'training_set',
            'recipe_of', 'build_model', 'trained', 'measure_levels', 'run_study_cell', 'Question', 'canaries']
 
 # %% ../../../nbs/papers/study/10_protocol.ipynb #3a6cea7d
@@ -246,7 +246,7 @@ class Question:
         )
 
 
-rq1, rq2, rq3, rq4, rq5, rq6, whole = (Question(name) for name in (*QUESTIONS, "all"))
+rq1, rq2, rq3, rq4, rq5, rq6, experiment = (Question(name) for name in (*QUESTIONS, "all"))
 
 # %% ../../../nbs/papers/study/10_protocol.ipynb #ca55c001
 def canaries() -> list[StudyCell]:

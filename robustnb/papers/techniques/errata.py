@@ -101,7 +101,7 @@ def reference_order() -> list[dict]:
     "Reference numbers in the text and what stands under them: they follow the order of the text, not its content."
     cited = {7: ("adversarial examples", "regularisation of linear models (Krogh)"), 8: ("adversarial training", "a survey of augmentation"), 9: ("noise", "CycleGAN"), 12: ("FGSM", "ResNet"), 13: ("domain adaptation", "ImageNet"),
              14: ("dropout rates", "PASCAL VOC"), 15: ("augmentation", "COCO"), 16: ("overfitting", "ADE20K"), 17: ("rotations", "GPT-3"), 18: ("attacks", "LIME"), 19: ("domains", "visual explanations")}
-    return [statement(f"[{number}], cited for", said, found) for number, (said, found) in cited.items()]
+    return [statement(f"[{number}], cited for", claimed, found) for number, (claimed, found) in cited.items()]
 
 
 def arxiv_twice() -> list[dict]:

@@ -15,9 +15,9 @@ PAPER = Paper(
     experiments={
         "techniques": "robustnb.papers.techniques.protocol:bench",
         "techniques-masking": "robustnb.papers.techniques.protocol:masking",
-        "techniques-domains": "robustnb.papers.techniques.domains:whole",
-        "techniques-transfers": "robustnb.papers.techniques.transfers:whole",
-        "techniques-cifar10": "robustnb.papers.techniques.photographs:whole",
+        "techniques-domains": "robustnb.papers.techniques.domains:experiment",
+        "techniques-transfers": "robustnb.papers.techniques.transfers:experiment",
+        "techniques-cifar10": "robustnb.papers.techniques.photographs:experiment",
     },
     place=4,
     printed="robustnb.papers.techniques.claims:printed_names",

@@ -31,7 +31,7 @@ from ...cifar_resnet import resnet20
 from ...lab.experiments import trained_once
 from ...layers import mode, seeded
 from ...mixing import CutMix, Mixup
-from .columns import answered, attacked, correlation, drawn, bench_images, small_net
+from .columns import answered, attacked, correlation, disjoint_sets, bench_images, small_net
 from ...skip_nets import SkipNet
 from ...small_nets import LeNet5
 from ...training import CrossEntropy, Objective, Recipe, fit
@@ -86,7 +86,7 @@ def build_model(cell: BenchCell, **options) -> nn.Module:  # options of the net:
 
 def sets_of(cell: BenchCell) -> tuple[ImageSet, ImageSet]:  # training images, held-out images
     "The images of a cell; unequal classes where the cell says so."
-    train, held = drawn(cell.data, cell.images, cell.held, cell.seed)
+    train, held = disjoint_sets(cell.data, cell.images, cell.held, cell.seed)
     return (
         imbalance(train, cell.imbalance, torch.Generator().manual_seed(cell.seed)) if cell.imbalance else train
     ), held

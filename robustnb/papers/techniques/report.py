@@ -97,7 +97,7 @@ def cell(results: BenchResults, group: str, which: tuple, column: str, form=perc
 # %% ../../../nbs/papers/techniques/30_report.ipynb #d90bceb5
 def rows_of(results: BenchResults) -> list[str]:
     "Techniques of the bench with records."
-    seeds = results.whole("bench")
+    seeds = results.complete_seeds("bench")
     return [which[0] for which in results.cells["bench"][seeds[0]]]
 
 
@@ -122,7 +122,7 @@ def bench_table(results: BenchResults, names: Iterable[str] | None = None) -> HT
     rows = [{"": title(name), **{head: cell(results, "bench", (name,), column) for column, head in COLUMNS.items()}, "train − test": cell(results, "bench", (name,), "gap"),
              "passes": f"{training_passes(results, name):.1f}", "seconds": training_seconds(results, name)} for name in names]
     bench = next(c for c in bench_cells(results.profile) if c.n_attacked)
-    return table(pd.DataFrame(rows), f"Per cent, 95% intervals over {len(results.whole('bench'))} seeds and test images: {bench.n_test:,} clean, {bench.n_corrupted:,} under 15 corruptions at {len(bench.severities)} severities, {bench.n_attacked:,} under FGSM and PGD-20, "
+    return table(pd.DataFrame(rows), f"Per cent, 95% intervals over {len(results.complete_seeds('bench'))} seeds and test images: {bench.n_test:,} clean, {bench.n_corrupted:,} under 15 corruptions at {len(bench.severities)} severities, {bench.n_attacked:,} under FGSM and PGD-20, "
                  f"{bench.n_worst:,} in the worst case, radius {bench.eps:g}; 797 of the shifted domain. Trained on {bench.images:,} images for {bench.epochs} epoch{'s' * (bench.epochs != 1)}. Passes: trainings of the standard net, the nets it starts from counted. A dash: the row asks another row's net.")
 
 
@@ -223,13 +223,13 @@ def domain_table(results: BenchResults, pair: str) -> HTML:
         "digits": "MNIST to the UCI digits; third: MNIST-M in grey",
         "mnist_m": "MNIST to MNIST-M, patches of 14 pixels; third: UCI digits"
     }
-    return table(pd.DataFrame(rows), f"{names[pair]}. {len(results.whole(pair))} seeds. Distance: proxy A-distance of test features, 0 (not told apart) to 2. No target label was used for any choice but in the last row, which trains on them. In a table of its own because these rows see images of the target.")
+    return table(pd.DataFrame(rows), f"{names[pair]}. {len(results.complete_seeds(pair))} seeds. Distance: proxy A-distance of test features, 0 (not told apart) to 2. No target label was used for any choice but in the last row, which trains on them. In a table of its own because these rows see images of the target.")
 
 
 def transfer_table(results: BenchResults) -> HTML:
     "Transfer; not comparable: few labels, other classes."
     sizes = sorted(
-        {which[1] for which in results.cells["transfer low_digits"][results.whole("transfer low_digits")[0]]}
+        {which[1] for which in results.cells["transfer low_digits"][results.complete_seeds("transfer low_digits")[0]]}
     )
     rows = [{"": title(way), **{f"{n:,} images": cell(results, "transfer low_digits", (way, n), "right") for n in sizes},
              **{f"steps to 80%, {n:,}": cell(results, "transfer low_digits", (way, n), "reached", lambda found: f"{found.value:.2f}" if found.value <= 1 else "never", 1.0) for n in sizes}} for way in WAYS]
@@ -245,7 +245,7 @@ def net_table(results: BenchResults) -> HTML:
 
 def masking_table(results: BenchResults) -> HTML:
     "The checks, and what distillation does."
-    seeds, rows = results.whole("masking"), []
+    seeds, rows = results.complete_seeds("masking"), []
     names = [which[0] for which in results.cells["masking"][seeds[0]]]
     for name in names:
         records = [results.cells["masking"][seed][(name,)] for seed in seeds]
@@ -280,7 +280,7 @@ def few_table(results: BenchResults) -> HTML:
             )
         rows.append(row)
     few = next(c for c in bench_cells(results.profile) if not c.n_attacked)
-    return table(pd.DataFrame(rows), f"{few.images:,} training images, {few.epochs} epoch{'s' * (few.epochs != 1)}, {len(results.whole('few'))} seeds. Early stopping watches {few.held:,} held-out training images.")
+    return table(pd.DataFrame(rows), f"{few.images:,} training images, {few.epochs} epoch{'s' * (few.epochs != 1)}, {len(results.complete_seeds('few'))} seeds. Early stopping watches {few.held:,} held-out training images.")
 
 
 def rotation_table(results: BenchResults) -> HTML:
@@ -486,7 +486,7 @@ def domain_advice(results: BenchResults) -> str:
 def transfer_advice(results: BenchResults) -> str:
     "A sentence on few labels."
     group = "transfer low_digits"
-    few = min(which[1] for which in results.cells[group][results.whole(group)[0]])
+    few = min(which[1] for which in results.cells[group][results.complete_seeds(group)[0]])
     ways = [(way, few) for way in WAYS]
     scratch = figure_of(results, ("scratch", few), "right", group)
     return f"If there are few labels: with {few} images of new digits, {named(results, ways, 'right', group)} is best; from scratch {scratch}."
@@ -516,7 +516,7 @@ def front(results: BenchResults) -> Markdown:
     "The five sentences, with what they rest on."
     try: lines = advice(results)
     except Missing as missing: return Markdown(f"**Not run.** {missing.args[0]}.")
-    bench, seeds = next(c for c in bench_cells(results.profile) if c.n_attacked), len(results.whole("bench"))
+    bench, seeds = next(c for c in bench_cells(results.profile) if c.n_attacked), len(results.complete_seeds("bench"))
     devices = ", ".join(sorted({describe_machine(r.device) for r in results.records}))
     rests = (f"**{results.profile.capitalize()} run**: MNIST, a small net, {bench.images:,} training images, {bench.epochs} epochs, {seeds} seed{'s' * (seeds != 1)}; "
              f"{bench.n_test:,} clean test images, {bench.n_corrupted:,} corrupted, {bench.n_worst:,} in the worst case; {len(results.records)} records made on {devices}. "
