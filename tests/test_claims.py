@@ -209,7 +209,7 @@ def test_one_evaluation_tells_what_one_per_resample_tells(tmp_path):
     results = StudyFacts(store.records("study"), store, "quick", "fixed", 40)
     for claim in claim_table().query("paper == 'study'").itertuples():
         names = results.names()
-        try: evaluate_predicate(claim.predicate, names, every=True)
+        try: evaluate_predicate(claim.predicate, names, complete=True)
         except Missing: continue
         together, slowly = evaluate_vectorised(claim.predicate, results, names), list(evaluate_looped(claim.predicate, results, names))
         assert together is not None and together.tolist() == slowly, claim.id

@@ -111,14 +111,17 @@ def test_a_stopped_runner_leaves_nothing_behind_and_goes_on(checkout, sent, stat
 def test_failures_are_kept_for_reading_and_stop_nobody(checkout):
     root, page = checkout
     page("demo/a_crash", "import os, signal, pathlib\nif pathlib.Path('bad').exists(): os.kill(os.getpid(), signal.SIGKILL)")
-    page("demo/b_good", "'good'")
+    asks = "from robustnb.lab.records import Store\nhelper = lambda shown: Store('.').records(shown)\nhelper('grid')"
+    for name, shown in (("b_good", '["bread", "grid"]'), ("c_asks", '["bread"]')):
+        page(f"demo/{name}", asks, f'profile = "smoke"\nrecords = ""\nworkers = 1\nexperiments = {shown}')
     (root / "bad").touch()
-    crash, good = reproduce(profile="smoke", workers=1, progress=False)
-    assert (crash.status, good.status) == ("failed", "done") and "DeadKernelError" in crash.error
+    crash, good, silent = reproduce(profile="smoke", workers=1, progress=False)
+    assert (crash.status, good.status, silent.status) == ("failed", "done", "failed") and "DeadKernelError" in crash.error
+    assert silent.error == "it asks for records of grid, which its parameter `experiments` does not name"
     kept = failed_copy(good.path.with_name("a_crash.ipynb"))
     assert crash.path == kept and "os.kill" in kept.read_text()
     (root / "bad").unlink()
-    assert [o.status for o in reproduce(profile="smoke", workers=1, progress=False)] == ["done", "up to date"]
+    assert [o.status for o in reproduce(["a_crash", "b_good"], "smoke", workers=1, progress=False)] == ["done", "up to date"]
     assert not kept.exists() and not list(root.rglob("*.part.ipynb"))
 
 

@@ -68,8 +68,8 @@ def bounded(value):
 class Evaluator:
     "Walks one expression."
 
-    def __init__(self, names: dict, every: bool = False):  # every: evaluate also what the answer does not depend on
-        self.names, self.every, self.steps = {**BUILTINS, **names}, every, 0
+    def __init__(self, names: dict, complete: bool = False):  # complete: evaluate also what the answer does not depend on
+        self.names, self.complete, self.steps = {**BUILTINS, **names}, complete, 0
 
     def __call__(self, node: ast.expr, local: dict):
         "Value of a node."
@@ -112,7 +112,7 @@ class Arithmetic(Evaluator):
     def BoolOp(self, node, local):
         "`and` stops at the first that is false, `or` at the first that is true."
         values = (self(v, local) for v in node.values)
-        if self.every: values = list(values)
+        if self.complete: values = list(values)
         return self.every(values) if isinstance(node.op, ast.And) else self.some(values)
 
     def UnaryOp(self, node, local):
@@ -133,7 +133,7 @@ class Arithmetic(Evaluator):
         for op in node.ops:
             if type(op) not in COMPARE: raise PredicateError(f"comparison {type(op).__name__}")
         values = [self(v, local) for v in (node.left, *node.comparators)]
-        return self.every(self.compared(type(op), a, b) for op, a, b in zip(node.ops, values, values[1:]))
+        return self.complete(self.compared(type(op), a, b) for op, a, b in zip(node.ops, values, values[1:]))
 
     def compared(self, op: type, a, b): return COMPARE[op](a, b)
 
@@ -180,7 +180,7 @@ class Predicates(Arithmetic):
 
     def GeneratorExp(self, node, local):
         values = self.loop(node.generators, node.elt, local)
-        return list(values) if self.every else values
+        return list(values) if self.complete else values
 
     def ListComp(self, node, local): return list(self.loop(node.generators, node.elt, local))
 
@@ -188,10 +188,10 @@ class Predicates(Arithmetic):
 def evaluate_predicate(
     predicate: str,
     names: dict,  # the functions, lists and numbers that it may use
-    every: bool = False,  # ask for every number that it names, also those that cannot change the answer
+    complete: bool = False,  # ask for every number that it names, also those that cannot change the answer
 ):
     "Value of a predicate; PredicateError where it leaves the language, Missing where a number is not there."
-    try: return Predicates(names, every)(parsed(predicate), {})
+    try: return Predicates(names, complete)(parsed(predicate), {})
     except RecursionError: raise PredicateError(f"{predicate[:60]!r} is nested too deeply") from None
 
 # %% ../../nbs/lab/20_predicates.ipynb #6afdcae9

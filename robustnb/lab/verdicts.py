@@ -179,7 +179,7 @@ def evaluate_claim(
     "Holds, fails, inconclusive or not run."
     names, results.used = results.names(facts), set()
     try:
-        evaluate_predicate(predicate, names, every=True)  # anything missing: not run, even if the rest would decide
+        evaluate_predicate(predicate, names, complete=True)  # anything missing: not run, even if the rest would decide
         true = evaluate_vectorised(predicate, results, names)
         if true is None: true = evaluate_looped(predicate, results, names)
         true = [bool(value) for value in islice(true, min(resamples, results.size - 1) + 1)]

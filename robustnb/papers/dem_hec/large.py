@@ -88,7 +88,7 @@ IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)  # its classes amo
 
 def user_weights(name: str) -> Path | None:  # None: there is none
     "Where a file of weights lies."
-    folders = [Path(place).expanduser() for place in (os.environ.get("ROBUSTNB_DATA"), cache_dir()) if place]
+    folders = [Path(network).expanduser() for network in (os.environ.get("ROBUSTNB_DATA"), cache_dir()) if network]
     return next((folder / "weights" / name for folder in folders if (folder / "weights" / name).is_file()), None)
 
 
@@ -193,7 +193,7 @@ PROTOCOLS = {  # fields of the base, of the cell
 
 def large_cells(
     profile: str = "full",  # smoke | quick | full
-    places: tuple = (),  # of WORK; empty: all but the stand-in, in smoke the stand-in
+    networks: tuple = (),  # of WORK; empty: all but the stand-in, in smoke the stand-in
     seeds: tuple = (),  # empty: 0, 1, 2 in full, else 0
     weights: str | None = None,  # of the networks before; None: as in WORK
     methods: tuple = LARGE_METHODS,
@@ -201,12 +201,12 @@ def large_cells(
     "The networks of a profile."
     if profile not in PROTOCOLS: raise ValueError(nearest(profile, PROTOCOLS, "profile"))
     names = {f"{data}/{net}": (data, net) for data, net in WORK}
-    for place in places:
-        if tuple(place) not in WORK: raise ValueError(nearest("/".join(place), names, "data and net"))
-    places = [tuple(p) for p in places] or [p for p in WORK if (p[0] == "sample") == (profile == "smoke")]
+    for network in networks:
+        if tuple(network) not in WORK: raise ValueError(nearest("/".join(network), names, "data and net"))
+    networks = [tuple(p) for p in networks] or [p for p in WORK if (p[0] == "sample") == (profile == "smoke")]
     found = []
     for seed in seeds or ((0, 1, 2) if profile == "full" else (0,)):
-        for data, net in places:
+        for data, net in networks:
             (own, tuning), (less, fewer) = WORK[data, net], PROTOCOLS[profile]
             base = LargeBase(
                 data, net,
@@ -334,7 +334,7 @@ def cost(cell: LargeCell) -> float:
 def lacking(cells: list[LargeCell]) -> dict[tuple[str, str], str]:  # (data, net) -> why
     "Which networks cannot be had here."
     found = {(base.data, base.net): missing(base) for base in dict.fromkeys(replace(c.base, seed=0) for c in cells)}
-    return {place: why for place, why in found.items() if why}
+    return {network: why for network, why in found.items() if why}
 
 
 @dataclass(frozen=True)
