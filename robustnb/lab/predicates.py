@@ -133,7 +133,7 @@ class Arithmetic(Evaluator):
         for op in node.ops:
             if type(op) not in COMPARE: raise PredicateError(f"comparison {type(op).__name__}")
         values = [self(v, local) for v in (node.left, *node.comparators)]
-        return self.complete(self.compared(type(op), a, b) for op, a, b in zip(node.ops, values, values[1:]))
+        return self.every(self.compared(type(op), a, b) for op, a, b in zip(node.ops, values, values[1:]))
 
     def compared(self, op: type, a, b): return COMPARE[op](a, b)
 
