@@ -16,7 +16,7 @@ __all__ = ['app', 'out', 'err', 'Profile', 'Records', 'Workers', 'Stale', 'Execu
            'open_images_and_model', 'check_constants', 'ready_model', 'planned_evaluation', 'find_target',
            'run_evaluation', 'evaluate_model', 'open_one', 'evaluate_one', 'list_weights', 'merge_shards',
            'corrupt_set', 'pages_from_records', 'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data',
-           'check_published', 'check_data', 'mendable', 'worker_died', 'others', 'told', 'main']
+           'check_published', 'check_data', 'mendable', 'worker_died', 'others', 'error_message', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import errno
@@ -138,11 +138,10 @@ def list_notebooks(records: Records = None) -> None:
     "Show the result notebooks, and the profile whose records the page of each shows."
     found = notebooks()
     runs, store = repository() / ".robustnb/runs", open_store(records and records.resolve(), reuse=True)
-    known = store.experiments()
     table = Table("name", "title", "executed", "records", "parameters", box=None, padding=(0, 2, 0, 0))
     for n in found:
         profiles = {
-            r.profile for name in quoted_experiments(n, known) for r in store.records(name)
+            r.profile for name in n.experiments or () if name != "*" for r in store.records(name)
         } if not n.error else set()
         shown = fullest(n, store) if profiles - {PROFILES[0]} else PROFILES[0] if profiles else "-"
         table.add_row(n.name, n.title, *([executed_profile(n, runs) or "-", shown,
@@ -1346,7 +1345,7 @@ def others(path: str | None) -> str:
     return f" ({at} belongs to {name}; let both of you write there, or name another folder; ROBUSTNB_CACHE=FOLDER moves the cache)"
 
 
-def told(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     "What is said of a mistake that a person can mend."
     again = "what is finished is kept, and the same command goes on from there"
     if worker_died(error):
@@ -1364,7 +1363,7 @@ def main() -> None:
     except CellsFailed as error: status, text = 1, error
     except Exception as error:
         if not mendable(error): raise
-        status, text = 2, told(error)
+        status, text = 2, error_message(error)
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", markup=False)
     sys.exit(status)
 

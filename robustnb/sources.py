@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'REPORT_MARK', 'FORMATS', 'SPLIT_FOLDERS', 'LARGEST_FILE', 'LABELS', 'Source', 'Held', 'FromBlocks', 'Unread',
-           'Later', 'ModelError', 'first_line', 'class_places', 'is_report', 'leads_back', 'pictures_of',
+           'Later', 'ModelError', 'first_line', 'class_outputs', 'is_report', 'leads_back', 'pictures_of',
            'class_folders', 'ambiguous', 'class_listing', 'natural_size', 'ends', 'PictureFiles', 'folder_source',
            'is_grey', 'as_tensor', 'stacked', 'known_labels', 'known_classes', 'FromDataset', 'InOrder',
            'loader_source', 'tar_members', 'tar_label', 'Member', 'TarFiles', 'as_source', 'open_source',
@@ -167,7 +167,7 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 # %% ../nbs/04_sources.ipynb #9ea79b5c
-def class_places(
+def class_outputs(
     file: Path,  # {"n01440764": 0, ...} or {"0": ["n01440764", "tench"], ...}
 ) -> dict[str, int]:  # folder name -> output of the model
     "Which output of a model each subfolder is."
@@ -259,13 +259,13 @@ def ambiguous(folder: Path, names: list[str], numbers: list[int]) -> list[str]:
 # %% ../nbs/04_sources.ipynb #658bce7b
 def class_listing(
     folder: Path,
-    class_index: Path | None = None,  # see `class_places`; None: outputs in the order of `class_folders`
+    class_index: Path | None = None,  # see `class_outputs`; None: outputs in the order of `class_folders`
 ) -> tuple[tuple[str, ...], list[tuple[int, Path]]]:  # classes; label and path of each picture
     "The pictures of a folder with a subfolder for each class."
     found = {name: pictures_of(Path(folder) / name) for name in class_folders(Path(folder))}
     names, chosen = tuple(found), [(label, path) for label, paths in enumerate(found.values()) for path in paths]
     if class_index:
-        outputs = class_places(class_index)
+        outputs = class_outputs(class_index)
         if len(set(outputs.values())) < len(outputs) or min(outputs.values(), default=0) < 0:
             raise ModelError(f"{class_index}: outputs must be different numbers from 0")
         if lacking := [n for n in names if n not in outputs]:
@@ -332,7 +332,7 @@ class PictureFiles(Source):
 def folder_source(
     folder: Path,
     size: int | None = None,  # side in pixels; None: `natural_size`
-    class_index: Path | None = None,  # see `class_places`
+    class_index: Path | None = None,  # see `class_outputs`
 ) -> PictureFiles:
     "Pictures in a subfolder for each class."
     classes, chosen = class_listing(folder, class_index)
@@ -636,7 +636,7 @@ def open_source(
     spec: str,  # a data set's name, a folder, a tar file, a pattern of tar files
     split: str = "test",  # of a data set
     size: int | None = None,  # side in pixels, for pictures
-    class_index: Path | None = None,  # of a folder, see `class_places`
+    class_index: Path | None = None,  # of a folder, see `class_outputs`
     data_dir: Path | None = None,  # where data sets are
 ) -> Source:
     "The images that a command names. ModelError that says what is wrong."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAME', 'PROTOCOLS', 'real_size', 'WALLS', 'real_wall', 'write_pictures', 'family_of', 'tree_memory', 'watched',
            'result_hash', 'part_seconds', 'family_seconds', 'pipeline_seconds', 'RealSizeCell', 'draw_weights',
-           'kept_answers', 'killed_run', 'once_kept', 'answered', 'counted_overhead', 'shared_and_killed',
+           'kept_answers', 'killed_run', 'cached_phase', 'answered', 'counted_overhead', 'shared_and_killed',
            'run_real_size', 'RealSize', 'WallCell', 'wall_of', 'run_real_wall', 'RealWall', 'main']
 
 # %% ../../nbs/benchmarks/07_real_size.ipynb #d580351e
@@ -200,7 +200,7 @@ def killed_run(
     return dict(at=at, resumed=watched(words)["cpu"])
 
 # %% ../../nbs/benchmarks/07_real_size.ipynb #06e71517
-def once_kept(
+def cached_phase(
     folder: Path,
     name: str,
     make: Callable[[], dict],
@@ -264,16 +264,16 @@ def run_real_size(
         words = ["--weights", folder / "weights.safetensors", "--size", cell.size, "--workers", cell.workers, "--benchmark", "imagenet-c",
                  "--batch", cell.batch, "--channels-last"]
         ask = lambda data, out, *more: ["evaluate", f"timm:{cell.network}", data, *words, *more, "--out", folder / out]
-        empty = once_kept(folder, "empty", lambda: watched(ask(many, "empty", "--images", 10, "--corruptions", "contrast", "--severities", "1")))
+        empty = cached_phase(folder, "empty", lambda: watched(ask(many, "empty", "--images", 10, "--corruptions", "contrast", "--severities", "1")))
         images = cell.pictures * 22
         there = answered(folder / "whole")  # by a run that was stopped: times are those of the rest
-        whole = once_kept(folder, "whole", lambda: watched(ask(many, "whole", "--subset", cell.subset), looks_in=folder / "looks.txt") | dict(asked=images - there))
+        whole = cached_phase(folder, "whole", lambda: watched(ask(many, "whole", "--subset", cell.subset), looks_in=folder / "looks.txt") | dict(asked=images - there))
         found = dict(images=images, asked=whole["asked"], cpu=whole["cpu"], wall=whole["wall"], start_cpu=empty["cpu"], peak_mb=max(whole["memory"]),
                      empty_mb=max(empty["memory"]), memory_mb=[round(m) for m in whole["memory"][::max(1, len(whole["memory"]) // 40)]])
         if cell.fewer:
             write_pictures(fewer, cell.fewer, cell.size)
             again = lambda out, *more: ask(fewer, out, "--subset", cell.subset, *more)
-            found |= dict(fewer_images=cell.fewer * 22) | once_kept(folder, "shared", lambda: shared_and_killed(again, folder, cell.kills, 22 * -(-cell.fewer // BLOCK)))
+            found |= dict(fewer_images=cell.fewer * 22) | cached_phase(folder, "shared", lambda: shared_and_killed(again, folder, cell.kills, 22 * -(-cell.fewer // BLOCK)))
         source, settings = as_source(many, size=cell.size), Settings("imagenet-c", workers=cell.workers, batch=cell.batch, channels_last=True, show=False)
         model, rows = open_model(f"timm:{cell.network}", source.head(), folder / "weights.safetensors"), [("clean", 0), *((name, s) for name in SEVEN for s in (1, 3, 5))]
         return found | counted_overhead(model, source, rows, settings, min(cell.pictures, 2 * BLOCK), cell.rounds)
