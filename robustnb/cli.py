@@ -13,10 +13,10 @@ __all__ = ['app', 'out', 'err', 'Profile', 'Records', 'Workers', 'Stale', 'Execu
            'open_published_set', 'open_published_model', 'check_published_model', 'planned_published',
            'evaluate_published', 'with_weights', 'tell_comparison', 'evaluate_several', 'compare_reports', 'shard_of',
            'write_card', 'report_or_shard', 'interruptible', 'going_on', 'settle_options', 'settle_published',
-           'open_images_and_model', 'check_constants', 'ready_model', 'planned_evaluation', 'find_target',
+           'unsized', 'open_images_and_model', 'check_constants', 'ready_model', 'planned_evaluation', 'find_target',
            'run_evaluation', 'evaluate_model', 'open_one', 'evaluate_one', 'list_weights', 'merge_shards',
-           'corrupt_set', 'pages_from_records', 'build_site', 'rerun_here', 'image_set', 'fetch_data', 'where_data',
-           'check_published', 'check_data', 'mendable', 'worker_died', 'others', 'error_message', 'main']
+           'corrupt_set', 'pages_from_records', 'build_site', 'renewed_site', 'rerun_here', 'image_set', 'fetch_data',
+           'where_data', 'check_published', 'check_data', 'mendable', 'worker_died', 'others', 'error_message', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import errno
@@ -837,11 +837,18 @@ def settle_published(given: SimpleNamespace) -> None:
     given.rows = published_rows(given.published, given.corruptions, given.severities, given.subset)
 
 # %% ../nbs/66_cli.ipynb #b8f6e51e
+def unsized(source, size: int | None) -> bool:  # size: as it was asked for
+    "Pictures for which no size was named and none is known: each may have its own."
+    from robustnb.sources import PictureFiles, TarFiles
+
+    return isinstance(source, (PictureFiles, TarFiles)) and source.size == 224 and size is None
+
+
 def open_images_and_model(given: SimpleNamespace) -> None:
     "The images as the model's hub prepares them, which of them are meant, and the model."
     from robustnb import scorecard
     from robustnb.hubs import find_hub, prepared_source
-    from robustnb.sources import PictureFiles, TarFiles, balanced_positions, open_source
+    from robustnb.sources import balanced_positions, open_source
 
     hub = find_hub(given.model, given.weights, given.size)
     source = open_source(given.data, given.split, given.size, given.class_index, given.data_dir)
@@ -850,7 +857,7 @@ def open_images_and_model(given: SimpleNamespace) -> None:
     given.opened, given.assumed = scorecard.opened(
         hub or given.model, given.source.head(), given.weights, given.normalize, given.class_index is not None
     )
-    if isinstance(given.source, (PictureFiles, TarFiles)) and given.source.size == 224 and given.size is None:
+    if unsized(given.source, given.size):
         how = "what is larger or smaller is resized by its shorter side (bilinear) and cut to the middle"
         given.assumed = {"pictures": f"read at 224 x 224 pixels: {how} (--size for another)", **given.assumed}
 
@@ -1112,19 +1119,15 @@ def corrupt_set(
     from robustnb.corrupted_sets import write_set
     from robustnb.formats import READERS
     from robustnb.scorecard import first_line
-    from robustnb.sources import PictureFiles, TarFiles, balanced_positions, open_source
+    from robustnb.sources import balanced_positions, open_source
 
     names, levels = chosen_conditions(corruptions, severities, subset)
     start = time.monotonic()
     with interruptible("finished blocks are kept; the same command goes on from there"):
         try:
             source = open_source(data, split, size, class_index, data_dir)
-            own = size is None and data not in READERS and isinstance(
-                source, (PictureFiles, TarFiles)
-            ) and source.size == 224
-            manifest = write_set(
-                source, folder, names, levels, benchmark, seed, form, own, balanced_positions(source, images), workers
-            )
+            own, positions = data not in READERS and unsized(source, size), balanced_positions(source, images)
+            manifest = write_set(source, folder, names, levels, benchmark, seed, form, own, positions, workers)
         except (ValueError, RuntimeError, OSError) as error: raise ChoiceError(first_line(error)) from None
     out.print(f"{manifest['images']:,} images, {len(names) * len(levels)} condition{'s' * (len(names) * len(levels) != 1)} ({manifest['layout']}), {time.monotonic() - start:.0f} s; {shown_path(folder / 'manifest.json')}", markup=False)
 
@@ -1165,6 +1168,19 @@ def build_site(
             ) from None
 
 # %% ../nbs/66_cli.ipynb #c0ffee22
+def renewed_site(root: Path, records: Path, workers: int | None) -> tuple[list[Outcome], Path | None]:
+    "Make pages and site where they are not up to date; the outcomes of the pages, and the index if there is one."
+    from robustnb.lab import site
+
+    known = notebooks(root)
+    with nullcontext() if site.is_current(root) else site.verdicts_meanwhile(root) as frame:
+        outcomes = render(root=root, records=records, workers=workers) if known else []
+        frame = None if frame is None else frame.result()
+    try: return outcomes, root / "_docs/index.html" if site.is_current(root) else site.build(root=root, frame=frame)
+    except site.SiteError as error: out.print(f"error: {error}", markup=False)
+    return outcomes, None
+
+
 @app.command("rerun")
 def rerun_here(
     records: Records = None,
@@ -1175,7 +1191,6 @@ def rerun_here(
 ) -> None:
     "Run a few small cells of each paper here, hold them against the committed records, and build the site."
     from robustnb import rerun
-    from robustnb.lab import site
     from robustnb.data import prepare
 
     root, start = repository(), time.monotonic()
@@ -1183,26 +1198,23 @@ def rerun_here(
         raise NotebookError("no checkout of robustnb here (settings.ini and nbs/); go there, or set ROBUSTNB_ROOT")
     if data_dir: os.environ["ROBUSTNB_DATA"] = str(data_dir.resolve())
     own, results = open_store(records and records.resolve()), Store(root / "results")
-    chosen = tuple(int(seed) for seed in seeds.split(","))
     lacking = prepare(sorted({c.data for c in rerun.planned()}))
     before, lines = rerun.load_reasons(own.path), []
     def tell(line):
         lines.append(line)
         out.print(line, markup=False)
-    try: reasons = rerun.rerun(own, results, root / ".robustnb/rerun", workers or usable_cores(), chosen, lacking, tell)
+    try:
+        reasons = rerun.rerun(
+            own, results, root / ".robustnb/rerun", workers or usable_cores(), tuple(map(int, seeds.split(","))),
+            lacking, tell
+        )
     except KeyboardInterrupt:
         out.print("\ninterrupted: finished cells are recorded; the same command goes on from there")
         raise typer.Exit(130) from None
-    compared, outcomes, index = rerun.compare_stores(own, results, reasons), [], None
-    if pages:
-        known = notebooks(root)
-        page = root / ".robustnb/runs/records/papers/rerun.ipynb"
-        if lines or reasons != before: page.unlink(missing_ok=True)  # it shows more than records: why cells have none
-        with nullcontext() if site.is_current(root) else site.verdicts_meanwhile(root) as frame:
-            outcomes = render(root=root, records=own.path, workers=workers) if known else []
-            frame = None if frame is None else frame.result()
-        try: index = root / "_docs/index.html" if site.is_current(root) else site.build(root=root, frame=frame)
-        except site.SiteError as error: out.print(f"error: {error}", markup=False)
+    # its page shows more than records: why cells have none
+    if lines or reasons != before: (root / ".robustnb/runs/records/papers/rerun.ipynb").unlink(missing_ok=True)
+    compared = rerun.compare_stores(own, results, reasons)
+    outcomes, index = renewed_site(root, own.path, workers) if pages else ([], None)
     bad = [o for o in outcomes if o.status == "failed"]
     out.print(f"\nnotebooks: {len(outcomes)} made from records, {len(bad)} failed", markup=False)
     for o in bad: out.print(f"  {o.name}: {o.error}", markup=False)

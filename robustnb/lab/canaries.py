@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['rebuild', 'cell_class', 'leaves', 'Comparison', 'compare_results', 'in_lab', 'cell_function', 'interrupted',
-           'answer_request', 'program', 'Canary', 'CanaryError', 'run_under', 'unpack', 'CodePiece', 'code_pieces',
-           'repeated', 'changed', 'unseen', 'offered', 'canaries_of', 'Verdict', 'stale_groups', 'scope',
-           'compare_packages', 'today_of', 'pairs_of', 'question', 'tries', 'append_note', 'refusal', 'attest',
-           'sampling_error', 'within_error', 'result_of', 'flips', 'replay', 'added_notes', 'package_of_note', 'faults',
-           'unnamed', 'unsound_canaries']
+           'calls_in', 'weights_in', 'answer_request', 'program', 'Canary', 'CanaryError', 'run_under', 'unpack',
+           'CodePiece', 'code_pieces', 'repeated', 'changed', 'unseen', 'offered', 'canaries_of', 'Verdict',
+           'stale_groups', 'scope', 'compare_packages', 'today_of', 'pairs_of', 'question', 'tries', 'append_note',
+           'refusal', 'attest', 'sampling_error', 'within_error', 'result_of', 'flips', 'replay', 'added_notes',
+           'package_of_note', 'faults', 'unnamed', 'unsound_canaries']
 
 # %% ../../nbs/lab/02_canaries.ipynb #5d8a7582
 import ast
@@ -143,16 +143,31 @@ def interrupted(attempted: Callable, canaries: list, top: str) -> None:  # top: 
     finally: sys.setprofile(before)
 
 
+def calls_in(top: str) -> set:  # grows: code objects; top: the package's folder, with "/" at the end
+    "Note from now on what is called of a package."
+    ran = set()
+    def watch(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(top): ran.add(frame.f_code)
+    threading.setprofile(watch)
+    sys.setprofile(watch)
+    return ran
+
+
+def weights_in(folder: Path) -> dict[str, dict]:  # experiment/key/file -> content
+    "What training kept, by names without the code's hash."
+    files = sorted(folder.glob("*/*/*.pt"))
+    if files: import torch
+
+    name = lambda f: f"{f.parent.parent.name}/{f.parent.name.partition('-')[0]}/{f.name}"
+    return {name(f): torch.load(f, map_location="cpu", weights_only=True) for f in files}
+
+
 def answer_request(
     asked: dict,
 ) -> dict:  # cells: leaves of each; kept: leaves of the files of weights; ran: module, name and line
     "Run cells in this process."
-    top, ran = asked["folder"] + "/robustnb/", set()
-    def watch(frame, event, _):
-        if event == "call" and frame.f_code.co_filename.startswith(top): ran.add(frame.f_code)
-    if asked["trace"]:
-        threading.setprofile(watch)
-        sys.setprofile(watch)
+    top = asked["folder"] + "/robustnb/"
+    ran = calls_in(top) if asked["trace"] else set()
     lib, records, cache, cells = in_lab("experiments", top), in_lab("records", top), Path(asked["cache"]), []
     if not lib.__file__.startswith(top): raise ImportError(f"{lib.__file__} was imported, not the package in {top}")
     def attempted(experiment, name, settings):
@@ -170,18 +185,9 @@ def answer_request(
             })
         )
     sys.setprofile(None)
-    files = sorted((cache / "checkpoints").glob("*/*/*.pt"))
-    if files: import torch
-
-    kept = {
-        f"{f.parent.parent.name}/{f.parent.name.partition('-')[0]}/{f.name}": torch.load(
-            f, map_location="cpu", weights_only=True
-        )
-        for f in files
-    }
     dotted = lambda file: file[len(top):].removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     return dict(
-        cells=cells, kept=leaves(kept),
+        cells=cells, kept=leaves(weights_in(cache / "checkpoints")),
         ran=sorted({(dotted(c.co_filename), c.co_qualname, c.co_firstlineno) for c in ran}),
     )
 
@@ -192,7 +198,9 @@ def program() -> str:
         "import dataclasses, hashlib, importlib, inspect, json, sys, threading, typing\nfrom pathlib import Path\nfrom"
         " typing import Any\nfrom collections.abc import Callable"
     )
-    parts = [inspect.getsource(f) for f in (rebuild, cell_class, leaves, in_lab, cell_function, interrupted, answer_request)]
+    parts = list(map(inspect.getsource, (
+        rebuild, cell_class, leaves, in_lab, cell_function, interrupted, calls_in, weights_in, answer_request
+    )))
     return "\n\n".join(
         [
             imports, *parts,

@@ -467,5 +467,5 @@ def canaries() -> list[BenchCell | MaskingCell]:
     tiny = replace(attacked, n_attacked=0, n_worst=0)
     rows = [replace(tiny, technique=name) for name in TECHNIQUES]
     rows += [replace(tiny, technique="rotations", amount=45.0, kind=kind) for kind in ("nearest", "bicubic")]
-    checks = [MaskingCell(attacked, rounded, n=8, steps=2, queries=5) for rounded in (False, True)]
+    checks = [MaskingCell(attacked, rounded, n=20, steps=2, queries=5) for rounded in (False, True)]
     return [attacked, *rows, replace(tiny, imbalance=0.8), *checks]
