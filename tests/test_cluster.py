@@ -81,3 +81,26 @@ def test_a_cell_that_raises_is_told_and_one_whose_worker_dies_is_tried_again(on_
 def test_what_no_node_has_is_said_at_once(on_cluster, made):  # noqa: F811
     with pytest.raises(ValueError, match="no node of the cluster has that"):
         run(made, [made.Cell(0)], executor="ray", needs=lambda cell: {"gpus": 1})
+
+
+def test_an_evaluation_on_the_cluster_is_the_local_one_to_the_byte(on_cluster, tmp_path):
+    "Three blocks on two nodes; and what is kept is not asked again, so a cluster takes over what this machine began."
+    import torch
+    from torch import nn
+
+    from robustnb.images import sample
+    from robustnb.sources import as_source
+    from robustnb.streaming import Journal, Settings, answer_blocks
+
+    source, rows = as_source(sample("cifar10", "test").take(slice(0, 150))), [("clean", 0), ("shot_noise", 3), ("fog", 1)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    def told(folder, rows=rows, **options):
+        return answer_blocks(model, source, rows, Settings("cifar10-c", show=False, **options), kept=Journal(tmp_path / folder))
+    here, there = told("here"), told("there", executor="ray")
+    told("begun", rows[:2])
+    assert torch.equal(told("begun", executor="ray"), here) and torch.equal(there, here)
+    for name in ("here", "there", "begun"): Journal(tmp_path / name).settle()
+    first, *others = ((tmp_path / name / "answers.jsonl").read_bytes() for name in ("here", "there", "begun"))
+    assert first and all(other == first for other in others)
