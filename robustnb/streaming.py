@@ -88,7 +88,7 @@ def corrupt_unit(
 
 # %% ../nbs/50c_streaming.ipynb #518cc1cb
 ROOM = 2**24  # samples of a piece
-HELD = 2**27  # samples between two times at which free memory is given back
+HELD = 2**26  # samples between two times at which free memory is given back; in a worker, four times as often
 
 
 class BlockJob(NamedTuple):
@@ -174,7 +174,7 @@ class Work(IterableDataset):
                     for piece in pieces(job, x, y, *self.settings):
                         yield piece
                         made += piece.x.numel()
-                        if worker and made > HELD:
+                        if worker and made > HELD // 4:
                             trim()
                             made = 0
             except Exception as error:
