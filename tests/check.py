@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SKIP_FOLDERS = "^([_.]|papers$|benchmarks$)"
+CORES = os.cpu_count() or 2
 RESULTS = "^[_.a-z]"  # a result notebook has no number; papermill runs those, in test_smoke.py
 
 
@@ -64,8 +65,9 @@ CHECKS = {
     "exported package in sync": lambda: in_copy("nbdev_export", "robustnb", "*.py", "differs from its notebook; run nbdev_export"),
     "notebooks clean": lambda: in_copy("nbdev_clean", "nbs", "*.ipynb", "carries metadata; run nbdev_clean"),
     "layers": lambda: run("lint-imports", "--no-cache"),
-    "notebooks run (nbdev_test)": lambda: notebooks_run("--n_workers", "2", "--do_print", OMP_NUM_THREADS="1"),
-    "pytest": lambda: run(sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "--durations=8", OMP_NUM_THREADS="1"),
+    "notebooks run (nbdev_test)": lambda: notebooks_run("--n_workers", str(CORES), "--do_print", OMP_NUM_THREADS="1"),
+    # one process more than cores: tests of kills, locks and clients wait for most of their time
+    "pytest": lambda: run(sys.executable, "-m", "pytest", "-n", str(CORES + 1), "--dist", "loadfile", "--durations=8", OMP_NUM_THREADS="1"),
 }
 
 

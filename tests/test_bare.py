@@ -64,17 +64,22 @@ def run(code: str, blocked: set[str] | None = None) -> subprocess.CompletedProce
     return subprocess.run([sys.executable, "-c", BLOCKED.format(blocked=blocked) + code], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-def test_the_library_works_without_any_extra():
-    assert {"papermill", "smalldocs", "statsmodels", "kornia"} <= extras()
-    done = run(USE)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_every_library_module_can_be_imported_without_any_extra():
+@pytest.fixture(scope="module")
+def bare():
+    "One interpreter without any extra: it uses the library, then imports every module, and says how far it came."
     doors = {"cli", "claims", "rerun", "_modidx"}
     names = [p.stem for p in sorted((ROOT / "robustnb").glob("*.py")) if p.stem not in doors | {"__init__"}]
-    done = run("import importlib\n" + "".join(f"importlib.import_module('robustnb.{name}')\n" for name in names))
-    assert done.returncode == 0, done.stderr[-2000:]
+    imports = "".join(f"importlib.import_module('robustnb.{name}')\n" for name in names)
+    return run(f"{USE}print('used')\nimport importlib\n{imports}print('imported')\n")
+
+
+def test_the_library_works_without_any_extra(bare):
+    assert {"papermill", "smalldocs", "statsmodels", "kornia"} <= extras()
+    assert "used" in bare.stdout.split(), bare.stderr[-2000:]
+
+
+def test_every_library_module_can_be_imported_without_any_extra(bare):
+    assert bare.returncode == 0 and bare.stdout.split()[-1] == "imported", bare.stderr[-2000:]
 
 
 def test_the_command_line_says_what_is_missing():

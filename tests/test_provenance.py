@@ -1,4 +1,5 @@
 """Records survive what changes no number, and only that: the package's own sources, edited in memory."""
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -79,8 +80,8 @@ def today(record):
 
 def met(changed, records, name):
     "Does a change reach exactly the records whose cells name a corruption, or leave the choice open?"
-    kinds = set()
-    for record in records:
+    kinds, words = set(), lambda cell: json.dumps({k: v for k, v in cell.items() if not isinstance(v, (int, float))})
+    for record in {(today(r), words(r.cell)): r for r in records}.values():  # a number chooses no definition
         named = [record.cell.get("corruption"), *(record.cell.get("corruptions") or ())]
         stale = address_of(today(record), record.cell, BEFORE) != address_of(today(record), record.cell, changed)
         assert stale == (name in named), f"{record.experiment} {record.key}: {named}"

@@ -416,6 +416,7 @@ def register_engine() -> str:  # its name
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.provisioning import LocalProvisioner
+    from traitlets import CaselessStrEnum, Unicode
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine, papermill_engines
 
@@ -433,7 +434,7 @@ def register_engine() -> str:  # its name
             argv=[sys.executable, "-f", "{connection_file}", "--log-level=CRITICAL"], display_name="robustnb",
             language="python",
         )
-        server = None
+        server, transport = None, CaselessStrEnum(["ipc"], default_value="ipc")  # needs no network, not even loopback
 
         async def _async_pre_start_kernel(self, **kw):
             self.kernel_id = self.kernel_id or uuid.uuid4().hex
@@ -447,11 +448,13 @@ def register_engine() -> str:  # its name
 
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, kernel, env, folder, **rest):
-            ours = type("OwnPython", (OwnPython,), dict(server=kernel.server))
-            kernel.client = PapermillNotebookClient(
-                nb_man, kernel_name=kernel_name, kernel_manager_class=ours, startup_timeout=300
-            )
-            return kernel.client.execute(env=env, cwd=folder)
+            with tempfile.TemporaryDirectory(prefix="rnb-") as sockets:  # a socket's path holds about 100 letters
+                own = dict(server=kernel.server, connection_file=Unicode(f"{sockets}/k.json"))
+                kernel.client = PapermillNotebookClient(
+                    nb_man, kernel_name=kernel_name, kernel_manager_class=type("OwnPython", (OwnPython,), own),
+                    startup_timeout=300,
+                )
+                return kernel.client.execute(env=env, cwd=folder)
 
     papermill_engines.register("robustnb", Engine)
     return "robustnb"
