@@ -39,12 +39,21 @@ def on_card(device): return device is not None and torch.device(device).type == 
 def computed(func, args, kwargs):
     "An operation, where its operands lie."
     tensors = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, torch.Tensor)]
-    far, near = [t for t in tensors if isinstance(t, OnCard)], [t for t in tensors if not isinstance(t, OnCard) and t.dim()]
-    if func in INDEXING and isinstance(args[0], OnCard): near = [t for t in near if not any(t is i for i in args[1])]  # a card takes indices of the CPU
-    if far and near and func not in CROSSING: raise RuntimeError(f"{func}: tensors on the card and on the CPU: {[tuple(t.shape) for t in tensors]}")
+    far, near = [t for t in tensors if isinstance(t, OnCard)], [
+        t for t in tensors if not isinstance(t, OnCard) and t.dim()
+    ]
+    if func in INDEXING and isinstance(args[0], OnCard):
+        near = [t for t in near if not any(t is i for i in args[1])]  # a card takes indices of the CPU
+    if far and near and func not in CROSSING:
+        raise RuntimeError(f"{func}: tensors on the card and on the CPU: {[tuple(t.shape) for t in tensors]}")
     asked = kwargs.get("device")
-    there = on_card(asked) if asked is not None else isinstance(args[0], OnCard) if func is aten.copy_.default else bool(far)
-    kwargs = {**kwargs, **({} if asked is None else dict(device="cpu")), **(dict(pin_memory=False) if kwargs.get("pin_memory") else {})}
+    there = on_card(asked) if asked is not None else isinstance(
+        args[0], OnCard
+    ) if func is aten.copy_.default else bool(far)
+    kwargs = {
+        **kwargs, **({} if asked is None else dict(device="cpu")),
+        **(dict(pin_memory=False) if kwargs.get("pin_memory") else {})
+    }
     held = lambda t: t.held if isinstance(t, OnCard) else t
     found, known = func(*tree_map(held, args), **tree_map(held, kwargs)), {id(t.held): t for t in far}
     def placed(t):
@@ -61,7 +70,8 @@ class Checked(TorchFunctionMode):
         drawn = next((a for a in [*args, *kwargs.values()] if isinstance(a, Generator)), None)
         if drawn is not None:
             device = kwargs.get("device") or (me.device if me is not None else "cpu")
-            if on_card(device) != on_card(drawn.device): raise RuntimeError(f"{func}: draws of {drawn.device} for a tensor on {device}")
+            if on_card(device) != on_card(drawn.device):
+                raise RuntimeError(f"{func}: draws of {drawn.device} for a tensor on {device}")
         if func in (torch.Tensor.new_tensor, torch.tensor, torch.as_tensor):
             own = func is torch.Tensor.new_tensor
             device = kwargs.pop("device", None) or (me.device if own else "cpu")
@@ -79,6 +89,7 @@ class Card(TorchDispatchMode):
         return super().__enter__()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):  # whole only in inference mode
+        # whole only in inference mode
+        if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
             with self: return func.decompose(*args, **kwargs or {})
         return computed(func, args, kwargs or {})

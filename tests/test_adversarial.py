@@ -27,12 +27,16 @@ def data(n=40, classes=4, size=8, seed=0):
 
 def net(classes=4, seed=0):
     with seeded(seed):
-        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(144, classes))
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(144, classes)
+        )
 
 
 def objectives(others=()):
     return [AdversarialTraining("pgd", 0.1, steps=2, clean_weight=0.3, watch=8), AdversarialTraining("fgsm", 0.1, clean_weight=0.5, watch=8),
-            AdversarialTraining("fgsm_rs", 0.1, batch_norm="joint", clean_weight=0.5, watch=8), FreeAdversarialTraining(0.1, 2, watch=8),
+            AdversarialTraining("fgsm_rs", 0.1, batch_norm="joint", clean_weight=0.5, watch=8), FreeAdversarialTraining(
+                0.1, 2, watch=8
+            ),
             Trades(1.0, 0.1, steps=2, watch=8), EnsembleAdversarial(others or [net(seed=3)], 0.1, watch=8), Distillation(net(seed=4), 5.0)]
 
 
@@ -73,14 +77,19 @@ def test_nothing_else_moves():
     quiet_fit(net(), set_, EnsembleAdversarial([other], 0.1), recipe=Recipe(epochs=1, batch=16))
     student = net()
     distill(other, student, set_, 3.0, Recipe(epochs=1, batch=16), device="cpu", progress=False)
-    assert all(v.equal(other.state_dict()[k]) for k, v in before.items()) and other.training and not other[0].weight.requires_grad
+    assert all(v.equal(other.state_dict()[k]) for k, v in before.items()) and other.training and not other[
+        0
+    ].weight.requires_grad
     assert all(p.requires_grad for p in student.parameters()) and torch.get_rng_state().equal(state)
 
 
 def test_measuring_moves_nothing():
     set_, model, state = data(), net().train(), torch.get_rng_state()
     before = copy.deepcopy(model.state_dict())
-    robust_accuracy(model, set_, 0.1, attack=["fgsm", "pgd-margin", "light", "noise"], steps=4, queries=10, restarts=2, progress=False)
+    robust_accuracy(
+        model, set_, 0.1, attack=["fgsm", "pgd-margin", "light", "noise"], steps=4, queries=10, restarts=2,
+        progress=False
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         frame = masking_checks(model, set_, 0.1, steps=3, queries=5, progress=False)
@@ -88,7 +97,9 @@ def test_measuring_moves_nothing():
     loss_surface(model, set_.x, set_.y, 0.1, 3, torch.Generator().manual_seed(0))
     gradient_alignment(model, set_.x, set_.y, 0.1, torch.Generator().manual_seed(0))
     assert torch.get_rng_state().equal(state) and model.training and model[1].training
-    assert all(v.equal(model.state_dict()[k]) for k, v in before.items()) and all(p.grad is None for p in model.parameters())
+    assert all(v.equal(model.state_dict()[k]) for k, v in before.items()) and all(
+        p.grad is None for p in model.parameters()
+    )
     with torch.inference_mode(): robust_accuracy(model, set_, 0.1, attack="light", steps=3, queries=5, progress=False)
 
 
@@ -109,11 +120,19 @@ def test_the_radius_reaches_eps_and_stays():
             return super().examples(model, x, y)
     objective = Watching("fgsm", 0.2, ramp=0.5, watch=0)
     quiet_fit(net(), data(), objective, recipe=Recipe(epochs=2, batch=10))
-    assert torch.tensor(seen).allclose(torch.tensor([0.05, 0.1, 0.15, 0.2, 0.2, 0.2, 0.2, 0.2])) and objective.radius == 0.2
+    assert torch.tensor(seen).allclose(
+        torch.tensor([0.05, 0.1, 0.15, 0.2, 0.2, 0.2, 0.2, 0.2])
+    ) and objective.radius == 0.2
 
 
 def test_names_tell_settings_apart():
-    names = {o.name for o in [*objectives(), AdversarialTraining("pgd", 0.2), AdversarialTraining("pgd", 0.1, step=0.03), Trades(2.0, 0.1, steps=2)]}
+    names = {
+        o.name
+        for o in [
+            *objectives(), AdversarialTraining("pgd", 0.2), AdversarialTraining("pgd", 0.1, step=0.03),
+            Trades(2.0, 0.1, steps=2)
+        ]
+    }
     assert len(names) == 10 and all(isinstance(o, Objective) for o in objectives()) and issubclass(Trades, Adversarial)
 
 
@@ -149,8 +168,12 @@ def test_a_model_cut_off_from_its_images_is_reported():
 def test_errors_name_the_choices():
     set_, model = data(), net()
     for call, words in ((lambda: robust_accuracy(model, set_, 0.1, "l1", progress=False), "linf"), (lambda: robust_accuracy(model, set_, 0.1, attack="pdg", progress=False), "pgd"),
-                        (lambda: AdversarialTraining("pgd", -0.1), "radius"), (lambda: Trades(-1), "weight"), (lambda: EnsembleAdversarial(model, 0.1), "sequence"),
-                        (lambda: EnsembleAdversarial([], 0.1, include_self=False), "source"), (lambda: Divided(model, 0), "above 0"), (lambda: masking_checks(model, set_.take(slice(0, 5)), 0.1), "images"),
+                        (lambda: AdversarialTraining("pgd", -0.1), "radius"), (lambda: Trades(-1), "weight"), (
+                            lambda: EnsembleAdversarial(model, 0.1), "sequence"
+                        ),
+                        (lambda: EnsembleAdversarial([], 0.1, include_self=False), "source"), (
+                            lambda: Divided(model, 0), "above 0"
+                        ), (lambda: masking_checks(model, set_.take(slice(0, 5)), 0.1), "images"),
                         (lambda: FreeAdversarialTraining(replays=0), "replays"), (lambda: Trades(1, batch_norm="seperate"), "separate")):
         with pytest.raises(ValueError, match=words): call()
 
@@ -166,7 +189,10 @@ def test_agrees_with_pyautoattack(norm, eps):
     set_, model = data(80, seed=1), net()
     quiet_fit(model, set_, recipe=Recipe(epochs=8, batch=16, lr=0.01))
     state, g = torch.get_rng_state(), lambda: torch.Generator().manual_seed(0)
-    theirs = standing(model, set_.x, set_.y, eps, norm, lambda *a: autoattack(*a[:5], parts=("apgd-ce", "apgd-t"), steps=40, generator=a[5]), generator=g())
+    theirs = standing(
+        model, set_.x, set_.y, eps, norm,
+        lambda *a: autoattack(*a[:5], parts=("apgd-ce", "apgd-t"), steps=40, generator=a[5]), generator=g()
+    )
     assert torch.get_rng_state().equal(state)
     ours = standing(model, set_.x, set_.y, eps, norm, "light", steps=40, queries=100, generator=g())
     assert 5 < theirs.sum() < 75 and (ours != theirs).sum() <= 2

@@ -19,7 +19,9 @@ def recorded():
     spec.loader.exec_module(maker)
     found = dict(np.load(REFERENCE / "attacks.npz"))
     model = maker.lenet().eval()
-    model.load_state_dict({k.removeprefix("weight."): torch.tensor(v).double() for k, v in found.items() if k.startswith("weight.")})
+    model.load_state_dict(
+        {k.removeprefix("weight."): torch.tensor(v).double() for k, v in found.items() if k.startswith("weight.")}
+    )
     return model, torch.tensor(found["x"]).float().div(255).double(), torch.tensor(found["y"]), found
 
 
@@ -53,12 +55,18 @@ def test_two_dozen_levels_take_one_gradient(recorded):
     moved = fgsm_at_distance(model, x, y, [i / 2 for i in range(1, 25)])
     handle.remove()
     assert len(calls) == 1 and moved.shape == (24, *x.shape)
-    torch.testing.assert_close((moved - x).flatten(2).norm(dim=2), torch.arange(1, 25).double()[:, None].expand(-1, len(x)) / 2, atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        (moved - x).flatten(2).norm(dim=2), torch.arange(1, 25).double()[:, None].expand(-1, len(x)) / 2, atol=1e-9,
+        rtol=0
+    )
 
 
 def test_an_attack_inside_training_keeps_gradients_and_statistics():
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(0.5), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 10)).train()
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(0.5), torch.nn.Flatten(),
+        torch.nn.Linear(4 * 36, 10)
+    ).train()
     x, y = torch.rand(6, 1, 8, 8), torch.arange(6)
     model(x).sum().backward()
     grads, state = [p.grad.clone() for p in model.parameters()], {k: v.clone() for k, v in model.state_dict().items()}
@@ -72,7 +80,8 @@ def test_an_attack_inside_training_keeps_gradients_and_statistics():
 
 def test_the_model_is_given_back_when_the_attack_fails():
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 3)).train()
-    with pytest.raises(ValueError, match="labels"): fgsm(model, torch.rand(4, 1, 4, 4), torch.zeros(3, dtype=torch.long), 0.1)
+    with pytest.raises(ValueError, match="labels"):
+        fgsm(model, torch.rand(4, 1, 4, 4), torch.zeros(3, dtype=torch.long), 0.1)
     assert model.training and model[0].num_batches_tracked == 0
 
 

@@ -23,7 +23,9 @@ ATTACKS = {
     "all(x for x in 5)": "not iterable", "[x for x.y in [1]]": "loop over", "max([1], key=lambda *a: 1)": "plain arguments", "-" * 5000 + "1": "characters", "range(1000000000)": "range",
     "sum(i * j for i in range(1000) for j in range(1000))": "steps", "b'1'": "constant", "1j": "constant", "99999999999999999999 > 0": "beyond",
     "[1 for a in [99999999] for b in [a * a] for c in [b * b]]": "beyond",
-    "[1 for a in [[1, 1]] " + " ".join(f"for {y} in [{x} + {x}]" for x, y in zip("abcdefghijklmnop", "bcdefghijklmnopq")) + "]": "items",
+    "[1 for a in [[1, 1]] " + " ".join(
+        f"for {y} in [{x} + {x}]" for x, y in zip("abcdefghijklmnop", "bcdefghijklmnopq")
+    ) + "]": "items",
 }
 
 
@@ -64,7 +66,10 @@ def test_a_changed_table_changes_the_decision(monkeypatch):
     claim = claim_table().set_index("id", drop=False).loc["E-T3-01"]
     changed = paper_table("eriep_table3").copy()
     changed.loc[(changed.perturbation == "None") & (changed.method == "ERIEP"), "accuracy"] = 1.0
-    monkeypatch.setattr("robustnb.papers.eriep.claims.paper_table", lambda name, text=False: changed if name == "eriep_table3" else paper_table(name, text))
+    monkeypatch.setattr(
+        "robustnb.papers.eriep.claims.paper_table",
+        lambda name, text=False: changed if name == "eriep_table3" else paper_table(name, text)
+    )
     eriep_names.cache_clear()
     try: assert in_print(claim) == "no"
     finally: eriep_names.cache_clear()
@@ -80,11 +85,17 @@ def series(store, accuracy, seeds=(0,), profile="quick", images=400, missing=(),
     for seed in seeds:
         for level in (0.0, *GRIDS[profile]["gaussian"]):
             if (level, seed) in missing: continue
-            cell = StudyCell(**{**dict(net=net, factor="gaussian", level=level, seed=seed), **PROTOCOLS[profile], **options})
+            cell = StudyCell(
+                **{**dict(net=net, factor="gaussian", level=level, seed=seed), **PROTOCOLS[profile], **options}
+            )
             cell = dataclasses.asdict(cell if level else clean_cell(cell))
             right = (np.arange(images) < round(images * accuracy(level, seed))).astype(np.uint8)
-            counts = dict(test=np.ones(images, np.uint8), c=right, a_fixed=right, a_white=1 - right, n_levels=np.array(1))
-            metrics = dict(train=0.99, test=1.0, c=right.mean(), a_fixed=right.mean(), a_white=1 - right.mean(), n_test=images)
+            counts = dict(
+                test=np.ones(images, np.uint8), c=right, a_fixed=right, a_white=1 - right, n_levels=np.array(1)
+            )
+            metrics = dict(
+                train=0.99, test=1.0, c=right.mean(), a_fixed=right.mean(), a_white=1 - right.mean(), n_test=images
+            )
             store.append(Record("study", cell, metrics, profile), {"counts.npz": encode("counts.npz", counts)})
     return store
 
@@ -98,10 +109,15 @@ def test_without_records_nothing_is_run(tmp_path):
     table = verdicts(store=Store(tmp_path))
     assert len(table[table.reading.isin(["literal", "fixed"])]) == 264
     measured = table[(table.about == "measured") & (table.id != "T-18")]  # which is arithmetic: dropout's expectation
-    assert (measured.verdict == "not run").all() and table[table.about == "print"].verdict.isin(["agrees", "disagrees", "not run"]).all()
+    assert (measured.verdict == "not run").all() and table[table.about == "print"].verdict.isin(
+        ["agrees", "disagrees", "not run"]
+    ).all()
     assert set(table.columns) >= {"id", "reading", "verdict", "share", "n_seeds", "profile", "provisional"}
     kinds = table[table.about == "print"].kind
-    assert set(kinds) == {"exact", "consistency", "confound", "magnitude"} and "E-T3-03" not in table[table.about == "print"].id.tolist()  # tolerance 2
+    # tolerance 2
+    assert set(kinds) == {"exact", "consistency", "confound", "magnitude"} and "E-T3-03" not in table[
+        table.about == "print"
+    ].id.tolist()
 
 
 def test_a_rising_series_and_its_readings(tmp_path):
@@ -138,7 +154,10 @@ def test_the_measurement_is_what_was_recorded_and_ties_stay_ties(tmp_path):
         counts = dict(test=right, c=right, a_fixed=right, a_white=right, n_levels=np.array(1))
         cell = StudyCell(factor="gaussian", level=level, **PROTOCOLS["quick"])
         cell = dataclasses.asdict(cell if level else clean_cell(cell))
-        store.append(Record("study", cell, dict(train=1.0, test=right.mean()), "quick"), {"counts.npz": encode("counts.npz", counts)})
+        store.append(
+            Record("study", cell, dict(train=1.0, test=right.mean()), "quick"),
+            {"counts.npz": encode("counts.npz", counts)}
+        )
     results = StudyFacts(store.records("study"), store, "quick", "fixed", 3)
     levels = results.levels("gaussian")
     recorded = [0.9871 if level < 7 else 0.9872 for level in levels]
@@ -155,7 +174,10 @@ def test_images_are_drawn_alike_for_all_models(tmp_path):
 
 def test_the_rule_of_95_and_5_percent(tmp_path):
     "F1-15 wants MNIST-Test (1 here) at most 0.05 above MNIST-C: clear, clear the other way, and on the edge."
-    said = {accuracy: rows(series(Store(tmp_path / str(accuracy)), lambda level, seed: accuracy)).loc[("F1-15", "fixed")] for accuracy in (0.99, 0.85, 0.95)}
+    said = {
+        accuracy: rows(series(Store(tmp_path / str(accuracy)), lambda level, seed: accuracy)).loc[("F1-15", "fixed")]
+        for accuracy in (0.99, 0.85, 0.95)
+    }
     assert [row.verdict for row in said.values()] == ["holds", "fails", "inconclusive"]
     assert said[0.99].share >= 0.95 and said[0.85].share <= 0.05 and 0.3 < said[0.95].share < 0.8
 
@@ -165,7 +187,9 @@ def test_resamples_scatter_about_the_measurement(tmp_path):
     results = StudyFacts(store.records("study"), store, "quick", "fixed", 1000)
     assert (results.array("lenet", "gaussian", "test") == 1).all()  # right on every image, whichever are drawn
     drawn = results.array("lenet", "gaussian", "c")[0]
-    assert drawn[0] == 0.8 and abs(drawn[1:].mean() - 0.8) < 0.003 and abs(drawn[1:].std() - (0.16 / 400) ** 0.5) < 0.002
+    assert drawn[0] == 0.8 and abs(drawn[1:].mean() - 0.8) < 0.003 and abs(
+        drawn[1:].std() - (0.16 / 400) ** 0.5
+    ) < 0.002
 
 
 def test_an_unfinished_seed_does_not_count_and_an_unfinished_full_run_leaves_the_quick_one(tmp_path):
@@ -186,12 +210,22 @@ def test_a_level_that_is_not_there_is_not_run_but_series_are(tmp_path):
 
 def noise(store, profile, nets=("lenet5",), seeds=(0,), images=60, **options):
     "Records of every cell of a profile, right on images at random."
-    for cell in dict.fromkeys(c for question in QUESTIONS for c in study_cells(question, profile, nets, seeds, **options)):
+    for cell in dict.fromkeys(
+        c for question in QUESTIONS for c in study_cells(question, profile, nets, seeds, **options)
+    ):
         rng = np.random.default_rng([cell.seed, len(cell.net), *repr(cell).encode()])
         levels, chance = len(cell.eval_levels), 0.7 + 0.15 * rng.random()
-        counts = {name: rng.binomial(1 if name == "test" else levels, chance, images).astype(np.uint8) for name in ("test", "c", "a_fixed", "a_white")}
-        metrics = dict(train=rng.random(), sheet=dict(size=10, per_class=[1] * 10), **{k: v.mean() for k, v in counts.items()})
-        store.append(Record("study", dataclasses.asdict(cell), metrics, profile), {"counts.npz": encode("counts.npz", counts | dict(n_levels=np.array(levels)))})
+        counts = {
+            name: rng.binomial(1 if name == "test" else levels, chance, images).astype(np.uint8)
+            for name in ("test", "c", "a_fixed", "a_white")
+        }
+        metrics = dict(
+            train=rng.random(), sheet=dict(size=10, per_class=[1] * 10), **{k: v.mean() for k, v in counts.items()}
+        )
+        store.append(
+            Record("study", dataclasses.asdict(cell), metrics, profile),
+            {"counts.npz": encode("counts.npz", counts | dict(n_levels=np.array(levels)))}
+        )
     return store
 
 
@@ -211,7 +245,9 @@ def test_one_evaluation_tells_what_one_per_resample_tells(tmp_path):
         names = results.names()
         try: evaluate_predicate(claim.predicate, names, complete=True)
         except Missing: continue
-        together, slowly = evaluate_vectorised(claim.predicate, results, names), list(evaluate_looped(claim.predicate, results, names))
+        together, slowly = evaluate_vectorised(claim.predicate, results, names), list(
+            evaluate_looped(claim.predicate, results, names)
+        )
         assert together is not None and together.tolist() == slowly, claim.id
         decided, mixed = decided + 1, mixed + (0 < sum(slowly) < 41)
     assert decided > 60 and mixed > 10 and results.at == 0
@@ -221,13 +257,18 @@ def test_what_arrays_cannot_say_is_told_resample_by_resample(tmp_path):
     store = series(Store(tmp_path), lambda level, seed: 0.5 + level / 40)
     results = StudyFacts(store.records("study"), store, "quick", "fixed", 30)
     names = results.names()
-    for text in ('[s("lenet","gaussian","c")][0] == s("lenet","gaussian","c")', '["a", "b"][round(v("lenet","gaussian","c",2))] == "b"'):
+    for text in (
+        '[s("lenet","gaussian","c")][0] == s("lenet","gaussian","c")',
+        '["a", "b"][round(v("lenet","gaussian","c",2))] == "b"'
+    ):
         assert evaluate_vectorised(text, results, names) is None
         assert len(list(evaluate_looped(text, results, names))) == 31 and results.at == 0
 
 
 WRITTEN_DOWN = {
-    ("F1-04", "fixed"): 0.535, ("F1-05", "fixed"): 0.105, ("F1-14", "fixed"): 0.41, ("F3-02", "fixed"): 0.045, ("F3-04", "fixed"): 0.945, ("F5-03", "fixed"): 0.46,
+    ("F1-04", "fixed"): 0.535, ("F1-05", "fixed"): 0.105, ("F1-14", "fixed"): 0.41, ("F3-02", "fixed"): 0.045, (
+        "F3-04", "fixed"
+    ): 0.945, ("F5-03", "fixed"): 0.46,
     ("F1-05", "white_box"): 0.245, ("F2-24", "white_box"): 0.025, ("F3-04", "white_box"): 0.96,
 }
 
@@ -235,7 +276,8 @@ WRITTEN_DOWN = {
 def test_shares_are_those_written_down_when_each_model_was_resampled_alone(tmp_path):
     store = noise(Store(tmp_path), "quick", seeds=(0, 1, 2))
     found = verdicts("study", store, profile="quick", resamples=200).set_index(["id", "reading"]).share
-    for (claim, reading), share in WRITTEN_DOWN.items(): assert found[claim, reading] == pytest.approx(share, abs=1e-12), claim
+    for (claim, reading), share in WRITTEN_DOWN.items():
+        assert found[claim, reading] == pytest.approx(share, abs=1e-12), claim
     assert len(WRITTEN_DOWN) > 8
 
 
@@ -248,11 +290,15 @@ def test_lost_counts_leave_their_claims_unrun_and_name_the_record(tmp_path, dama
     if damage == "gone": file.unlink()
     if damage == "changed": file.write_bytes(file.read_bytes()[:-9])
     if damage == "not a file of arrays": store.append(dataclasses.replace(record, time=""), {"counts.npz": b"no zip"})
-    if damage == "a part is missing": store.append(dataclasses.replace(record, time=""), {"counts.npz": encode("counts.npz", dict(test=np.ones(9)))})
+    if damage == "a part is missing":
+        store.append(dataclasses.replace(record, time=""), {"counts.npz": encode("counts.npz", dict(test=np.ones(9)))})
     with pytest.warns(UserWarning, match=record.key): table = rows(store)
     row = table.loc[("F1-05", "fixed")]
-    assert row.verdict == "not run" and record.key in row.why and row["profile"] == ""  # the quick records do not stand in
-    assert (table.verdict == "not run").all() or set(table[table.verdict != "not run"].index.get_level_values(0)) <= {"F1-19"}
+    # the quick records do not stand in
+    assert row.verdict == "not run" and record.key in row.why and row["profile"] == ""
+    assert (table.verdict == "not run").all() or set(table[table.verdict != "not run"].index.get_level_values(0)) <= {
+        "F1-19"
+    }
     quick = rows(store, profile="quick")
     assert quick.loc[("F1-05", "fixed"), "verdict"] != "not run"
 
@@ -295,11 +341,14 @@ def test_another_reading_has_rows_for_what_it_decides(tmp_path, reading):
     "F1-21 and the like name AlexNet-8 and stay out; F1-15 is met by the other set-up alone."
     store = series(Store(tmp_path), lambda level, seed: 0.8)
     series(store, lambda level, seed: 0.99, **OTHERS[reading])
-    if reading == "replace": assert not [r for r in store.records("study") if r.cell["factor"] == "clean" and r.cell["mode"] == "replace"]
+    if reading == "replace":
+        assert not [r for r in store.records("study") if r.cell["factor"] == "clean" and r.cell["mode"] == "replace"]
     found = rows(store)
     own = found[found.index.get_level_values(1) == reading]
     assert found.loc[("F1-15", "fixed"), "verdict"] == "fails" and own.loc[("F1-15", reading), "verdict"] == "holds"
-    assert (own.verdict != "not run").all() and "F1-21" not in own.index.get_level_values(0) and not own.index.get_level_values(0).str.startswith("S").any()
+    assert (own.verdict != "not run").all() and "F1-21" not in own.index.get_level_values(
+        0
+    ) and not own.index.get_level_values(0).str.startswith("S").any()
 
 
 def test_an_incomplete_other_reading_has_no_rows(tmp_path):
@@ -316,5 +365,8 @@ def test_an_unknown_reading_is_refused(tmp_path):
 
 def test_segments_share_out_the_levels():
     levels = [0.0, *GRIDS["full"]["fgsm"]]
-    count = {net: [sum(lo <= level <= hi for level in levels) for lo, hi in parts.values()] for net, parts in SEGMENTS.items()}
+    count = {
+        net: [sum(lo <= level <= hi for level in levels) for lo, hi in parts.values()]
+        for net, parts in SEGMENTS.items()
+    }
     assert count == {"lenet": [17, 8], "alexnet": [15, 10]}

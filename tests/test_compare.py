@@ -38,7 +38,9 @@ def robustnb(monkeypatch, capsys, tmp_path):
     for i in range(10):
         for j in range(4):
             (tmp_path / "greys" / str(i)).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((16, 16, 3), round(255 * i / 9) + (-1 if i == 9 else 1) * j, np.uint8)).save(tmp_path / "greys" / str(i) / f"{j}.png")
+            Image.fromarray(np.full((16, 16, 3), round(255 * i / 9) + (-1 if i == 9 else 1) * j, np.uint8)).save(
+                tmp_path / "greys" / str(i) / f"{j}.png"
+            )
     def run(*words):
         before = signal.getsignal(signal.SIGTERM)
         monkeypatch.setattr(sys, "argv", ["robustnb", *map(str, words)])
@@ -53,18 +55,27 @@ ASKED = ("greys", "--corruptions", "brightness,contrast", "--severities", "1,5",
 
 
 def test_several_models_in_one_call_and_reports_afterwards(robustnb, tmp_path):
-    status, said, error = robustnb("evaluate", "two_nets:good", *ASKED, "--also", "two_nets:worse", "--also", "two_nets:same", "--out", "all")
+    status, said, error = robustnb(
+        "evaluate", "two_nets:good", *ASKED, "--also", "two_nets:worse", "--also", "two_nets:same", "--out", "all"
+    )
     assert status == 0, error
     assert "model 2 of 3: two_nets:worse" in said and "3 models, 40 images; comparison: all/compared/report.html" in said
     found = pd.read_csv(tmp_path / "all/compared/differences.csv")
-    own = [pd.read_csv(tmp_path / f"all/{n}/table.csv").set_index(["corruption", "severity"]).accuracy for n in ("1-two_nets-good", "2-two_nets-worse")]
+    own = [
+        pd.read_csv(tmp_path / f"all/{n}/table.csv").set_index(["corruption", "severity"]).accuracy
+        for n in ("1-two_nets-good", "2-two_nets-worse")
+    ]
     rows = found[found.model == "two_nets:worse"].set_index(["kind", "name"])
     assert own[0]["clean", 0] == 1 and rows.difference["clean", "clean"] == own[1]["clean", 0] - 1 < 0
-    for name in ("brightness", "contrast"): assert abs(rows.difference["corruption", name] - (own[1] - own[0])[name].mean()) < 1e-12
+    for name in ("brightness", "contrast"):
+        assert abs(rows.difference["corruption", name] - (own[1] - own[0])[name].mean()) < 1e-12
     assert rows.better["clean", "clean"] == "two_nets:good"
     same = found[found.model == "two_nets:same"]
     assert (same[["difference", "low", "high"]] == 0).all().all() and same.better.isna().all()
-    assert {p.name for p in (tmp_path / "all/compared").iterdir()} == {".robustnb-report", "report.html", "comparison.txt", "differences.png", *(f"{n}.{e}" for n in ("differences", "overview") for e in ("csv", "json"))}
+    assert {p.name for p in (tmp_path / "all/compared").iterdir()} == {
+        ".robustnb-report", "report.html", "comparison.txt", "differences.png",
+        *(f"{n}.{e}" for n in ("differences", "overview") for e in ("csv", "json"))
+    }
     status, said, error = robustnb("compare", "all/1-two_nets-good", "all/2-two_nets-worse", "--out", "again")
     assert status == 0 and "two_nets:good is better at" in said, error
     again = pd.read_csv(tmp_path / "again/differences.csv")
@@ -76,13 +87,19 @@ def test_mistakes_are_told(robustnb, tmp_path):
     robustnb("evaluate", "two_nets:good", *ASKED, "--out", "one")
     robustnb("evaluate", "two_nets:worse", *ASKED, "--images", "20", "--out", "few")
     robustnb("evaluate", "two_nets:worse", *ASKED, "--benchmark", "imagenet-c", "--out", "other")
-    for words, said in ((("one",), "at least two"), (("one", "few"), "only answers to the same images"), (("one", "other"), "constants of cifar10-c"), (("one", "nowhere"), "no folder of a report"), (("one", "greys"), "it is no report")):
+    for words, said in (
+        (("one",), "at least two"), (("one", "few"), "only answers to the same images"),
+        (("one", "other"), "constants of cifar10-c"), (("one", "nowhere"), "no folder of a report"),
+        (("one", "greys"), "it is no report")
+    ):
         status, _, error = robustnb("compare", *words)
         assert status == 2 and said in error and "Traceback" not in error, words
     status, _, error = robustnb("evaluate", "two_nets:good", *ASKED, "--baseline", "other", "--out", "third")
     assert status == 2 and "constants of imagenet-c, this evaluation has those of cifar10-c; evaluate the baseline with --benchmark cifar10-c" in error
     for baseline in ("few", "few/table.csv", "few/table.json"):  # any table with the same constants
-        status, said, error = robustnb("evaluate", "two_nets:good", *ASKED, "--baseline", baseline, "--out", f"by-{baseline.replace('/', '-')}")
+        status, said, error = robustnb(
+            "evaluate", "two_nets:good", *ASKED, "--baseline", baseline, "--out", f"by-{baseline.replace('/', '-')}"
+        )
         assert status == 0 and "\nmCE" in said, error
     (tmp_path / "few/table.json").write_text("[]")
     assert "is no table" in robustnb("evaluate", "two_nets:good", *ASKED, "--baseline", "few/table.json")[2]
@@ -91,8 +108,11 @@ def test_mistakes_are_told(robustnb, tmp_path):
 def test_a_file_that_is_missing_is_told_before_the_first_model_runs(robustnb, tmp_path):
     for other in ("lenet5=gone.pt", "gone.onnx"):
         status, said, error = robustnb("evaluate", "two_nets:good", *ASKED, "--also", other, "--out", "all")
-        assert status == 2 and "there is no file gone" in error and "model 1" not in said and not (tmp_path / "all").exists()
-    status, said, error = robustnb("evaluate", "two_nets:good", *ASKED, "--also", "two_nets:gone", "--out", "all")  # nor one that does not fit
+        assert status == 2 and "there is no file gone" in error and "model 1" not in said and not (
+            tmp_path / "all"
+        ).exists()
+    # nor one that does not fit
+    status, said, error = robustnb("evaluate", "two_nets:good", *ASKED, "--also", "two_nets:gone", "--out", "all")
     assert status == 2 and "gone" in error and "model 1" not in said and not (tmp_path / "all").exists()
 
 
@@ -127,7 +147,9 @@ def test_kept_answers_survive_and_name_their_damage(tmp_path):
     answers = made(right, [("clean", 0), ("fog", 2), ("snow", 3)]).answers
     write_report(Scorecard("it", {"model": "it", "made": "now", "images": f"mnist: {len(data)}"}, answers), tmp_path)
     again, about = read_answers(tmp_path)
-    assert torch.equal(again.correct, answers.correct) and torch.equal(again.confidence, answers.confidence) and again.rows == answers.rows
+    assert torch.equal(again.correct, answers.correct) and torch.equal(
+        again.confidence, answers.confidence
+    ) and again.rows == answers.rows
     assert about["facts"] == {"model": "it", "images": "mnist: 37"}
     first = (tmp_path / ANSWERS).read_bytes()
     write_report(Scorecard("it", {"model": "it", "made": "later", "images": f"mnist: {len(data)}"}, answers), tmp_path)
@@ -140,4 +162,6 @@ def test_without_clean_images():
     rows = [("fog", 1), ("snow", 1)]
     right = torch.rand(2, 60, generator=torch.Generator().manual_seed(0)) < 0.5
     table = paired_differences(made(right, rows), made(~right, rows, "o"))
-    assert "clean" not in set(table.name) and set(compare.overview([made(right, rows)]).quantity) >= {"accuracy, corrupted", "AURC, corrupted"}
+    assert "clean" not in set(table.name) and set(compare.overview([made(right, rows)]).quantity) >= {
+        "accuracy, corrupted", "AURC, corrupted"
+    }

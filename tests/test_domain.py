@@ -93,7 +93,9 @@ def test_target_labels_are_never_looked_at():
 def test_global_generator_and_data_stay_as_they_were():
     before, x = torch.random.get_rng_state(), TARGET.x.clone()
     fit(net(), SOURCE, DANN(TARGET.x), RECIPE, **QUIET)
-    photos = ImageSet(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("black",), "black")
+    photos = ImageSet(
+        torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("black",), "black"
+    )
     digits = ImageSet((SOURCE.x * 255).to(torch.uint8), SOURCE.y, SOURCE.classes, "digits")
     mnist_m(digits=digits, photos=photos)
     domain_pair("cifar10-corrupted", photos=photos)
@@ -139,7 +141,8 @@ def test_progress_runs_from_zero_to_one():
 
 
 def test_images_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"one shape, got \[1, 4, 4\]"): fit(net(), SOURCE, DANN(torch.rand(5, 3, 4, 4)), RECIPE, **QUIET)
+    with pytest.raises(ValueError, match=r"one shape, got \[1, 4, 4\]"):
+        fit(net(), SOURCE, DANN(torch.rand(5, 3, 4, 4)), RECIPE, **QUIET)
     with pytest.raises(ValueError, match="weight is the largest lambda"): DANN(TARGET, weight=-1)
 
 
@@ -150,7 +153,9 @@ def test_train_and_test_patches_are_apart(monkeypatch):
     def load(name, split, progress=True):
         asked.append((name, split))
         side, channels = (32, 3) if name == "cifar10" else (28, 1)
-        return ImageSet(torch.zeros(3, channels, side, side, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), ("one",), name)
+        return ImageSet(
+            torch.zeros(3, channels, side, side, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), ("one",), name
+        )
 
     monkeypatch.setattr("robustnb.domain.load", load)
     for split in ("train", "test"): mnist_m(split)
@@ -167,7 +172,9 @@ def kept(model: nn.Module) -> dict:
 
 def untouched(before: dict, model: nn.Module) -> bool:
     now = kept(model)
-    return all(torch.equal(v, now["weights"][k]) for k, v in before["weights"].items()) and all(now[k] == before[k] for k in ("modes", "free", "grads"))
+    return all(torch.equal(v, now["weights"][k]) for k, v in before["weights"].items()) and all(
+        now[k] == before[k] for k in ("modes", "free", "grads")
+    )
 
 
 def partly_frozen() -> Classifier:
@@ -182,7 +189,13 @@ def partly_frozen() -> Classifier:
 SHORT = Recipe(epochs=4, batch=16, lr=1e-3)
 
 
-@pytest.mark.parametrize("method", [lambda model: adda(model, SOURCE, TARGET, SHORT, hidden=(8,), **QUIET), lambda model: tent(model, TARGET, batch=10)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda model: adda(model, SOURCE, TARGET, SHORT, hidden=(8,), **QUIET),
+        lambda model: tent(model, TARGET, batch=10)
+    ]
+)
 def test_source_model_and_generator_are_untouched(method):
     model, state = partly_frozen(), torch.random.get_rng_state()
     before, free = kept(model), [p.requires_grad for p in model.parameters()]
@@ -217,7 +230,9 @@ def test_head_start_leaves_the_encoder_alone():
     "Until it is over only running statistics move."
     model = net()
     adapted = adda(model, SOURCE, TARGET, SHORT, hidden=(8,), head_start=0.99, **QUIET)
-    changed = [name for name, p in adapted.named_parameters() if not torch.equal(p, dict(model.named_parameters())[name])]
+    changed = [
+        name for name, p in adapted.named_parameters() if not torch.equal(p, dict(model.named_parameters())[name])
+    ]
     assert changed == []
 
 

@@ -27,7 +27,8 @@ def imported_by(name: str, path: Path) -> set[str]:
     "Modules of the package that a module imports."
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.ImportFrom) or not node.level and not (node.module or "").startswith("robustnb."): continue
+        if not isinstance(node, ast.ImportFrom) or not node.level and not (node.module or "").startswith("robustnb."):
+            continue
         base = name.split(".")[:-node.level] if node.level else []
         found.add(".".join([*base, *((node.module or "").removeprefix("robustnb.").split(".") if node.module else [])]))
     return found
@@ -37,7 +38,11 @@ def test_every_library_module_is_closed_to_the_lab_or_allowed():
     "A new module of the library is entered in the contract, else the lab could use it unseen."
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
     closed = next(set(c["forbidden_modules"]) for c in config if c.get("source_modules") == ["robustnb.lab"])
-    doors = {name for name, path in modules().items() if "." not in name and any(m.startswith(("lab", "papers", "benchmarks")) for m in imported_by(name, path))}
+    doors = {
+        name
+        for name, path in modules().items()
+        if "." not in name and any(m.startswith(("lab", "papers", "benchmarks")) for m in imported_by(name, path))
+    }
     library = {name for name in modules() if "." not in name} - doors
     assert {f"robustnb.{name}" for name in library - ALLOWED} == closed
 
@@ -45,7 +50,8 @@ def test_every_library_module_is_closed_to_the_lab_or_allowed():
 def test_lab_names_no_paper():
     "Nor does it import one."
     for name, path in modules().items():
-        if name.startswith("lab."): assert not any(m.startswith(("papers", "benchmarks")) for m in imported_by(name, path)), name
+        if name.startswith("lab."):
+            assert not any(m.startswith(("papers", "benchmarks")) for m in imported_by(name, path)), name
 
 
 def test_a_notebook_lies_where_its_module_does():
@@ -62,7 +68,9 @@ def test_no_module_defines_a_name_twice():
     "The second definition would silently stand for the first."
     for path in (ROOT / "robustnb").rglob("*.py"):
         body = ast.parse(path.read_text(encoding="utf-8")).body
-        names = collections.Counter(n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.decorator_list)
+        names = collections.Counter(
+            n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.decorator_list
+        )
         assert not [name for name, count in names.items() if count > 1], path
 
 
@@ -133,16 +141,24 @@ def extended(tmp_path_factory):
     status, _, complaint = run(sys.executable, "-c", MAKE)
     assert not status, complaint
     assert {p: (copy / p).read_bytes() for p in before} == before, "something shared was edited"
-    after = {p.relative_to(copy) for p in (*copy.glob("nbs/**/*"), *copy.glob("robustnb/**/*")) if p.is_file() and "__pycache__" not in p.parts}
+    after = {
+        p.relative_to(copy)
+        for p in (*copy.glob("nbs/**/*"), *copy.glob("robustnb/**/*"))
+        if p.is_file() and "__pycache__" not in p.parts
+    }
     status, said, complaint = run(sys.executable, "-c", TRY)
     assert not status, said + complaint
-    return json.loads((copy / "found.json").read_text()), {p.as_posix() for p in after - {*before, Path("robustnb/_modidx.py")}}, copy, run
+    return json.loads((copy / "found.json").read_text()), {
+        p.as_posix() for p in after - {*before, Path("robustnb/_modidx.py")}
+    }, copy, run
 
 
 def test_a_fifth_paper_is_one_folder(extended):
     "The template, copied into a checkout and exported, is found by commands, verdicts and site."
     found, new, *_ = extended
-    assert {p for p in new if "contrib" not in p} == {p for p in new if p.startswith(("nbs/papers/toy/", "robustnb/papers/toy/"))}
+    assert {p for p in new if "contrib" not in p} == {
+        p for p in new if p.startswith(("nbs/papers/toy/", "robustnb/papers/toy/"))
+    }
     assert "toy" in found["papers"] and found["experiment"] == "robustnb.papers.toy.protocol:experiment"
     assert found["claims"] == [["M-01", "yes", "holds"]] and found["notebooks"] == ["toy/table1"]
     assert "Toy paper" in found["front page"] and "Toy paper" in found["sections"]
@@ -152,7 +168,9 @@ def test_a_corruption_of_ones_own_is_one_notebook(extended):
     "Commands, evaluation, registry tests and site know it; the published lists are what they were."
     found, new, *_ = extended
     notebook = "nbs/contrib/10_toy_stripes.ipynb"
-    assert {p for p in new if "contrib" in p} == {notebook, "robustnb/contrib/__init__.py", "robustnb/contrib/toy_stripes.py"}
+    assert {p for p in new if "contrib" in p} == {
+        notebook, "robustnb/contrib/__init__.py", "robustnb/contrib/toy_stripes.py"
+    }
     assert found["names"] == [*found["published"], "toy_stripes"] and len(found["published"]) == 19
     assert found["asked"] == [["toy_stripes", "fog"], [1, 5]]
     assert found["table"] == [["clean", "clean", 0], ["noise", "toy_stripes", 1], ["noise", "toy_stripes", 5]]
@@ -164,7 +182,10 @@ def test_what_is_new_is_held_to_the_contracts(extended):
     *_, copy, run = extended
     status, said, _ = run("lint-imports", "--no-cache")
     assert not status, said
-    for file, line in (("papers/toy/protocol.py", "from ..study.protocol import study_cells"), ("contrib/toy_stripes.py", "from ..models import create")):
+    for file, line in (
+        ("papers/toy/protocol.py", "from ..study.protocol import study_cells"),
+        ("contrib/toy_stripes.py", "from ..models import create")
+    ):
         with open(copy / "robustnb" / file, "a") as end: end.write(f"\n{line}\n")
     status, said, _ = run("lint-imports", "--no-cache")
     assert status and "robustnb.papers.toy.protocol -> robustnb.papers.study.protocol" in said and "robustnb.contrib.toy_stripes -> robustnb.models" in said, said
@@ -173,6 +194,12 @@ def test_what_is_new_is_held_to_the_contracts(extended):
 def test_the_audit_of_the_lock_is_told_in_a_few_lines():
     from audit import told
 
-    packages = [{"name": "a", "version": "1", "vulns": [{"id": "CVE-1"}, {"id": "CVE-1"}, {"id": "CVE-2"}]}, {"name": "b", "version": "2", "vulns": []}, {"name": "c", "skip_reason": "unknown"}]
-    assert told(json.dumps({"dependencies": packages})) == ["warning: a 1: CVE-1, CVE-2", "3 packages: 1 with known vulnerabilities, 1 that the index of advisories does not know"]
+    packages = [
+        {"name": "a", "version": "1", "vulns": [{"id": "CVE-1"}, {"id": "CVE-1"}, {"id": "CVE-2"}]},
+        {"name": "b", "version": "2", "vulns": []}, {"name": "c", "skip_reason": "unknown"}
+    ]
+    assert told(json.dumps({"dependencies": packages})) == [
+        "warning: a 1: CVE-1, CVE-2",
+        "3 packages: 1 with known vulnerabilities, 1 that the index of advisories does not know"
+    ]
     assert told("") == told("[]") == ["warning: pip-audit could not be had, or could not ask"]

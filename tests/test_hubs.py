@@ -48,9 +48,14 @@ def timm(monkeypatch):
         net = Linear(num_classes)
         net.pretrained_cfg = dict(url="x" * (name != "bare"), num_classes=10, label_names=None)
         return net
-    config = dict(input_size=(3, 24, 24), interpolation="bicubic", mean=MEAN, std=STD, crop_pct=0.75, crop_mode="center")
+    config = dict(
+        input_size=(3, 24, 24), interpolation="bicubic", mean=MEAN, std=STD, crop_pct=0.75, crop_mode="center"
+    )
     data = types.SimpleNamespace(resolve_model_data_config=lambda net: config)
-    fake = module(monkeypatch, "timm", create_model=create_model, is_model=lambda n: n in ("tiny", "broken", "bare"), list_models=lambda: ["tiny", "broken"], data=data)
+    fake = module(
+        monkeypatch, "timm", create_model=create_model, is_model=lambda n: n in ("tiny", "broken", "bare"),
+        list_models=lambda: ["tiny", "broken"], data=data
+    )
     fake.made = made
     return fake
 
@@ -62,10 +67,14 @@ def test_timm_brings_its_preparation(timm, tmp_path):
     net, said = opened(hub, PHOTOS)
     assert timm.made[-1] == ("tiny", True, 10)
     torch.random.set_rng_state(state)
-    resized = nn.functional.interpolate(PHOTOS.float(), (24, 24), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    resized = nn.functional.interpolate(
+        PHOTOS.float(), (24, 24), mode="bicubic", antialias=True, align_corners=False
+    ).clamp(0, 1)
     plain = (resized - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     torch.testing.assert_close(net(PHOTOS.float()), timm.create_model("tiny", True)(plain))
-    assert "bicubic" in said["preparation"] and "timm" in said["preparation"] and "class 9 is truck" in said["class order"] and said["outputs"].startswith("10")
+    assert "bicubic" in said["preparation"] and "timm" in said["preparation"] and "class 9 is truck" in said[
+        "class order"
+    ] and said["outputs"].startswith("10")
     assert find_hub("timm:tiny", size=12).preparation.resize == 16
 
 
@@ -88,15 +97,23 @@ def test_a_network_of_timm_with_weights_of_ones_own(timm, tmp_path):
     net, _ = opened("timm:tiny", four, tmp_path / "mine.ckpt")
     assert timm.made[-1] == ("tiny", False, 4) and torch.equal(net.net.linear.weight, own.linear.weight)
     for spec, data, weights, normalize, words in (
-            ("timm:tiny", four, None, None, "10 outputs, the images have 4 classes"), ("timm:tinny", four, None, None, "did you mean 'tiny'"),
-            ("timm:broken", PHOTOS, None, None, r"cannot be had \(OSError: no route\)"), ("timm:bare", PHOTOS, None, None, "no weights for bare"),
-            ("timm:tiny", PHOTOS, None, "cifar10", "normalises its pixels itself"), ("hf:a/b", four, tmp_path / "mine.ckpt", None, "brings its own weights"),
+            ("timm:tiny", four, None, None, "10 outputs, the images have 4 classes"), (
+                "timm:tinny", four, None, None, "did you mean 'tiny'"
+            ),
+            ("timm:broken", PHOTOS, None, None, r"cannot be had \(OSError: no route\)"), (
+                "timm:bare", PHOTOS, None, None, "no weights for bare"
+            ),
+            ("timm:tiny", PHOTOS, None, "cifar10", "normalises its pixels itself"), (
+                "hf:a/b", four, tmp_path / "mine.ckpt", None, "brings its own weights"
+            ),
             ("timm:tiny", PHOTOS, tmp_path / "mine.ckpt", None, "other shapes")):
         with pytest.raises(ModelError, match=words): opened(spec, data, weights, normalize)
     with pytest.raises(FileNotFoundError): opened("timm:tiny", four, tmp_path / "gone")
 
 
-@pytest.mark.parametrize("spec, package", [("timm:x", "timm"), ("hf:a/b", "transformers"), ("robustbench:x", "robustbench")])
+@pytest.mark.parametrize(
+    "spec, package", [("timm:x", "timm"), ("hf:a/b", "transformers"), ("robustbench:x", "robustbench")]
+)
 def test_what_is_missing_is_named(monkeypatch, spec, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModelError, match=f"{spec} needs the package .*pip install {package}"): opened(spec, PHOTOS)
@@ -114,24 +131,37 @@ def transformers(monkeypatch):
 
     labels = {str(i): name for i, name in enumerate(PHOTOS.classes)}
     loader = lambda thing: types.SimpleNamespace(from_pretrained=lambda name: thing(name))
-    processor = types.SimpleNamespace(to_dict=lambda: dict(size={"height": 32, "width": 32}, resample=2, image_mean=MEAN, image_std=STD))
+    processor = types.SimpleNamespace(
+        to_dict=lambda: dict(size={"height": 32, "width": 32}, resample=2, image_mean=MEAN, image_std=STD)
+    )
     config = types.SimpleNamespace(id2label=labels)
-    module(monkeypatch, "transformers", AutoConfig=loader(lambda name: config), AutoImageProcessor=loader(lambda name: processor), AutoModelForImageClassification=loader(lambda name: Net()))
+    module(
+        monkeypatch, "transformers", AutoConfig=loader(lambda name: config),
+        AutoImageProcessor=loader(lambda name: processor), AutoModelForImageClassification=loader(lambda name: Net())
+    )
     return config
 
 
 def test_hugging_face_brings_labels_and_logits(transformers):
     net, said = opened("hf:org/name", PHOTOS)
-    assert net(PHOTOS.float()).shape == (6, 10) and "same order" in said["class order"] and "logits of the Output" in said["outputs"]
+    assert net(PHOTOS.float()).shape == (6, 10) and "same order" in said[
+        "class order"
+    ] and "logits of the Output" in said["outputs"]
     transformers.id2label |= {"3": "dog", "5": "cat"}
     with pytest.raises(ModelError, match="output 3 is 'dog', class 3 is 'cat'"): opened("hf:org/name", PHOTOS)
 
 
 def test_torch_hub_must_be_told_the_normalisation(tmp_path, monkeypatch):
-    (tmp_path / "hubconf.py").write_text("from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))\n")
+    (tmp_path / "hubconf.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))\n"
+    )
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     spec = f"torchhub:{tmp_path}:net"
-    with pytest.raises(ModelError, match="does not say how pixels are normalised; say it: --normalize cifar10, cifar100, imagenet, or none"): opened(spec, PHOTOS)
+    with pytest.raises(
+        ModelError,
+        match="does not say how pixels are normalised; say it: --normalize cifar10, cifar100, imagenet, or none"
+    ):
+        opened(spec, PHOTOS)
     assert "0..1" in opened(spec, PHOTOS, normalize="none")[1]["preparation"]
     assert "as was asked for" in opened(spec, PHOTOS, normalize="cifar10")[1]["preparation"]
     with pytest.raises(ModelError, match="did you mean 'cifar10'"): opened(spec, PHOTOS, normalize="cifar11")
@@ -142,7 +172,9 @@ def test_torchvision_by_its_weights(monkeypatch):
     from torchvision import models
 
     hub, whole = find_hub("resnet18"), models.get_model
-    assert hub.facts["published accuracy"].startswith("0.698") and find_hub("resnet20") is None and find_hub("resnet18", Path("w.pt")) is None
+    assert hub.facts["published accuracy"].startswith("0.698") and find_hub("resnet20") is None and find_hub(
+        "resnet18", Path("w.pt")
+    ) is None
     with pytest.raises(ModelError, match="did you mean 'IMAGENET1K_V1'"): find_hub("resnet18:IMAGENET1K_V2")
     monkeypatch.setattr(models, "get_model", lambda name, weights: whole(name))
     many = ImageSet(PHOTOS.x, PHOTOS.y, tuple(map(str, range(1000))), "many")
@@ -160,7 +192,9 @@ def test_answers_of_many_kinds(answer, words):
     net = create("resnet20", seed=0).eval()
     model, said = opened_function(lambda x: answer(net(x)))
     assert words in said["outputs"]
-    torch.testing.assert_close(model(PHOTOS.float()).float().softmax(1), net(PHOTOS.float()).softmax(1), atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        model(PHOTOS.float()).float().softmax(1), net(PHOTOS.float()).softmax(1), atol=2e-3, rtol=0
+    )
 
 
 def opened_function(function):
@@ -168,7 +202,13 @@ def opened_function(function):
     return checked(function, PHOTOS, "it")
 
 
-@pytest.mark.parametrize("answer, words", [(lambda x: {}, "no tensor"), (lambda x: (x, x), r"0 \(2, 3, 32, 32\)"), (lambda x: None, "NoneType"), (lambda x: x[:, 0, 0, :7], "7 outputs")])
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (lambda x: {}, "no tensor"), (lambda x: (x, x), r"0 \(2, 3, 32, 32\)"), (lambda x: None, "NoneType"),
+        (lambda x: x[:, 0, 0, :7], "7 outputs")
+    ]
+)
 def test_answers_without_logits(answer, words):
     with pytest.raises(ModelError, match=words): check_model(answer, PHOTOS, "it")
 
@@ -176,7 +216,9 @@ def test_answers_without_logits(answer, words):
 def test_modes_and_weights_stay_visible():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10), nn.Dropout()).train()
     model = Answering(net, "it")
-    assert check_model(model, PHOTOS, "it") is model and not net.training and sum(p.numel() for p in model.parameters()) == 30730
+    assert check_model(model, PHOTOS, "it") is model and not net.training and sum(
+        p.numel() for p in model.parameters()
+    ) == 30730
     first = identity("it", model, PHOTOS)
     with torch.no_grad(): net[1].bias += 1
     assert identity("it", model, PHOTOS) != first
@@ -188,22 +230,33 @@ def test_onnxruntime_itself(tmp_path):
 
     torch.manual_seed(0)
     net = Linear().eval()
-    weights = [numpy_helper.from_array(v.detach().numpy(), n) for n, v in (("w", net.linear.weight), ("b", net.linear.bias))]
-    nodes = [helper.make_node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=0), helper.make_node("Gemm", ["m", "w", "b"], ["y"], transB=1)]
+    weights = [
+        numpy_helper.from_array(v.detach().numpy(), n) for n, v in (("w", net.linear.weight), ("b", net.linear.bias))
+    ]
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=0),
+        helper.make_node("Gemm", ["m", "w", "b"], ["y"], transB=1)
+    ]
     def written(batch, side):
         graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, side, side])],
                                   [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 10])], weights)
-        save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / f"{batch}.onnx")
+        save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8),
+            tmp_path / f"{batch}.onnx"
+        )
         return str(tmp_path / f"{batch}.onnx")
     model, said = opened(written("n", "s"), PHOTOS)
     torch.testing.assert_close(model(PHOTOS.float()), net(PHOTOS.float()))
     assert "any number at a time" in said["preparation"]
     model, said = opened(written(4, 32), PHOTOS, normalize="cifar10")
-    assert model(PHOTOS.float()).shape == (6, 10) and "4 at a time" in said["preparation"] and "statistics of cifar10" in said["preparation"]
+    assert model(PHOTOS.float()).shape == (6, 10) and "4 at a time" in said[
+        "preparation"
+    ] and "statistics of cifar10" in said["preparation"]
     one, two = (identity(str(tmp_path / f"{b}.onnx"), model, PHOTOS) for b in ("n", "4"))
     assert one != two
     (tmp_path / "bad.onnx").write_bytes(b"hello")
-    with pytest.raises(ModelError, match="cannot be loaded as an ONNX model"): opened(str(tmp_path / "bad.onnx"), PHOTOS)
+    with pytest.raises(ModelError, match="cannot be loaded as an ONNX model"):
+        opened(str(tmp_path / "bad.onnx"), PHOTOS)
 
 
 def test_onnx_without_onnxruntime(tmp_path, monkeypatch):
@@ -233,10 +286,15 @@ def test_timm_itself(tmp_path):
 
 def test_transformers_itself(tmp_path):
     transformers = pytest.importorskip("transformers")
-    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", id2label=dict(enumerate(PHOTOS.classes)), label2id={n: i for i, n in enumerate(PHOTOS.classes)})
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic",
+        id2label=dict(enumerate(PHOTOS.classes)), label2id={n: i for i, n in enumerate(PHOTOS.classes)}
+    )
     net = transformers.ResNetForImageClassification(config).eval()
     net.save_pretrained(tmp_path)
-    transformers.ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875, image_mean=MEAN, image_std=STD).save_pretrained(tmp_path)
+    transformers.ConvNextImageProcessor(
+        size={"shortest_edge": 32}, crop_pct=0.875, image_mean=MEAN, image_std=STD
+    ).save_pretrained(tmp_path)
     model, said = opened(f"hf:{tmp_path}", PHOTOS)
     x = (PHOTOS.float() - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     torch.testing.assert_close(model(PHOTOS.float()), net(x).logits)

@@ -40,7 +40,10 @@ def test_a_distance_that_no_gradient_reaches_is_counted_not_refused():
     with torch.no_grad(): assert right[0].tolist() == (net(FEW.float()).argmax(1) == FEW.y).tolist()
 
 
-@pytest.mark.parametrize("apply", [lambda x: policy(("contrast", "color"))(x, draws()), lambda x: OPERATIONS["contrast"](x, 0.7)], ids=["policy", "contrast"])
+@pytest.mark.parametrize(
+    "apply", [lambda x: policy(("contrast", "color"))(x, draws()), lambda x: OPERATIONS["contrast"](x, 0.7)],
+    ids=["policy", "contrast"]
+)
 def test_operations_keep_full_precision_under_autocast(apply):
     with torch.autocast("cpu", dtype=torch.bfloat16): mixed = apply(X)
     assert mixed.dtype == torch.float32 and torch.equal(mixed, apply(X))
@@ -69,7 +72,10 @@ def test_the_name_of_an_objective_tells_policies_apart():
 def test_another_frozen_policy_is_another_training(tmp_path):
     def train(seed):
         objective = ERIEP(discretise(policy(seed=seed)), epm_update="frozen")
-        fit(Linear(), FEW, objective, Recipe(epochs=1, batch=10), checkpoint=tmp_path / "t.pt", device="cpu", progress=False)
+        fit(
+            Linear(), FEW, objective, Recipe(epochs=1, batch=10), checkpoint=tmp_path / "t.pt", device="cpu",
+            progress=False
+        )
     train(0)
     with pytest.raises(ValueError, match="another training"): train(1)
 
@@ -95,7 +101,10 @@ def test_a_cosine_stays_within_one():
 @pytest.mark.parametrize("kept", [True, False])
 def test_eriep_with_and_without_a_checkpoint(tmp_path, kept):
     options = dict(checkpoint=tmp_path / "eriep.pt") if kept else {}
-    found = eriep(Linear(), FEW, Recipe(epochs=1, batch=10), searching=SearchRecipe(epochs=1, batch=20), device="cpu", progress=False, **options)
+    found = eriep(
+        Linear(), FEW, Recipe(epochs=1, batch=10), searching=SearchRecipe(epochs=1, batch=20), device="cpu",
+        progress=False, **options
+    )
     assert len(found.history.rows) == 1 and (tmp_path / "eriep.pt").is_file() == kept
 
 
@@ -112,12 +121,17 @@ def test_a_policys_state_holds_its_operations():
     stored, other = policy(("flip", "invert")), policy(("invert", "flip"), seed=1)
     other.load_state_dict(stored.state_dict())
     assert str(discretise(other)) == str(discretise(stored))
-    with pytest.raises((ValueError, RuntimeError)): policy(("flip", "invert", "rotate")).load_state_dict(stored.state_dict())
+    with pytest.raises((ValueError, RuntimeError)):
+        policy(("flip", "invert", "rotate")).load_state_dict(stored.state_dict())
 
 
 def test_weight_decay_leaves_a_policy_alone():
     "The recipe's decay shrank W, P and M, which Algorithm 1 updates by its loss only."
     given = policy()
     objective = ERIEP(given, reading="augment")  # nothing is learned: whatever moves, decay moved
-    fit(Linear(), FEW, objective, Recipe(epochs=1, batch=10, optimizer="sgd", lr=0.1, weight_decay=0.5), device="cpu", progress=False)
-    for name in ("weights", "probabilities", "magnitudes"): assert torch.equal(getattr(objective.policy, name), getattr(given, name))
+    fit(
+        Linear(), FEW, objective, Recipe(epochs=1, batch=10, optimizer="sgd", lr=0.1, weight_decay=0.5), device="cpu",
+        progress=False
+    )
+    for name in ("weights", "probabilities", "magnitudes"):
+        assert torch.equal(getattr(objective.policy, name), getattr(given, name))

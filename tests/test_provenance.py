@@ -13,7 +13,10 @@ from robustnb.lab.records import Store
 FOLDER = Path(robustnb.__file__).parent
 TODAY = sources_in(FOLDER)
 BEFORE = Package(TODAY)
-FUNCTIONS = ("robustnb.papers.study.protocol:run_study_cell", "robustnb.papers.eriep.protocol:run_eriep_cell", "robustnb.papers.dem_hec.protocol:run_dem_hec_cell", "robustnb.benchmarks.corruptions:time_corruption")
+FUNCTIONS = (
+    "robustnb.papers.study.protocol:run_study_cell", "robustnb.papers.eriep.protocol:run_eriep_cell",
+    "robustnb.papers.dem_hec.protocol:run_dem_hec_cell", "robustnb.benchmarks.corruptions:time_corruption"
+)
 
 
 def edited(**changes):  # module -> function from text to text
@@ -52,7 +55,11 @@ def test_a_docstring_and_a_comment_make_no_record_stale():
 
 def test_a_rename_makes_no_record_stale():
     name, word = home("check_images"), re.compile(r"\bcheck_images\b")
-    users = {module: lambda text: word.sub("refuse_other_images", text) for module, text in TODAY.modules.items() if word.search(text)}
+    users = {
+        module: lambda text: word.sub("refuse_other_images", text)
+        for module, text in TODAY.modules.items()
+        if word.search(text)
+    }
     assert name in users and len(users) > 1 and reached("check_images")
     assert addresses(edited(**users)) == addresses()
 
@@ -64,11 +71,16 @@ def test_a_move_to_another_module_makes_no_record_stale():
     end = start + re.search(r"\n(?=[^\s)#])", text[start:]).end()
     imports = "\n".join(line for line in text.splitlines() if re.match(r"(import|from) ", line))
     moved = edited(**{module: lambda t: t[:start] + "from .elsewhere import derive_seed\n" + t[end:], "elsewhere": lambda t: f"{imports}\n\n{text[start:end]}"})
-    assert reached("derive_seed") and moved.find(module, "derive_seed").module == "elsewhere" and addresses(moved) == addresses()
+    assert reached("derive_seed") and moved.find(module, "derive_seed").module == "elsewhere" and addresses(
+        moved
+    ) == addresses()
 
 
 def test_a_new_function_that_nobody_calls_makes_no_record_stale():
-    more = {module: lambda text: text + '\n\ndef newcomer(x):\n    "Nobody calls it yet."\n    return x * 17\n' for module in (home("corrupt"), home("fit"), home("fog"))}
+    more = {
+        module: lambda text: text + '\n\ndef newcomer(x):\n    "Nobody calls it yet."\n    return x * 17\n'
+        for module in (home("corrupt"), home("fit"), home("fog"))
+    }
     assert addresses(edited(**more)) == addresses()
 
 
@@ -106,8 +118,12 @@ def test_a_changed_constant_of_one_corruption_reaches_exactly_the_records_that_m
 def test_a_contributed_corruption_reaches_only_what_names_it():
     "It is found by its module's name: a cell that asks for it is made of it, no other."
     toy = "from ..corruptions import Corruption, register\ndef toy(x): return x * 0.9\nregister(Corruption('toy', toy, {}))\n"
-    with_toy, weaker = (edited(**{"contrib.toy": lambda _, text=text: text}) for text in (toy, toy.replace("0.9", "0.8")))
-    other, own = ([address_of(FUNCTIONS[-1], {"corruption": n}, p) for p in (BEFORE, with_toy, weaker)] for n in ("fog", "toy"))
+    with_toy, weaker = (
+        edited(**{"contrib.toy": lambda _, text=text: text}) for text in (toy, toy.replace("0.9", "0.8"))
+    )
+    other, own = (
+        [address_of(FUNCTIONS[-1], {"corruption": n}, p) for p in (BEFORE, with_toy, weaker)] for n in ("fog", "toy")
+    )
     assert len(set(other)) == 1 and len(set(own)) == 3 and not set(other) & set(own)
 
 
@@ -115,4 +131,6 @@ def test_string_imports_and_assets_are_followed():
     package = Package(TODAY)
     found = closure(package, "robustnb.benchmarks.corruptions:time_corruption")
     assert "severities.csv" in found.assets and not any("papers" in path for path in found.assets)
-    assert {w.name for w in found.definitions} >= {"corrupt", "REGISTRY", "fog", "severity_table", "sample"} and "load" not in {w.name for w in found.definitions}
+    assert {w.name for w in found.definitions} >= {
+        "corrupt", "REGISTRY", "fog", "severity_table", "sample"
+    } and "load" not in {w.name for w in found.definitions}

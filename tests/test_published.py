@@ -81,10 +81,15 @@ def test_cifar10_c(robustnb, tmp_path, cifar10_c):
     assert "lacks 60 of 75 conditions" in said and "clean images: not here" in said
     found = table(tmp_path / "report")
     assert list(found.index) == [(n, s) for n in ("fog", "brightness", "contrast") for s in range(1, 6)]
-    assert set(found.columns) == {"benchmark", "family", "accuracy", "low", "high", "ece", "ece_low", "ece_high", "confidence", "n"} and set(found.benchmark) == {"cifar10-c"}
+    assert set(found.columns) == {
+        "benchmark", "family", "accuracy", "low", "high", "ece", "ece_low", "ece_high", "confidence", "n"
+    } and set(found.benchmark) == {"cifar10-c"}
     images = np.load(cifar10_c / "fog.npy")[60:90]
     assert found.accuracy["fog", 3] == (guessed(images, 10) == FEW.y).double().mean().item()
-    status, said, _ = robustnb("evaluate", "my_nets:ten", f"cifar10-c:{cifar10_c}", "--subset", "19x5", "--corruptions", "spatter", "--severities", "2,4", "--out", "two")
+    status, said, _ = robustnb(
+        "evaluate", "my_nets:ten", f"cifar10-c:{cifar10_c}", "--subset", "19x5", "--corruptions", "spatter",
+        "--severities", "2,4", "--out", "two"
+    )
     assert list(table(tmp_path / "two").index) == [("spatter", 2), ("spatter", 4)]
     assert (tmp_path / "two/report.html").read_text().count("<img") == 2
 
@@ -97,10 +102,15 @@ def test_clean_images_come_first(robustnb, tmp_path, cifar10_c, monkeypatch):
         old = np.load(path)
         where = np.concatenate([30 * s + np.array([int(p.stem) for p in order.paths]) for s in range(5)])
         np.save(path, old[where])
-    status, said, error = robustnb("evaluate", "my_nets:ten", cifar10_c, "--clean", "clean", "--corruptions", "fog", "--out", "report", "--expect", "0.1")
+    status, said, error = robustnb(
+        "evaluate", "my_nets:ten", cifar10_c, "--clean", "clean", "--corruptions", "fog", "--out", "report", "--expect",
+        "0.1"
+    )
     assert status == 0, error
     found = table(tmp_path / "report")
-    assert found.index[0] == ("clean", 0) and found.accuracy["clean", 0] == (guessed([ROWS[int(p.stem)] for p in order.paths], 10) == torch.from_numpy(labels)).double().mean().item()
+    assert found.index[0] == ("clean", 0) and found.accuracy["clean", 0] == (
+        guessed([ROWS[int(p.stem)] for p in order.paths], 10) == torch.from_numpy(labels)
+    ).double().mean().item()
     status, _, error = robustnb("evaluate", "my_nets:ten", cifar10_c, "--clean", "clean", "--expect", "1")
     assert status == 2 and "30 clean images, and 1 was expected" in error
     status, said, _ = robustnb("data", "check", cifar10_c, "--clean", "clean")
@@ -118,7 +128,9 @@ def test_clean_images_come_first(robustnb, tmp_path, cifar10_c, monkeypatch):
 def test_what_is_changed_is_asked_again(robustnb, tmp_path, cifar10_c):
     one = ("evaluate", "my_nets:ten", cifar10_c, "--corruptions", "fog", "--severities", "5")
     robustnb(*one, "--out", "report")
-    np.save(cifar10_c / "fog.npy", np.concatenate([np.load(cifar10_c / "fog.npy"), np.zeros((1, 32, 32, 3), np.uint8)])[1:])
+    np.save(
+        cifar10_c / "fog.npy", np.concatenate([np.load(cifar10_c / "fog.npy"), np.zeros((1, 32, 32, 3), np.uint8)])[1:]
+    )
     status, _, error = robustnb(*one, "--out", "report")
     assert status == 2 and "another evaluation" in error
     assert robustnb(*one, "--out", "other")[0] == 0
@@ -132,7 +144,8 @@ def same_reports(one, other):
 def test_shards_of_published_sets_merge_to_identical_bytes(robustnb, tmp_path):
     some = sample("cifar10", "test").take(slice(0, 150))  # three blocks
     write_set(some, tmp_path / "mine-c", ("fog", "contrast"), (1, 4), show=False)
-    for i, (x, y) in enumerate(zip(some.x, some.y)): picture(tmp_path / "clean" / str(int(y)) / f"{i:03}.png", x.permute(1, 2, 0).numpy())
+    for i, (x, y) in enumerate(zip(some.x, some.y)):
+        picture(tmp_path / "clean" / str(int(y)) / f"{i:03}.png", x.permute(1, 2, 0).numpy())
     write_set(as_source(tmp_path / "clean"), tmp_path / "files-c", ("fog",), (1, 2), show=False)
     for data, more in (("mine-c", ("--images", 140)), ("files-c", ("--clean", "clean"))):
         name = f"{data}{len(more)}"
@@ -171,49 +184,69 @@ def test_mnist_c(robustnb, tmp_path):
     digits = sample("mnist", "test").take(slice(0, 30))
     for name, change in (("identity", lambda x: x), ("zigzag", lambda x: 255 - x)):
         (tmp_path / "mnist_c" / name).mkdir(parents=True)
-        for part in ("train", "test"): np.save(tmp_path / "mnist_c" / name / f"{part}_images.npy", change(digits.x[:, 0, :, :, None].numpy())), np.save(tmp_path / "mnist_c" / name / f"{part}_labels.npy", digits.y.numpy())
+        for part in ("train", "test"):
+            np.save(
+                tmp_path / "mnist_c" / name / f"{part}_images.npy", change(digits.x[:, 0, :, :, None].numpy())
+            ), np.save(tmp_path / "mnist_c" / name / f"{part}_labels.npy", digits.y.numpy())
     status, said, error = robustnb("evaluate", "my_nets:ten", tmp_path / "mnist_c", "--out", "report")
     assert status == 0, error
     found = table(tmp_path / "report")
-    assert list(found.index) == [("clean", 0), ("zigzag", 1)] and found.family["zigzag", 1] == "other" and found.n["clean", 0] == 30
-    assert found.accuracy["zigzag", 1] == (guessed(list(255 - digits.x.permute(0, 2, 3, 1).numpy()), 10) == digits.y).double().mean().item()
+    assert list(found.index) == [("clean", 0), ("zigzag", 1)] and found.family["zigzag", 1] == "other" and found.n[
+        "clean", 0
+    ] == 30
+    assert found.accuracy["zigzag", 1] == (
+        guessed(list(255 - digits.x.permute(0, 2, 3, 1).numpy()), 10) == digits.y
+    ).double().mean().item()
 
 
 @pytest.mark.parametrize("families", [True, False])
 def test_tiny_imagenet_c_and_imagenet_c(robustnb, tmp_path, families):
     side = 64
     big = torch.nn.functional.interpolate(FEW.float(), size=(side, side)).mul(255).round().to(torch.uint8)
-    for i, x in enumerate(big[:6]): picture(tmp_path / "val" / WNIDS[i % 2] / f"ILSVRC_{i}.JPEG", x.permute(1, 2, 0).numpy(), quality=95)
+    for i, x in enumerate(big[:6]):
+        picture(tmp_path / "val" / WNIDS[i % 2] / f"ILSVRC_{i}.JPEG", x.permute(1, 2, 0).numpy(), quality=95)
     clean = as_source(tmp_path / "val", size=side)
     names = ("contrast", "pixelate", "jpeg_compression", "fog")
     write_set(clean, tmp_path / "set", names, (1, 3, 5), benchmark="tiny-imagenet-c", show=False)
-    for name in ("manifest.json", "sha256"): shutil.rmtree(tmp_path / "set" / name, ignore_errors=True), (tmp_path / "set" / name).unlink(missing_ok=True)
+    for name in ("manifest.json", "sha256"):
+        shutil.rmtree(tmp_path / "set" / name, ignore_errors=True), (tmp_path / "set" / name).unlink(missing_ok=True)
     if families:
         (tmp_path / "set/digital").mkdir()
         for name in names[:3]: shutil.move(tmp_path / "set" / name, tmp_path / "set/digital" / name)
         (tmp_path / "set/weather").mkdir()
         shutil.move(tmp_path / "set/fog", tmp_path / "set/weather/fog")
     found = open_published(str(tmp_path / "set"))
-    assert found.form == "tiny-imagenet-c" and len(found.rows) == 12 and found.source(("fog", 3)).shape == (3, side, side)
+    assert found.form == "tiny-imagenet-c" and len(found.rows) == 12 and found.source(("fog", 3)).shape == (
+        3, side, side
+    )
     checked = compare_files(found, clean, show=False)
     assert checked.differ.sum() == 0 and len(checked) == 9 and checked.bytes.iloc[0] == 6 * 3 * side * side
     status, said, error = robustnb("evaluate", "my_nets:two", tmp_path / "set", "--subset", "7x3", "--out", "report")
     assert status == 0 and "note: set lacks 15 of 21" in said, error
     assert [i[0] for i in table(tmp_path / "report").index] == ["pixelate"] * 3 + ["jpeg_compression"] * 3
-    status, _, error = robustnb("evaluate", "my_nets:two", tmp_path / "set", "--split", "train", "--benchmark", "imagenet-c")
+    status, _, error = robustnb(
+        "evaluate", "my_nets:two", tmp_path / "set", "--split", "train", "--benchmark", "imagenet-c"
+    )
     assert status == 2 and "leave --benchmark and --split out" in error
 
 
 def test_imagenet_r_takes_its_own_outputs(robustnb, tmp_path, monkeypatch):
-    for i in range(8): picture(tmp_path / "imagenet-r" / WNIDS[100 * (i % 2) + 400] / f"{i}.jpg", np.full((80, 60, 3), 10 * i, np.uint8))
+    for i in range(8):
+        picture(
+            tmp_path / "imagenet-r" / WNIDS[100 * (i % 2) + 400] / f"{i}.jpg", np.full((80, 60, 3), 10 * i, np.uint8)
+        )
     monkeypatch.setattr(published, "timm_wnids", lambda: [])
     status, _, error = robustnb("evaluate", "my_nets:thousand", f"imagenet-r:{tmp_path / 'imagenet-r'}")
     assert status == 2 and "give ImageNet's classes with --class-index" in error
     (tmp_path / "wnids.txt").write_text("\n".join(WNIDS))
-    ask = ("evaluate", "my_nets:thousand", f"imagenet-r:{tmp_path / 'imagenet-r'}", "--class-index", "wnids.txt", "--size", "32")
+    ask = (
+        "evaluate", "my_nets:thousand", f"imagenet-r:{tmp_path / 'imagenet-r'}", "--class-index", "wnids.txt", "--size",
+        "32"
+    )
     status, said, error = robustnb(*ask, "--out", "report")
     assert status == 0 and "classes: 2 of a model's outputs; the answer is taken among these alone" in said, error
-    assert table(tmp_path / "report").accuracy["imagenet-r", 0] == 0.5  # all are darker than output 400, so it is the nearer of the two
+    # all are darker than output 400, so it is the nearer of the two
+    assert table(tmp_path / "report").accuracy["imagenet-r", 0] == 0.5
     assert robustnb("evaluate", "my_nets:two", *ask[2:], "--out", "two")[0] == 0  # a model of these classes alone
     monkeypatch.setattr(published, "timm_wnids", lambda: WNIDS)
     assert outputs_of([WNIDS[7], WNIDS[3]]) == [7, 3] and outputs_of(WNIDS) is None
@@ -226,14 +259,21 @@ def test_imagenet_v2_sketch_and_cifar10_1(robustnb, tmp_path):
     assert v2.outputs == [0, 9, 10] and v2.source(v2.rows[0]).labels.tolist() == [0, 1, 2]
     for name in WNIDS: (tmp_path / "sketch" / name).mkdir(parents=True), (tmp_path / "sketch" / name / "a.JPEG").touch()
     assert open_published(f"imagenet-sketch:{tmp_path / 'sketch'}").outputs is None
-    np.save(tmp_path / "v2/cifar10.1_v6_data.npy", ROWS), np.save(tmp_path / "v2/cifar10.1_v6_labels.npy", FEW.y.numpy())
+    np.save(tmp_path / "v2/cifar10.1_v6_data.npy", ROWS), np.save(
+        tmp_path / "v2/cifar10.1_v6_labels.npy", FEW.y.numpy()
+    )
     status, said, error = robustnb("evaluate", "my_nets:ten", f"cifar10.1:{tmp_path / 'v2'}", "--out", "report")
-    assert status == 0 and table(tmp_path / "report").accuracy["cifar10.1_v6", 0] == (guessed(list(ROWS), 10) == FEW.y).double().mean().item(), error
+    assert status == 0 and table(tmp_path / "report").accuracy["cifar10.1_v6", 0] == (
+        guessed(list(ROWS), 10) == FEW.y
+    ).double().mean().item(), error
 
 
 def test_workers_read_mapped_arrays(cifar10_c):
     found = open_published(str(cifar10_c))
-    many, one = (measure_published(lambda x: x.mean((2, 3)).repeat(1, 4), found, [("fog", 2)], workers=workers, show=False) for workers in (2, 0))
+    many, one = (
+        measure_published(lambda x: x.mean((2, 3)).repeat(1, 4), found, [("fog", 2)], workers=workers, show=False)
+        for workers in (2, 0)
+    )
     assert torch.equal(many.confidence, one.confidence)
 
 

@@ -24,7 +24,9 @@ def record(seed=0, **fields):
 
 def python(code, *arguments):
     "Run code in a fresh interpreter."
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], capture_output=True, text=True
+    )
 
 
 DIE_IN = """
@@ -95,7 +97,10 @@ def test_a_stopped_holder_of_the_lock_is_reported(tmp_path):
     with open(file) as mine, open(file) as other, locked(mine.fileno()):
         with pytest.raises(TimeoutError, match="stayed locked for 0.05 s"):
             with locked(other.fileno(), shared=True, timeout=0.05): pass
-    with open(file) as mine, open(file) as other, locked(mine.fileno(), shared=True), locked(other.fileno(), shared=True): pass
+    with open(file) as mine, open(file) as other, locked(mine.fileno(), shared=True), locked(
+        other.fileno(), shared=True
+    ):
+        pass
 
 
 def test_an_append_waits_for_the_lock(tmp_path):
@@ -133,7 +138,10 @@ values = st.recursive(st.none() | st.booleans() | st.integers(-10**9, 10**9) | s
 
 
 @calm
-@given(st.dictionaries(st.text("abc", min_size=1), values, max_size=4), st.dictionaries(st.text("xyz", min_size=1), values, max_size=4))
+@given(
+    st.dictionaries(st.text("abc", min_size=1), values, max_size=4),
+    st.dictionaries(st.text("xyz", min_size=1), values, max_size=4)
+)
 def test_a_line_gives_back_its_record(cell, metrics):
     one = Record("demo", cell, metrics, "smoke")
     line = to_line(one)
@@ -157,7 +165,10 @@ def test_cells_share_a_key_exactly_when_they_are_equal(one, other):
 
 
 def test_a_dirty_checkout_is_seen_where_code_is(tmp_path):
-    def git(*words): subprocess.run(["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e", *words], check=True, capture_output=True)
+    def git(*words):
+        subprocess.run(
+            ["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e", *words], check=True, capture_output=True
+        )
     (tmp_path / "robustnb").mkdir()
     (tmp_path / "robustnb/x.py").write_text("x = 1\n")
     git("init", "-q"); git("add", "."); git("commit", "-qm", "first")
@@ -172,7 +183,8 @@ def test_a_dirty_checkout_is_seen_where_code_is(tmp_path):
 def test_promotion_stops_at_20_MB(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "TOTAL_BYTES", 3000)
     own, results = Store(tmp_path / "own"), tmp_path / "results"
-    for seed in range(4): own.append(replace(record(seed), profile="quick", commit="c" * 40, dirty=False), {"a.png": b"x" * 1000})
+    for seed in range(4):
+        own.append(replace(record(seed), profile="quick", commit="c" * 40, dirty=False), {"a.png": b"x" * 1000})
     with pytest.raises(records.RecordError, match="would take 0.0 MB"): records.promote(own, results)
     assert not results.exists()
     monkeypatch.setattr(records, "TOTAL_BYTES", 4000)
@@ -184,9 +196,17 @@ def test_committed_records_stand_in_the_profile_that_their_cells_are_of():
     from robustnb.lab.registry import find_experiment
 
     cells = {}  # (experiment, profile) -> keys
-    for described in map(find_experiment, ("eriep", "eriep-depths", "eriep-attention", "pretraining", *(n for n in experiments() if n.startswith("dem-hec") and n not in ("dem-hec-large", "dem-hec-invariants")))):
+    for described in map(
+        find_experiment,
+        (
+            "eriep", "eriep-depths", "eriep-attention", "pretraining",
+            *(n for n in experiments() if n.startswith("dem-hec") and n not in ("dem-hec-large", "dem-hec-invariants"))
+        )
+    ):
         for profile in ("quick", "reduced"):
-            cells.setdefault((described.experiment, profile), set()).update(record_key(described.experiment, cell) for cell in described.cells(profile))
+            cells.setdefault((described.experiment, profile), set()).update(
+                record_key(described.experiment, cell) for cell in described.cells(profile)
+            )
     assert not any(cells[name, "quick"] & cells[name, "reduced"] for name, _ in cells)
     for name in {name for name, _ in cells}:
         for record in Store(Path(__file__).parents[1] / "results").records(name):

@@ -61,7 +61,9 @@ def test_corruption(name, device):
         assert first.shape == x.shape and first.dtype == x.dtype and first.device == x.device
         assert first.isfinite().all() and first.min() >= 0 and first.max() <= 1 and not first.equal(x)
         draws = not first.equal(other)
-        assert draws == (not corrupt(x, name, 1, benchmark, seeds(0, device)).equal(corrupt(x, name, 1, benchmark, seeds(1, device))))
+        assert draws == (
+            not corrupt(x, name, 1, benchmark, seeds(0, device)).equal(corrupt(x, name, 1, benchmark, seeds(1, device)))
+        )
 
 
 @pytest.mark.parametrize("name", corruption_names())
@@ -73,7 +75,9 @@ def test_corruption_of_other_images(name):
         assert out.shape == x.shape and out.dtype == x.dtype
     assert corrupt(images(3, 32, 32)[:0], name, 1, benchmark, seeds()).shape == (0, 3, 32, 32)
     strided = images(3, 32, 32).contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(corrupt(strided, name, 2, benchmark, seeds()), corrupt(images(3, 32, 32), name, 2, benchmark, seeds()))
+    torch.testing.assert_close(
+        corrupt(strided, name, 2, benchmark, seeds()), corrupt(images(3, 32, 32), name, 2, benchmark, seeds())
+    )
     with pytest.raises(ValueError, match="severity"): corrupt(images(3, 32, 32), name, 99, benchmark)
 
 
@@ -109,7 +113,9 @@ def test_model(name):
     first, again, other = (create(name, classes=7, seed=s) for s in (0, 0, 1))
     assert all(a.equal(b) for a, b in zip(first.parameters(), again.parameters()))
     assert any(not a.equal(b) for a, b in zip(first.parameters(), other.parameters()))
-    channels, side = next(m.in_channels for m in first.modules() if isinstance(m, nn.Conv2d)), 28 if "lenet" in name or "alexnet8" in name else 32
+    channels, side = next(
+        m.in_channels for m in first.modules() if isinstance(m, nn.Conv2d)
+    ), 28 if "lenet" in name or "alexnet8" in name else 32
     x = torch.rand(2, channels, side, side, generator=seeds()).requires_grad_()
     logits, embedding = first.eval()(x), first.embed(x)
     assert logits.shape == (2, 7) and len(embedding) == 2 and logits.dtype == torch.float32
@@ -122,12 +128,20 @@ def test_model(name):
 
 
 GIVEN = dict(eps=0.05, step=0.02, steps=2, distance=0.5, batch=4)
-ATTACKS = [name for name in attacks.__all__ if inspect.isfunction(found := getattr(attacks, name)) and list(inspect.signature(found).parameters)[:2] == ["model", "x"]]
+ATTACKS = [
+    name
+    for name in attacks.__all__
+    if inspect.isfunction(found := getattr(attacks, name)) and list(inspect.signature(found).parameters)[:2] == [
+        "model", "x"
+    ]
+]
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack(name):
-    attack, net, x, y = getattr(attacks, name), create("lenet5", seed=0), sample("mnist").take(slice(0, 6)).float(), sample("mnist").y[:6]
+    attack, net, x, y = getattr(attacks, name), create("lenet5", seed=0), sample("mnist").take(
+        slice(0, 6)
+    ).float(), sample("mnist").y[:6]
     assert inspect.getdoc(attack) and not undocumented(attack)
     known = inspect.signature(attack).parameters
     words = {key: value for key, value in {**GIVEN, "y": y}.items() if key in known}
@@ -147,10 +161,12 @@ def objectives() -> dict[str, type]:
     "All objectives of the package, by module and name."
     found = {}
     for module in pkgutil.walk_packages(robustnb.__path__, "robustnb."):
-        if module.name.startswith(("robustnb.benchmarks", "robustnb.lab", "robustnb.papers")): continue  # instruments, not methods
+        if module.name.startswith(("robustnb.benchmarks", "robustnb.lab", "robustnb.papers")):
+            continue  # instruments, not methods
         if module.name.endswith(("_modidx", "cli")): continue
         for name, thing in vars(importlib.import_module(module.name)).items():
-            if inspect.isclass(thing) and issubclass(thing, Objective) and thing.__module__ == module.name: found[f"{module.name}:{name}"] = thing
+            if inspect.isclass(thing) and issubclass(thing, Objective) and thing.__module__ == module.name:
+                found[f"{module.name}:{name}"] = thing
     return found
 
 
@@ -161,7 +177,9 @@ def policy():
 
 def base_class(kind: type) -> bool:
     "Has it no loss, or only subclasses to be used?"
-    unfinished = any("raise NotImplementedError" in inspect.getsource(f) for f in vars(kind).values() if inspect.isfunction(f))
+    unfinished = any(
+        "raise NotImplementedError" in inspect.getsource(f) for f in vars(kind).values() if inspect.isfunction(f)
+    )
     return kind.loss is Objective.loss or inspect.getdoc(kind) is None or bool(kind.__subclasses__()) and unfinished
 
 
@@ -170,7 +188,11 @@ def with_defaults(kind: type, net=lambda: create("resnet20", seed=3)) -> Objecti
     if hasattr(kind, "example"): return kind.example()
     known = {"policy": policy, "eps": lambda: 0.03, "models": lambda: [net(), net()], "target": lambda: sample("cifar10").take(slice(60, 120)),
              "inner": CrossEntropy, "teacher": net, "augment": lambda: (lambda x, generator: x.flip(-1)), "beta": lambda: 1.0, "step": lambda: 0.01, "steps": lambda: 1}
-    needed = {n: p for n, p in inspect.signature(kind).parameters.items() if p.default is p.empty or n == "policy" and p.default is None}
+    needed = {
+        n: p
+        for n, p in inspect.signature(kind).parameters.items()
+        if p.default is p.empty or n == "policy" and p.default is None
+    }
     needed = {n: p for n, p in needed.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     if not set(needed) <= set(known): return None
     return kind(**{n: known[n]() for n in needed})
@@ -190,14 +212,17 @@ def test_objective(name):
     kind = objectives()[name]
     if base_class(kind): pytest.skip("a base class")
     objective = with_defaults(kind)
-    if objective is None: pytest.fail(f"{name}: give its arguments defaults, or add a classmethod `example()` that builds one")
+    if objective is None:
+        pytest.fail(f"{name}: give its arguments defaults, or add a classmethod `example()` that builds one")
     nets, histories = [net_for(kind) for _ in range(2)], []
     before = copy.deepcopy(nets[0].state_dict())
     few = sample("cifar10").take(slice(0, 20))
     for net in nets:
         objective = with_defaults(kind)
         assert isinstance(objective.name, str) and objective.name
-        histories.append(fit(net, few, objective, Recipe(epochs=1, batch=10, lr=1e-3), seed=1, device="cpu", progress=False))
+        histories.append(
+            fit(net, few, objective, Recipe(epochs=1, batch=10, lr=1e-3), seed=1, device="cpu", progress=False)
+        )
     one, two = (net.state_dict() for net in nets)
     assert all(one[k].equal(two[k]) for k in one), "the same seed trained two networks"
     assert any(not one[k].equal(v) for k, v in before.items()), "nothing was trained"

@@ -55,7 +55,10 @@ def store_of(folder, factor="gaussian", profile="quick", right=lambda level: 0.5
 
 
 def results_by_reading(store, profile="quick"):
-    return {title: StudyFacts(store.records("study"), store, profile, reading, 100) for title, reading in {"fixed": "fixed", "white box": "white_box"}.items()}
+    return {
+        title: StudyFacts(store.records("study"), store, profile, reading, 100)
+        for title, reading in {"fixed": "fixed", "white box": "white_box"}.items()
+    }
 
 
 def test_a_table_of_the_study_prints_the_papers_numbers_as_printed(tmp_path):
@@ -64,7 +67,9 @@ def test_a_table_of_the_study_prints_the_papers_numbers_as_printed(tmp_path):
     parsed = Parsed(report.correlation_table(all_results, "gaussian", caption="Made up").data)
     printed = paper_table("study_table2", True).query("model == 'LeNet-5'")
     theirs, ours = slice(0, None, 2), slice(1, None, 2)  # the rows alternate
-    assert [cell[:5] for cell in parsed.column("r")[theirs]] == [*printed.r, printed.r.iloc[-1]] and parsed.column("variance")[theirs] == [*printed.variance, printed.variance.iloc[-1]]
+    assert [cell[:5] for cell in parsed.column("r")[theirs]] == [*printed.r, printed.r.iloc[-1]] and parsed.column(
+        "variance"
+    )[theirs] == [*printed.variance, printed.variance.iloc[-1]]
     levels = [0.0, *GRIDS["quick"]["gaussian"]]
     r, p = spearman(levels, [rises(level) for level in levels])
     found = parsed.column("r")[ours]
@@ -72,16 +77,20 @@ def test_a_table_of_the_study_prints_the_papers_numbers_as_printed(tmp_path):
     below = [cell.partition("Holm ")[2].partition(";")[0] for cell in parsed.column("p")[ours]]
     assert found[0] == "not defined" and below[0] == ""  # MNIST-Test is 1 throughout: no test
     assert float(below[1]) == pytest.approx(holm([p, p, p])[0], abs=6e-4)
-    assert found[1].endswith("high") and parsed.column("r")[0].endswith("weak") and len(parsed.rows[0]) == 6 and parsed.fetched == []
+    assert found[1].endswith("high") and parsed.column("r")[0].endswith("weak") and len(
+        parsed.rows[0]
+    ) == 6 and parsed.fetched == []
     said = parsed.column("verdict")[ours]
-    assert said[0] == "not run" and said[1].startswith("fails") and said[3].startswith("fails")  # high is not the paper's low; the sign is wrong
+    # high is not the paper's low; the sign is wrong
+    assert said[0] == "not run" and said[1].startswith("fails") and said[3].startswith("fails")
     assert "provisional" in said[1]
 
 
 def test_printed_rows_line_up_with_the_numbers():
     rows = report.printed_rows()
     assert len(rows) == 42 and rows.index.is_unique
-    for number, text in (("r", "r"), ("p", "p")): assert (rows[text].astype(float).to_numpy() == study_tables()[number].to_numpy()).all()
+    for number, text in (("r", "r"), ("p", "p")):
+        assert (rows[text].astype(float).to_numpy() == study_tables()[number].to_numpy()).all()
 
 
 def test_the_multiple_correlation_has_its_chance_level_and_signs(tmp_path):
@@ -89,33 +98,51 @@ def test_the_multiple_correlation_has_its_chance_level_and_signs(tmp_path):
     all_results = results_by_reading(store)
     found = report.multiple_statistics(all_results["fixed"], "lenet", "dual", "c")
     assert found["signs"] == "Gaussian −, FGSM +" and found["n"] == 9 and found["R"] > 0.99
-    slopes = coefficients(all_results["fixed"].levels("dual"), all_results["fixed"].array("lenet", "dual", "c")[:, 0])[1:]
+    slopes = coefficients(all_results["fixed"].levels("dual"), all_results["fixed"].array("lenet", "dual", "c")[:, 0])[
+        1:
+    ]
     assert np.allclose(slopes, [-0.02, 0.04], atol=0.003)
     parsed = Parsed(report.multiple_table(all_results, "dual").data)
-    assert [cell[:5] for cell in parsed.column("R, paper")[1:]] == ["0.105", "0.653", "0.653"] and parsed.column("p, paper")[2] == "1.00·10−4"
+    assert [cell[:5] for cell in parsed.column("R, paper")[1:]] == ["0.105", "0.653", "0.653"] and parsed.column(
+        "p, paper"
+    )[2] == "1.00·10−4"
 
 
 def test_fgsm_has_a_mean_of_the_paper_for_each_segment(tmp_path):
     all_results = results_by_reading(store_of(tmp_path, "fgsm", right=lambda level: 0.4 + level / 40))
     figure = report.level_figure(all_results, "fgsm", "l2 distance")
-    dashed = [(tuple(line.get_xdata()), line.get_ydata()[0]) for line in figure.axes[3].get_lines() if line.get_linestyle() == "--"]
+    dashed = [
+        (tuple(line.get_xdata()), line.get_ydata()[0])
+        for line in figure.axes[3].get_lines()
+        if line.get_linestyle() == "--"
+    ]
     assert dashed == [((0.0, 8.0), 0.737), ((8.5, 12.0), 0.676)]
     rows = Parsed(report.correlation_table(all_results, "fgsm").data).column("")
-    assert rows[0] == "MNIST-Test, segment I, paper" and "segment II" not in " ".join(rows)  # two levels of quick are no series
+    # two levels of quick are no series
+    assert rows[0] == "MNIST-Test, segment I, paper" and "segment II" not in " ".join(rows)
     matplotlib.pyplot.close(figure)
 
 
 def test_records_of_other_seeds_and_nets_are_shown_and_other_protocols_are_not(tmp_path):
     store, cells = Store(tmp_path), study_cells("rq3", "quick", nets=("lenet5", "alexnet8"), seeds=(0, 4))
-    for cell in (*cells, replace(cells[1], epochs=10), replace(cells[1], data="sample"), *study_cells("rq4", "quick")[1:]): store.append(Record("study", cell, {}, "quick"))
+    for cell in (
+        *cells, replace(cells[1], epochs=10), replace(cells[1], data="sample"), *study_cells("rq4", "quick")[1:]
+    ):
+        store.append(Record("study", cell, {}, "quick"))
     found = report.study_records(store, "quick", "rq3")
-    assert len(found) == len(cells) == 20 and {r.cell["seed"] for r in found} == {0, 4} and {r.cell["net"] for r in found} == {"lenet5", "alexnet8"}
-    assert len(report.study_records(store, "quick", "rq3", "rq4")) == 25 and report.study_records(store, "full", "rq3") == []
+    assert len(found) == len(cells) == 20 and {r.cell["seed"] for r in found} == {0, 4} and {
+        r.cell["net"] for r in found
+    } == {"lenet5", "alexnet8"}
+    assert len(report.study_records(store, "quick", "rq3", "rq4")) == 25 and report.study_records(
+        store, "full", "rq3"
+    ) == []
 
 
 def test_smoke_pages_stop_at_a_distance_that_any_net_can_be_tested_at():
     assert {cell.eval_levels for q in ("rq3", "rq5") for cell in report.page_cells(q, "smoke")} == {(2.0, 4.0, 8.0)}
-    assert report.page_cells("rq3", "full", ["lenet5"], [2]) == study_cells("rq3", "full", seeds=(2,)) and report.page_cells("rq1", "quick") == study_cells("rq1", "quick")
+    assert report.page_cells("rq3", "full", ["lenet5"], [2]) == study_cells(
+        "rq3", "full", seeds=(2,)
+    ) and report.page_cells("rq1", "quick") == study_cells("rq1", "quick")
 
 
 def test_a_difference_in_words_never_passes_noise_for_an_effect(tmp_path):
@@ -125,24 +152,38 @@ def test_a_difference_in_words_never_passes_noise_for_an_effect(tmp_path):
         counts = dict(test=(draws.random(500) < 0.9), c=np.arange(500) < 250 + 20 * level, n_levels=np.array(1))
         counts |= dict(a_fixed=counts["test"], a_white=~counts["c"])
         cell = dict(net="lenet5", factor="gaussian" if level else "clean", level=level, seed=0, mode="add")
-        store.append(Record("study", cell, dict(train=0.99), "quick"), {"counts.npz": encode("counts.npz", {k: v.astype(np.uint8) for k, v in counts.items()})})
+        store.append(
+            Record("study", cell, dict(train=0.99), "quick"),
+            {"counts.npz": encode("counts.npz", {k: v.astype(np.uint8) for k, v in counts.items()})}
+        )
     results = results_by_reading(store)["fixed"]
-    assert "no difference that we can tell" in lab_report.format_difference(report.change(results, "lenet", "gaussian", "test", 2.0))
+    assert "no difference that we can tell" in lab_report.format_difference(
+        report.change(results, "lenet", "gaussian", "test", 2.0)
+    )
     found = report.change(results, "lenet", "gaussian", "c", 12.0)
     assert found.value == pytest.approx(0.48) and lab_report.format_difference(found).startswith("gains 0.480")
-    assert report.best_level(results, "lenet", "gaussian", "c") == (12.0, [12.0]) and len(report.best_level(results, "lenet", "gaussian", "test")[1]) > 3
+    assert report.best_level(results, "lenet", "gaussian", "c") == (12.0, [12.0]) and len(
+        report.best_level(results, "lenet", "gaussian", "test")[1]
+    ) > 3
     back = report.change(results, "lenet", "gaussian", "c", 0.0, 12.0)
     assert back.value == -found.value and back.low == pytest.approx(-found.high)
 
 
 def test_nothing_measured_says_so(tmp_path):
     all_results = results_by_reading(store_of(tmp_path))
-    for empty in (report.correlation_table(all_results, "fgsm"), report.multiple_table(all_results, "four")): assert "Not run" in empty.data
+    for empty in (report.correlation_table(all_results, "fgsm"), report.multiple_table(all_results, "four")):
+        assert "Not run" in empty.data
     assert "Not run" in lab_report.banner([], "full").data and "No records" in lab_report.provenance_line([]).data
 
 
 def test_a_reduced_run_says_so_in_words():
-    made = [Record("study", dict(seed=seed), {}, "quick", seconds=30, time=f"2026-02-0{seed + 1}T00:00:00.000Z", device=dict(cpu="some <processor>")) for seed in range(3)]
+    made = [
+        Record(
+            "study", dict(seed=seed), {}, "quick", seconds=30, time=f"2026-02-0{seed + 1}T00:00:00.000Z",
+            device=dict(cpu="some <processor>")
+        )
+        for seed in range(3)
+    ]
     texts = {profile: lab_report.banner(made, profile).data for profile in ("smoke", "quick", "full")}
     assert "Quick" in texts["quick"] and "Smoke" in texts["smoke"] and "Reduced" not in texts["full"]
     assert "3 models" in texts["quick"] and "3 seeds" in texts["quick"] and "2026-02-01 to 2026-02-03" in texts["quick"]
@@ -155,7 +196,10 @@ def test_verdicts_are_words_and_claims_are_escaped(tmp_path):
     assert len(parsed.rows) - 1 == found.id.nunique() and set(map(len, parsed.rows)) == {5}
     words = {word for cell in parsed.column("ours") for word in lab_report.COLOURS if cell.startswith(word)}
     assert "not run" in words and len(words) > 1
-    row = dict(id="X", claim="<script>alert(1)</script>", in_print="", reading="fixed", verdict="holds", share=1.0, n_seeds=3, provisional=False)
+    row = dict(
+        id="X", claim="<script>alert(1)</script>", in_print="", reading="fixed", verdict="holds", share=1.0, n_seeds=3,
+        provisional=False
+    )
     assert "<script>" not in lab_report.verdict_table(pd.DataFrame([row])).data
 
 
@@ -163,14 +207,21 @@ def test_beside_keeps_what_was_not_run_and_refuses_what_the_paper_has_not():
     frame = lab_report.beside({"a": "80.0", "b": "70.00"}, {"a": resampling.Estimate(81.5, 81.0, 82.0, 3)})
     assert frame.difference.tolist()[0] == 1.5 and frame.verdict.tolist() == ["", "not run"]
     parsed = Parsed(lab_report.beside_table(frame, "In percent").data)
-    assert parsed.column("paper") == ["80.0", "70.00"] and parsed.column("difference") == ["+1.500", ""] and parsed.column("ours")[1] == ""
-    with pytest.raises(ValueError, match="known: a, b"): lab_report.beside({"a": 1, "b": 2}, {"zzz": resampling.Estimate(1, 1, 1, 1)})
+    assert parsed.column("paper") == ["80.0", "70.00"] and parsed.column("difference") == [
+        "+1.500", ""
+    ] and parsed.column("ours")[1] == ""
+    with pytest.raises(ValueError, match="known: a, b"):
+        lab_report.beside({"a": 1, "b": 2}, {"zzz": resampling.Estimate(1, 1, 1, 1)})
 
 
 def test_the_figure_shows_ours_and_the_papers_mean(tmp_path):
-    figure = report.level_figure(results_by_reading(store_of(tmp_path, right=lambda level: 0.4 + level / 40)), "gaussian", "l2 distance")
+    figure = report.level_figure(
+        results_by_reading(store_of(tmp_path, right=lambda level: 0.4 + level / 40)), "gaussian", "l2 distance"
+    )
     c = figure.axes[2]
     drawn = {line.get_label(): line for line in c.get_lines()}
-    assert np.allclose(drawn["ours"].get_ydata(), [0.4 + level / 40 for level in (0.0, *GRIDS["quick"]["gaussian"])], atol=0.002)
+    assert np.allclose(
+        drawn["ours"].get_ydata(), [0.4 + level / 40 for level in (0.0, *GRIDS["quick"]["gaussian"])], atol=0.002
+    )
     assert set(drawn["paper, mean of the curve"].get_ydata()) == {0.866} and c.get_xlabel() == "l2 distance"
     matplotlib.pyplot.close(figure)

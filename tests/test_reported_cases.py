@@ -40,17 +40,25 @@ def test_a_model_that_writes_into_its_input_harms_nobody():
     data = two_classes(torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
     before, net = data.x.clone(), linear(768)
     evaluate(lambda x: net(x.sub_(0.5)), data, ("fog",), (1,), show=False)
-    predict(type("Writes", (nn.Sequential,), {"forward": lambda self, x: super(type(self), self).forward(x.mul_(2))})(nn.Flatten(), nn.Linear(768, 2)), data)
+    predict(
+        type("Writes", (nn.Sequential,), {"forward": lambda self, x: super(type(self), self).forward(x.mul_(2))})(
+            nn.Flatten(), nn.Linear(768, 2)
+        ),
+        data
+    )
     assert torch.equal(data.x, before)
 
 
 def test_floats_outside_of_the_unit_range_are_refused():
-    with pytest.raises(ValueError, match=r"\[0,1\]"): evaluate(linear(768), two_classes(255 * torch.rand(4, 3, 16, 16)), ("fog",), (1,), show=False)
+    with pytest.raises(ValueError, match=r"\[0,1\]"):
+        evaluate(linear(768), two_classes(255 * torch.rand(4, 3, 16, 16)), ("fog",), (1,), show=False)
 
 
 # models that know no modes
 def test_exported_programs_inside_other_networks():
-    program = torch.export.export(linear(768).eval(), (torch.rand(2, 3, 16, 16),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)).module()
+    program = torch.export.export(
+        linear(768).eval(), (torch.rand(2, 3, 16, 16),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+    ).module()
     net, data = nn.Sequential(nn.Dropout(0.5), program, nn.Dropout(0.5)), two_classes(torch.rand(5, 3, 16, 16))
     assert torch.equal(predict(net, data), predict(program, data)) and net[0].training and net[2].training
     assert len(evaluate(net, data, ("fog",), (1,), show=False)) == 2
@@ -61,27 +69,41 @@ def test_exported_programs_inside_other_networks():
 def test_sums_are_exact():
     n = 60_001
     right = torch.rand(n, generator=torch.Generator().manual_seed(1)) < 0.9
-    answers = lambda *rows: Answers([("clean", 0), ("fog", 1)], torch.stack(rows), torch.full((2, n), 0.7).half(), "cifar10-c")
+    answers = lambda *rows: Answers(
+        [("clean", 0), ("fog", 1)], torch.stack(rows), torch.full((2, n), 0.7).half(), "cifar10-c"
+    )
     gain = difference(answers(right, right), answers(~right, right), resamples=5)
     assert gain.value.tolist()[:2] == [(2 * right.sum().item() - n) / n, 0.0]
     every = torch.ones(n, dtype=torch.bool)
     assert bootstrap_ci(every, resamples=20) == (1.0, 1.0)
     assert abs(calibration_error(torch.full((n,), 0.7, dtype=torch.float64), every) - 0.3) < 1e-12
     table = pd.DataFrame(dict(corruption=["clean", "fog"], severity=[0, 1], accuracy=[1 - 1 / 3, 0.5]))
-    assert summarise(answers(right, right), table, resamples=5).set_index("quantity").value["mCE"] == pytest.approx((~right).sum().item() / n / 0.5, abs=1e-14)
+    assert summarise(answers(right, right), table, resamples=5).set_index("quantity").value["mCE"] == pytest.approx(
+        (~right).sum().item() / n / 0.5, abs=1e-14
+    )
 
 
 # image sizes
 @pytest.mark.parametrize("height, width", [(8, 8), (20, 20), (96, 140), (260, 260)])
 def test_every_size_gets_every_corruption(height, width):
     x = torch.randint(256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    for name in CORRUPTIONS + EXTRA: assert corrupt(x, name, 5, benchmark_for(two_classes(x)), torch.Generator().manual_seed(0)).shape == x.shape, name
+    for name in CORRUPTIONS + EXTRA:
+        assert corrupt(
+            x, name, 5, benchmark_for(two_classes(x)), torch.Generator().manual_seed(0)
+        ).shape == x.shape, name
 
 
 # answers that are no logits
-@pytest.mark.parametrize("answer, said", [(lambda x: x.flatten(1)[:, :2] / 0, "not finite"), (lambda x: x.flatten(1)[:, :2].softmax(1), "probabilities"), (lambda x: x.flatten(1)[:, :1], "1 outputs"), (lambda x: x, "logits")])
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (lambda x: x.flatten(1)[:, :2] / 0, "not finite"), (lambda x: x.flatten(1)[:, :2].softmax(1), "probabilities"),
+        (lambda x: x.flatten(1)[:, :1], "1 outputs"), (lambda x: x, "logits")
+    ]
+)
 def test_answers_that_are_no_logits(answer, said):
-    with pytest.raises(ValueError, match=said): evaluate(answer, two_classes(torch.rand(4, 3, 16, 16)), ("fog",), (1,), show=False)
+    with pytest.raises(ValueError, match=said):
+        evaluate(answer, two_classes(torch.rand(4, 3, 16, 16)), ("fog",), (1,), show=False)
     net = linear(768)
     nn.init.constant_(net[1].bias, float("inf"))
     with pytest.raises(ValueError, match="not finite"): accuracy(net, two_classes(torch.rand(4, 3, 16, 16)))
@@ -91,7 +113,10 @@ def test_answers_that_are_no_logits(answer, said):
 @pytest.mark.parametrize("images, batch, accumulate", [(5, 2, 1), (9, 4, 4), (3, 2, 8)])
 def test_batch_normalisation_never_gets_one_image(images, batch, accumulate):
     net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4), nn.BatchNorm1d(4), nn.Linear(4, 10))
-    fit(net, sample("cifar10").take(slice(0, images)), recipe=Recipe(epochs=2, batch=batch, accumulate=accumulate), device="cpu", progress=False)
+    fit(
+        net, sample("cifar10").take(slice(0, images)), recipe=Recipe(epochs=2, batch=batch, accumulate=accumulate),
+        device="cpu", progress=False
+    )
     with pytest.raises(ValueError, match="batch normalisation cannot be trained on 1 image"):
         fit(net, sample("cifar10").take(slice(0, 3)), recipe=Recipe(epochs=1, batch=1), device="cpu", progress=False)
 
@@ -106,9 +131,13 @@ class Grey(torch.utils.data.Dataset):
 @pytest.mark.parametrize("persistent", [True, False])
 def test_no_draw_comes_twice_over_workers_and_epochs(persistent):
     generator = torch.Generator().manual_seed(0)
-    loader = torch.utils.data.DataLoader(Grey(Corrupt("speckle_noise", 3, generator=generator)), 1, num_workers=2, persistent_workers=persistent)
+    loader = torch.utils.data.DataLoader(
+        Grey(Corrupt("speckle_noise", 3, generator=generator)), 1, num_workers=2, persistent_workers=persistent
+    )
     seen = torch.cat([x for epoch in range(2) for x in loader]).flatten(1)
-    assert len(seen.unique(dim=0)) == 8 and torch.equal(generator.get_state(), torch.Generator().manual_seed(0).get_state())
+    assert len(seen.unique(dim=0)) == 8 and torch.equal(
+        generator.get_state(), torch.Generator().manual_seed(0).get_state()
+    )
 
 
 # what a picture file says of its pixels
@@ -148,7 +177,8 @@ def test_options_without_effect_are_refused(tmp_path):
     torch.jit.trace(create("resnet20", seed=0).eval(), data.float()).save(tmp_path / "net.pt")
     for spec in ("resnet20", str(tmp_path / "net.pt")):
         with pytest.raises(ModelError, match="normalises"): open_model(spec, data, normalize="imagenet")
-    with pytest.raises(ModelError, match="class index is for folders"): open_images("mnist", class_index=tmp_path / "net.pt")
+    with pytest.raises(ModelError, match="class index is for folders"):
+        open_images("mnist", class_index=tmp_path / "net.pt")
 
 
 # where reports go, and mistakes that can be mended
@@ -162,7 +192,9 @@ def test_reports_stay_apart(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="another evaluation"): report_folder(tmp_path / "mine", "", "1" * 16)
 
 
-@pytest.mark.parametrize("content, said", [(b"", "empty"), (b"<html>", "cannot be read as weights"), (None, "is a folder")])
+@pytest.mark.parametrize(
+    "content, said", [(b"", "empty"), (b"<html>", "cannot be read as weights"), (None, "is a folder")]
+)
 def test_files_that_are_no_weights(tmp_path, content, said):
     path = tmp_path / "w.pt"
     path.mkdir() if content is None else path.write_bytes(content)
@@ -177,4 +209,5 @@ def test_safetensors_and_other_outputs(tmp_path):
     save_file({f"module.{k}": v for k, v in net.state_dict().items()}, tmp_path / "w.safetensors")
     assert torch.equal(open_model("lenet5", digits, tmp_path / "w.safetensors")(digits.float()), net(digits.float()))
     torch.save(create("lenet5", classes=7).state_dict(), tmp_path / "seven.pt")
-    with pytest.raises(ModelError, match="7 outputs, .* has 10 classes"): open_model("lenet5", digits, tmp_path / "seven.pt")
+    with pytest.raises(ModelError, match="7 outputs, .* has 10 classes"):
+        open_model("lenet5", digits, tmp_path / "seven.pt")

@@ -23,12 +23,16 @@ def work(cell, context):
 def stores(tmp_path, monkeypatch):
     "A plan of two cells, one that works and one that need not, with committed records of three seeds."
     def planned(good):
-        return lambda seed=0: [rerun.Checked("study", f"cell {i}", "pretraining", Cell(seed, good or i == 0, f"set {i}"), work, f"set {i}") for i in range(2)]
+        return lambda seed=0: [
+            rerun.Checked("study", f"cell {i}", "pretraining", Cell(seed, good or i == 0, f"set {i}"), work, f"set {i}")
+            for i in range(2)
+        ]
     def plan(good=True): monkeypatch.setattr(rerun, "planned", planned(good))
     results = Store(tmp_path / "results")
     for good in (False, True):
         plan(good)
-        for c in (c for seed in rerun.COMMITTED_SEEDS for c in rerun.planned(seed)): results.append(Record(c.experiment, c.cell, work(Cell(c.cell.seed), None), "quick"))
+        for c in (c for seed in rerun.COMMITTED_SEEDS for c in rerun.planned(seed)):
+            results.append(Record(c.experiment, c.cell, work(Cell(c.cell.seed), None), "quick"))
     monkeypatch.setattr(rerun, "stale", lambda record: False)
     own, said = Store(tmp_path / "own"), []
     def run(lacking=None):
@@ -50,7 +54,9 @@ def test_what_runs_is_compared_and_runs_once(stores):
     assert said == ["[1/1] study, cell 0: done"] and [x.state for x in compared] == ["bit", "not rerun"]
     compared, said = run()
     assert said == ["[1/1] study, cell 1: done"] and [x.state for x in compared] == ["bit", "bit"] and run()[1] == []
-    assert rerun.comparison_text(compared)[:3] == ["cells rerun: 2 of 2", "agreeing: 2 to the bit, 0 within the spread over seeds", "differing: 0"]
+    assert rerun.comparison_text(compared)[:3] == [
+        "cells rerun: 2 of 2", "agreeing: 2 to the bit, 0 within the spread over seeds", "differing: 0"
+    ]
 
 
 def test_a_cell_that_fails_is_told_and_is_an_error(stores):

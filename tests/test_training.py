@@ -81,7 +81,8 @@ def test_fit_is_the_plain_loop(digits, name, method):
             optimizer.step()
             losses.append(loss.item() * len(index))
         means.append(sum(losses) / 320)
-    assert distance(ours, plain) < {"sgd": 1e-6, "adam": 1e-4}[method]  # Adam divides small gradients, and their rounding, by their size
+    # Adam divides small gradients, and their rounding, by their size
+    assert distance(ours, plain) < {"sgd": 1e-6, "adam": 1e-4}[method]
     assert [row["loss"] for row in history.rows] == pytest.approx(means, rel=1e-5)
 
 
@@ -117,8 +118,12 @@ def test_schedules_are_pytorchs():
         return out
 
     ours = lambda recipe: [learning_rate(recipe, step, 10) for step in range(recipe.epochs * 10)]
-    assert ours(Recipe(epochs=5, lr=0.4, schedule="cosine")) == pytest.approx(rates(lambda o: CosineAnnealingLR(o, 50), 50))
-    assert ours(Recipe(epochs=5, lr=0.4, schedule="step", milestones=(2, 4), gamma=0.3)) == pytest.approx(rates(lambda o: MultiStepLR(o, [20, 40], 0.3), 50))
+    assert ours(Recipe(epochs=5, lr=0.4, schedule="cosine")) == pytest.approx(
+        rates(lambda o: CosineAnnealingLR(o, 50), 50)
+    )
+    assert ours(Recipe(epochs=5, lr=0.4, schedule="step", milestones=(2, 4), gamma=0.3)) == pytest.approx(
+        rates(lambda o: MultiStepLR(o, [20, 40], 0.3), 50)
+    )
     warm = lambda o: SequentialLR(o, [LinearLR(o, 1 / 20, 1.0, 19), CosineAnnealingLR(o, 30)], [20])
     assert ours(Recipe(epochs=5, lr=0.4, schedule="cosine", warmup=2)) == pytest.approx(rates(warm, 50))
 
@@ -260,23 +265,27 @@ def test_damaged_checkpoints_are_named_and_not_used(digits, tmp_path):
     flipped[len(content) // 2] ^= 4
     for damaged in (b"", content[:100], content[: len(content) // 2], content[:-1], bytes(flipped), b"x" * 5000):
         file.write_bytes(damaged)
-        with pytest.warns(UserWarning, match="c.pt is damaged"): assert read_checkpoint(file, torch.device("cpu")) is None
+        with pytest.warns(UserWarning, match="c.pt is damaged"):
+            assert read_checkpoint(file, torch.device("cpu")) is None
     model, fresh = small(), small()
-    with pytest.warns(UserWarning, match="training starts anew"): fit(model, digits, recipe=recipe, checkpoint=file, **QUIET)
+    with pytest.warns(UserWarning, match="training starts anew"):
+        fit(model, digits, recipe=recipe, checkpoint=file, **QUIET)
     fit(fresh, digits, recipe=recipe, **QUIET)
     assert same(model, fresh) and file.stat().st_size == len(content)
 
 
 def test_checkpoint_holds_no_code(digits, tmp_path):
     torch.save({"of": os.system}, tmp_path / "evil.pt")
-    with pytest.warns(UserWarning, match="evil.pt is damaged"): assert read_checkpoint(tmp_path / "evil.pt", torch.device("cpu")) is None
+    with pytest.warns(UserWarning, match="evil.pt is damaged"):
+        assert read_checkpoint(tmp_path / "evil.pt", torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("change", [dict(recipe=Recipe(epochs=1, lr=0.5)), dict(seed=1), dict(objective=Probe())])
 def test_checkpoint_of_another_training_is_refused(digits, tmp_path, change):
     settings = dict(objective=CrossEntropy(), recipe=Recipe(epochs=1), seed=0, checkpoint=tmp_path / "c.pt", **QUIET)
     fit(small(), digits, **settings)
-    with pytest.raises(ValueError, match="c.pt belongs to another training"): fit(small(), digits, **{**settings, **change})
+    with pytest.raises(ValueError, match="c.pt belongs to another training"):
+        fit(small(), digits, **{**settings, **change})
     with pytest.raises(ValueError, match="data="): fit(small(), digits.take(slice(1, 320)), **settings)
 
 
@@ -297,15 +306,21 @@ def test_stops_when_the_epochs_bring_nothing(digits, tmp_path):
     losses = (4.0, 2.0, 1.0, 0.95, 0.93, 0.5, 0.1)
     history = fit(small(), digits, Scripted(*losses), recipe, checkpoint=tmp_path / "c.pt", **QUIET)
     assert history.stopped == "converged" and [row["loss"] for row in history.rows] == pytest.approx(losses[:5])
-    assert len(fit(small(), digits, Scripted(*losses), recipe, checkpoint=tmp_path / "c.pt", **QUIET).rows) == 5  # and stays so
+    # and stays so
+    assert len(fit(small(), digits, Scripted(*losses), recipe, checkpoint=tmp_path / "c.pt", **QUIET).rows) == 5
     assert len(fit(small(), digits, Scripted(*losses), dataclasses.replace(recipe, min_epochs=6), **QUIET).rows) == 7
-    assert fit(small(), digits, Scripted(*losses), dataclasses.replace(recipe, patience=None), **QUIET).stopped == "epochs"
+    assert fit(
+        small(), digits, Scripted(*losses), dataclasses.replace(recipe, patience=None), **QUIET
+    ).stopped == "epochs"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(digits, tmp_path, bad):
     file, recipe = tmp_path / "c.pt", Recipe(epochs=4, batch=64)
-    with pytest.raises(Diverged, match=r"loss of Scripted is not finite in epoch 3, step 1 of 5; the checkpoint .*c.pt of epoch 2 is intact"):
+    with pytest.raises(
+        Diverged,
+        match=r"loss of Scripted is not finite in epoch 3, step 1 of 5; the checkpoint .*c.pt of epoch 2 is intact"
+    ):
         fit(small(), digits, Scripted(2.0, 1.0, bad, 1.0), recipe, checkpoint=file, **QUIET)
     saved = read_checkpoint(file, torch.device("cpu"))
     assert len(saved["rows"]) == 2 and all(v.isfinite().all() for v in saved["model"].values())
@@ -404,7 +419,8 @@ def test_two_processes_train_what_one_trains(tmp_path):
 class Beside(Objective):
     "A part whose loss is flat: only weight decay could move it."
     def __init__(self, options): self.options, self.part = options, nn.Linear(3, 3)
-    def loss(self, model, x, y): return Loss(F.cross_entropy(model(x), y) + 0 * self.part.weight.sum() + 0 * self.part.bias.sum())
+    def loss(self, model, x, y):
+        return Loss(F.cross_entropy(model(x), y) + 0 * self.part.weight.sum() + 0 * self.part.bias.sum())
     def parts(self): return {"part": self.part}
     def part_options(self): return self.options
 
@@ -427,7 +443,10 @@ def test_a_foreign_networks_frozen_batch_norm_sleeps_through_the_ascent():
     net = nn.Sequential(norm, nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     seen = []
     norm.register_forward_pre_hook(lambda module, inputs: seen.append(module.training))
-    fit(net, sample("cifar10").take(slice(0, 20)), DemHEC(frozen=("0",), generate_mode="train", steps=1), Recipe(epochs=1, batch=10), device="cpu", progress=False)
+    fit(
+        net, sample("cifar10").take(slice(0, 20)), DemHEC(frozen=("0",), generate_mode="train", steps=1),
+        Recipe(epochs=1, batch=10), device="cpu", progress=False
+    )
     assert seen and not any(seen)
 
 
@@ -438,7 +457,10 @@ def test_another_teacher_is_another_training(tmp_path):
     few = sample("cifar10").take(slice(0, 10))
     def tune(seed):
         objective = DemHEC(create("resnet20", seed=seed), steps=1)
-        fit(create("resnet20", seed=0), few, objective, Recipe(epochs=1, batch=10), checkpoint=tmp_path / "t.pt", **QUIET)
+        fit(
+            create("resnet20", seed=0), few, objective, Recipe(epochs=1, batch=10), checkpoint=tmp_path / "t.pt",
+            **QUIET
+        )
     tune(1)
     tune(1)
     with pytest.raises(ValueError, match="another training"): tune(2)

@@ -62,13 +62,18 @@ def test_wrong_labels_are_even_and_class_totals_stay(ld, labels):
 def test_levels_of_a_factor_are_nested(labels):
     kept = [set(imbalance(labels, ci, seeded(5)).x.flatten().tolist()) for ci in (0.3, 0.45, 0.6)]
     assert kept[0] > kept[1] > kept[2]
-    wrong = [set((mislabel(labels, ld, seeded(5)).y != labels.y).nonzero().flatten().tolist()) for ld in (0.05, 0.2, 0.5)]
+    wrong = [
+        set((mislabel(labels, ld, seeded(5)).y != labels.y).nonzero().flatten().tolist()) for ld in (0.05, 0.2, 0.5)
+    ]
     assert wrong[0] < wrong[1] < wrong[2]
 
 
 def test_all_levels_move_the_same_images_the_same_way(train):
     index, x = balanced_choice(train, 10, seeded(3)), train.float()
-    near, far = (add_perturbed(train, "gaussian", level, 10, images=seeded(3), noise=seeded(4)).x[2000:] - x[index] for level in (2.0, 12.0))
+    near, far = (
+        add_perturbed(train, "gaussian", level, 10, images=seeded(3), noise=seeded(4)).x[2000:] - x[index]
+        for level in (2.0, 12.0)
+    )
     for moved, level in ((near, 2.0), (far, 12.0)): assert (moved.flatten(1).norm(dim=1) - level).abs().max() < 1e-4
     assert (near * far >= 0).all() and (far.abs() >= near.abs() - 1e-6).all()
     other = add_perturbed(train, "gaussian", 2.0, 10, images=seeded(3), noise=seeded(5)).x[2000:] - x[index]
@@ -79,7 +84,10 @@ def test_both_kinds_hold_their_distances_on_different_images(train, source):
     made = add_both(train, (4.0, 8.0), per_class=20, source=source)
     index = balanced_choice(train, 40, seeded()).view(10, 2, 20)
     assert len(index.unique()) == 400
-    moved = [(made.x[2000 + 200 * k:2200 + 200 * k] - train.float()[index[:, k].flatten()]).flatten(1).norm(dim=1) for k in (0, 1)]
+    moved = [
+        (made.x[2000 + 200 * k:2200 + 200 * k] - train.float()[index[:, k].flatten()]).flatten(1).norm(dim=1)
+        for k in (0, 1)
+    ]
     assert (moved[0] - 4).abs().max() < 1e-4 and (moved[1] - 8).abs().max() < 1e-4
 
 
@@ -100,7 +108,9 @@ def test_every_pair_of_factors_meets_every_pair_of_levels_once(levels, factors):
 
 def test_bad_requests_say_what_would_do(train, labels, source):
     for call, said in [(lambda: add_perturbed(train, "gausian", 1.0, 5), "did you mean 'gaussian'"), (lambda: balanced_choice(train, 500, seeded()), "only 200"),
-                       (lambda: add_perturbed(train, "fgsm", 1.0, 5), "source=MODEL"), (lambda: imbalance(train, 1.2), r"\[0,1\)"),
+                       (lambda: add_perturbed(train, "fgsm", 1.0, 5), "source=MODEL"), (
+                           lambda: imbalance(train, 1.2), r"\[0,1\)"
+                       ),
                        (lambda: mislabel(labels, 0.95), "at most LD 0.90"), (lambda: orthogonal_array(4), "prime"),
                        (lambda: add_perturbed(train, "gaussian", -1.0, 5), ">= 0")]:
         with pytest.raises(ValueError, match=said): call()
@@ -108,7 +118,8 @@ def test_bad_requests_say_what_would_do(train, labels, source):
 
 def test_nothing_touches_the_global_generator_or_the_original(train, source):
     state, x, y = torch.random.get_rng_state(), train.x.clone(), train.y.clone()
-    for mode in ("add", "replace"): add_perturbed(train, "gaussian", 2.0, 5, mode), add_perturbed(train, "fgsm", 2.0, 5, mode, source=source)
+    for mode in ("add", "replace"):
+        add_perturbed(train, "gaussian", 2.0, 5, mode), add_perturbed(train, "fgsm", 2.0, 5, mode, source=source)
     mislabel(imbalance(train, 0.4), 0.1)
     assert torch.equal(state, torch.random.get_rng_state()) and torch.equal(train.x, x) and torch.equal(train.y, y)
     assert all(p.grad is None for p in source.parameters())

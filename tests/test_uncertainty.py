@@ -23,7 +23,9 @@ def net(seed=0, dropout=0.3, classes=10, kind=Dropout):
 
 
 def snapshot(model):
-    return [m.training for m in model.modules()], [v.clone() for v in model.state_dict().values()] + [torch.get_rng_state()]
+    return [m.training for m in model.modules()], [v.clone() for v in model.state_dict().values()] + [
+        torch.get_rng_state()
+    ]
 
 
 def same(model, before):
@@ -58,7 +60,9 @@ def test_all_kinds_of_dropout_sample(kind):
     model = net(kind=kind)
     g = lambda s: torch.Generator().manual_seed(s)
     first = u.mc_dropout(model, TEST.x, 4, g(1))
-    assert torch.equal(first, u.mc_dropout(model, TEST.float(), 4, g(1))) and not torch.equal(first, u.mc_dropout(model, TEST.x, 4, g(2)))
+    assert torch.equal(first, u.mc_dropout(model, TEST.float(), 4, g(1))) and not torch.equal(
+        first, u.mc_dropout(model, TEST.x, 4, g(2))
+    )
     assert first.std(0).max() > 0.01 and not any(getattr(m, "sampling", False) for m in model.modules())
 
 
@@ -94,7 +98,9 @@ def test_laplace_needs_no_labels_for_its_covariance_and_knows_any_last_layer():
     plain = nn.Sequential(nn.Flatten(), nn.Linear(784, 5), nn.Tanh(), nn.Linear(5, 10, bias=False))
     one = u.LastLayerLaplace(plain, 0.7).fit(TEST)
     mixed = type(TEST)(TEST.x, TEST.y.flip(0), TEST.classes, TEST.name)
-    assert one.covariance.shape == (50, 50) and torch.equal(one.covariance, u.LastLayerLaplace(plain, 0.7).fit(mixed).covariance)
+    assert one.covariance.shape == (50, 50) and torch.equal(
+        one.covariance, u.LastLayerLaplace(plain, 0.7).fit(mixed).covariance
+    )
     assert torch.allclose(one.covariance, one.covariance.T)
     pieces = u.LastLayerLaplace(plain, 0.7).fit(TEST, batch=7)
     assert torch.allclose(one.covariance, pieces.covariance, atol=1e-9)
@@ -102,7 +108,10 @@ def test_laplace_needs_no_labels_for_its_covariance_and_knows_any_last_layer():
 
 def test_laplace_doubts_more_with_a_weaker_prior():
     model = net()
-    confidence = [u.LastLayerLaplace(model, p).fit(TEST)(TEST.float()).exp().max(1).values.mean().item() for p in (0.1, 1.0, 10.0, math.inf)]
+    confidence = [
+        u.LastLayerLaplace(model, p).fit(TEST)(TEST.float()).exp().max(1).values.mean().item()
+        for p in (0.1, 1.0, 10.0, math.inf)
+    ]
     assert confidence == sorted(confidence)
 
 
