@@ -19,7 +19,7 @@ UV_ENV := $(if $(INDEX),UV_DEFAULT_INDEX=$(INDEX)) UV_LINK_MODE=$(or $(UV_LINK_M
 UV_VERSION := 0.13.9
 UV := $(shell command -v uv 2>/dev/null || echo .tools/uv/bin/uv)
 
-.PHONY: help setup lab reproduce site view test test-faults lock clean
+.PHONY: help setup lab reproduce site view test test-faults fuzz lock clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -59,6 +59,10 @@ test: setup  ## export in sync, notebooks clean, nbdev_test, pytest, layers, pap
 
 test-faults: setup  ## damaged files, odd inputs, failing disks, kills and cells twice, for MINUTES=27 in all; SEED=1 tries other inputs
 	@$(BIN)/python -m robustnb.benchmarks.survival --minutes $(MINUTES) --seed $(SEED)
+
+fuzz: MINUTES = 10
+fuzz: setup  ## damaged files for one reader, READER=idx, or for each; MINUTES=10 each, SEED=1 tries other inputs
+	@$(BIN)/python -m robustnb.benchmarks.survival --reader "$(or $(READER),all)" --minutes $(MINUTES) --seed $(SEED)
 
 lock: $(filter .tools/%,$(UV))  ## pin the dependencies of pyproject.toml anew, with hashes
 	$(UV_ENV) $(UV) pip compile pyproject.toml --extra lab --extra dev --universal --python-version 3.11 --generate-hashes \

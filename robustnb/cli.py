@@ -40,7 +40,7 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit(f"the command line needs {error.name}: pip install 'robustnb[lab]'") from None
 
-from .lab.experiments import EXECUTORS, CellsFailed, environment, run_experiment, usable_cores
+from .lab.experiments import EXECUTORS, CellsFailed, ClusterGone, environment, run_experiment, usable_cores
 from .lab.registry import ChoiceError, check_choice
 from .lab.records import (PROFILES, RecordError, Store, inspect_records, declare, open_store, promote, repository,
                                   replayed, state, verify)
@@ -1328,7 +1328,7 @@ def check_data(
     if bad: raise typer.Exit(1)
 
 # %% ../nbs/66_cli.ipynb #bbb884f4
-MENDABLE = (NotebookError, RecordError, ChoiceError, ModuleNotFoundError, FileNotFoundError, TimeoutError)
+MENDABLE = (NotebookError, RecordError, ChoiceError, ClusterGone, ModuleNotFoundError, FileNotFoundError, TimeoutError)
 # full, read-only, broken
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 # in modules that import torch: there, where one was raised

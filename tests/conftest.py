@@ -2,6 +2,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,18 +12,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGIN
 
 @pytest.fixture
 def turns(request):
-    """`for n in turns(least)`: n = 0, 1, ...: `least` turns, and in `make test-faults` more, until this test's share of the time is over.
+    """`for n in turns(least)`: n = 0, 1, ...: `least` turns. In `make test-faults` one at least, then more, until this test's share of the
+    time is over (or its own seconds, in `make fuzz`); a test that got fewer than `least` is noted by `turns.short()`.
     A turn for which the test calls `turns.missed()` does not count; of ten times as many, at most."""
-    items, until = request.session.items, float(os.environ.get("ROBUSTNB_UNTIL", 0))  # seconds since 1970
+    items, until, own = request.session.items, *(float(os.environ.get(f"ROBUSTNB_{name}", 0)) for name in ("UNTIL", "EACH"))  # UNTIL: seconds since 1970
 
     def each(least):
         sharing = sum("turns" in item.fixturenames for item in items[items.index(request.node):])
-        mine, n = time.time() + max(0.0, until - time.time()) / sharing, 0
+        mine, n = time.time() + (own or max(0.0, until - time.time()) / sharing), 0
+        sure = min(1, least) if each.timed else least
         each.vain = 0
-        while n < least + min(each.vain, 9 * least) or time.time() < mine:
+        while n < sure + min(each.vain, 9 * sure) or time.time() < mine:
             yield n
             n += 1
+        if n - each.vain < least: each.short()
 
     def missed(): each.vain += 1
-    each.missed = missed
+
+    def short():
+        if "ROBUSTNB_FAULTS" in os.environ:
+            with open(Path(os.environ["ROBUSTNB_FAULTS"]) / "short", "a") as file: file.write(request.node.name + "\n")
+    each.timed, each.missed, each.short = bool(until or own), missed, short
     return each

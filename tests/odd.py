@@ -23,14 +23,16 @@ def tried(examples=TRIED):
     return settings(deadline=None, max_examples=examples, derandomize=True, database=None, suppress_health_check=list(HealthCheck), print_blob=False)
 
 
-ROUND, SEED = 40, int(os.environ.get("ROBUSTNB_SEED", 0))
+ROUND, SURE, SEED = 40, 25, int(os.environ.get("ROBUSTNB_SEED", 0))
 
 
 def drawn(strategy, check, turns, least=TRIED):
-    "Check what is drawn: `least` inputs, the same each time; then, in the long form, others by the round, until the share of the time is over."
+    "Check what is drawn: `least` inputs, the same each time (SURE in the long form); then others by the round, until the share of the time is over."
+    first, turn = min(least, SURE) if turns.timed else least, 0
     for turn in turns(1):
-        if not turn: tried(least)(given(strategy)(check))()
+        if not turn: tried(first)(given(strategy)(check))()
         else: settings(tried(ROUND), derandomize=False)(seed(10**6 * SEED + turn)(given(strategy)(check)))()
+    if first + ROUND * turn < least: turns.short()
 
 
 def count(kind):

@@ -1,10 +1,12 @@
 """Cells under SIGKILL, Ctrl-C and crashes. The cells themselves send the signals, so no test depends on timing."""
 import os
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -238,7 +240,7 @@ class FakeRay:
     def __init__(self, fails=None): self.options, self.cancelled, self.work, self.fails = [], [], {}, fails
     def is_initialized(self): return True
     def nodes(self): return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
-    def wait(self, refs, num_returns): return [refs[-1]], refs[:-1]
+    def wait(self, refs, num_returns, timeout): return [refs[-1]], refs[:-1]
     def cancel(self, ref, force): self.cancelled.append(ref)
 
     def get(self, ref):
@@ -277,6 +279,41 @@ def test_a_cluster_that_is_gone_keeps_what_is_recorded(tmp_path, made, monkeypat
     monkeypatch.setitem(sys.modules, "ray", ray := FakeRay(FakeRay.exceptions.RaySystemError("head")))
     with pytest.raises(RuntimeError, match=r"the cluster is gone \(head\); finished cells are recorded"):
         run(made, [made.Cell(0), made.Cell(1)], executor="ray")
-    assert ray.cancelled == [0]
+    assert ray.cancelled == []
     monkeypatch.setitem(sys.modules, "ray", FakeRay())
     assert list(run(made, [made.Cell(0), made.Cell(1)], executor="ray").twice) == [0, 2]
+
+
+def test_a_lost_head_or_ctrl_c_keeps_what_is_recorded(tmp_path, made, monkeypatch):
+    "Ray would wait for its head for a minute and then end the process from below, so the head's port is tried."
+    def lost(ray):  # after one cell
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        ray.get_runtime_context = lambda: SimpleNamespace(gcs_address=address)
+        return [], []
+    def interrupted(ray): raise KeyboardInterrupt
+    cells = [made.Cell(0), made.Cell(1), made.Cell(2)]
+    monkeypatch.setattr(experiments.time, "sleep", lambda seconds: None)
+    for number, (then, error, message, cancelled) in enumerate([(lost, experiments.ClusterGone, "its head at .* does not answer.; finished cells are recorded", []), (interrupted, KeyboardInterrupt, None, [0])], 1):
+        monkeypatch.setitem(sys.modules, "ray", ray := FakeRay())
+        ray.wait = lambda refs, num_returns, timeout, whole=len(cells) - number + 1: ([refs[-1]], refs[:-1]) if len(refs) == whole else then(ray)
+        with pytest.raises(error, match=message): run(made, cells, executor="ray")
+        assert len(Store(tmp_path / "records").records("demo", "smoke")) == number and ray.cancelled == cancelled
+        assert experiments.head_answers("127.0.0.1:1") is False
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    assert list(run(made, cells, executor="ray").twice) == [0, 2, 4] and len(lines(tmp_path / "started")) == 3  # none ran twice
+
+
+def test_a_head_that_listens_is_there():
+    with socket.create_server(("127.0.0.1", 0)) as server: assert experiments.head_answers(f"127.0.0.1:{server.getsockname()[1]}", 1)
+
+
+def test_an_address_without_a_cluster_is_said(made, monkeypatch):
+    def refused(**options): raise ConnectionError("Could not find any running Ray instance.\nmore")
+    monkeypatch.setitem(sys.modules, "ray", ray := FakeRay())
+    ray.is_initialized, ray.init = lambda: False, refused
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(experiments.ClusterGone, match="no Ray cluster answers at 10.0.0.1:6379 .Could not find any running Ray instance.."): run(made, [made.Cell(0)], executor="ray")
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(ConnectionError): run(made, [made.Cell(0)], executor="ray")  # a fault of this machine is no question of an address

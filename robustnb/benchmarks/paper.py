@@ -17,6 +17,7 @@ PAPER = Paper(
         "benchmark-techniques": "robustnb.benchmarks.techniques:benchmark",
         "weights": "robustnb.benchmarks.weights:weights",
         "survival": "robustnb.benchmarks.survival:survival",
+        "fuzzing": "robustnb.benchmarks.survival:fuzzing",
         "benchmark-exchange": "robustnb.benchmarks.exchange:benchmark",
         "real-size": "robustnb.benchmarks.real_size:real_size",
     },
