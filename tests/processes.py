@@ -6,7 +6,7 @@ with fork"); which tests ran before decides. A server that has only imported wha
 import multiprocessing
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["robustnb.models", "robustnb.training", "accelerate.state", "pytest"])
+CONTEXT.set_forkserver_preload(["robustnb.models", "robustnb.training", "torch._dynamo", "accelerate.state", "pytest"])
 
 
 def started(function, *args):
