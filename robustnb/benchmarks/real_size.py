@@ -272,7 +272,7 @@ def run_real_size(
         empty = cached_phase(folder, "empty", lambda: watched(ask(many, "empty", "--images", 10, "--corruptions", "contrast", "--severities", "1")))
         batch = cell.batch // 10 * 10  # as many of each class
         model_at_work = cached_phase(folder, "batch", lambda: watched(
-            ask(many, "batch", "--images", min(batch, cell.pictures), "--corruptions", "contrast", "--severities", "1", "--workers", "0")))
+            ask(many, "batch", "--images", min(batch, cell.pictures), "--subset", cell.subset, "--workers", "0")))  # long enough to be looked at
         images = cell.pictures * 22
         there = answered(folder / "whole")  # by a run that was stopped: times are those of the rest
         whole = cached_phase(folder, "whole", lambda: watched(ask(many, "whole", "--subset", cell.subset), looks_in=folder / "looks.txt") | dict(asked=images - there))
