@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['app', 'out', 'err', 'Profile', 'Records', 'Workers', 'Stale', 'Executor', 'Address', 'DataDir', 'Subset',
            'Corruptions', 'Severities', 'Benchmark', 'Images', 'Split', 'DrawSeed', 'records_app', 'ON', 'data_app',
-           'MENDABLE', 'DISK', 'HEAVY', 'about', 'on_cluster', 'shown_path', 'quoted_experiments', 'executed_profile',
-           'list_notebooks', 'outcome_line', 'data_of', 'data_needed', 'with_data', 'reproduce_notebooks',
-           'run_cells_of', 'records_default', 'list_records', 'promote_records', 'check_records', 'verify_records',
-           'tell', 'attest_records', 'replay_records', 'show_claims', 'chosen_conditions', 'baseline_of',
-           'published_set', 'published_rows', 'clean_images', 'in_one_line', 'clear_name', 'as_text', 'on_device',
-           'open_published_set', 'open_published_model', 'check_published_model', 'planned_published',
-           'evaluate_published', 'with_weights', 'tell_comparison', 'evaluate_several', 'compare_reports', 'shard_of',
-           'write_card', 'report_or_shard', 'interruptible', 'going_on', 'settle_options', 'settle_published',
-           'unsized', 'open_images_and_model', 'check_constants', 'ready_model', 'planned_evaluation', 'find_target',
-           'run_evaluation', 'evaluate_model', 'open_one', 'evaluate_one', 'list_weights', 'merge_shards',
-           'corrupt_set', 'pages_from_records', 'build_site', 'renewed_site', 'rerun_here', 'image_set', 'fetch_data',
-           'where_data', 'check_published', 'check_data', 'mendable', 'worker_died', 'others', 'error_message', 'main']
+           'MENDABLE', 'DISK', 'HEAVY', 'reachable', 'kept_in', 'about', 'on_cluster', 'shown_path',
+           'quoted_experiments', 'executed_profile', 'list_notebooks', 'outcome_line', 'data_of', 'data_needed',
+           'with_data', 'reproduce_notebooks', 'run_cells_of', 'records_default', 'list_records', 'promote_records',
+           'check_records', 'verify_records', 'tell', 'attest_records', 'replay_records', 'show_claims',
+           'chosen_conditions', 'baseline_of', 'published_set', 'published_rows', 'clean_images', 'in_one_line',
+           'clear_name', 'as_text', 'on_device', 'open_published_set', 'open_published_model', 'check_published_model',
+           'planned_published', 'evaluate_published', 'with_weights', 'tell_comparison', 'evaluate_several',
+           'compare_reports', 'shard_of', 'write_card', 'report_or_shard', 'interruptible', 'going_on',
+           'settle_options', 'settle_published', 'unsized', 'open_images_and_model', 'check_constants', 'ready_model',
+           'planned_evaluation', 'find_target', 'run_evaluation', 'evaluate_model', 'open_one', 'evaluate_one',
+           'list_weights', 'merge_shards', 'corrupt_set', 'pages_from_records', 'build_site', 'renewed_site',
+           'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_published', 'check_data', 'mendable',
+           'worker_died', 'others', 'error_message', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import errno
@@ -57,9 +58,30 @@ app = typer.Typer(
 out = Console(highlight=False, soft_wrap=True, force_jupyter=False, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, highlight=False, soft_wrap=True)  # for what is said besides the answer
 Profile = Annotated[str, typer.Option(help="smoke (seconds, means nothing), quick (real data, minutes), reduced (hours of two cores) or full (the papers' settings)")]
+
+
+def reachable(folder: Path | None) -> Path | None:  # where something shall go
+    "BadParameter where a link on the way leads nowhere."
+    way = (folder, *folder.parents) if folder else ()
+    if link := next((p for p in way if p.is_symlink() and not p.exists()), None):
+        raise typer.BadParameter(f"{link} is a link that leads nowhere ({os.readlink(link)}); name a folder")
+    return folder
+
+
+def kept_in(folder: Path | None) -> Path | None:  # of records
+    "BadParameter where a file or a lost link is in the way: told before a cell has run."
+    way = (folder, *folder.parents) if folder else ()
+    if file := next((p for p in way if p.exists() and not p.is_dir()), None):
+        raise typer.BadParameter(f"{file} is a file; records are kept in a folder")
+    return reachable(folder)
+
+
 Records = Annotated[
     Path | None,
-    typer.Option(help="The run's own records [default: ROBUSTNB_RECORDS, else .robustnb/records]", show_default=False)
+    typer.Option(
+        callback=kept_in, help="The run's own records [default: ROBUSTNB_RECORDS, else .robustnb/records]",
+        show_default=False
+    )
 ]
 Workers = Annotated[
     int | None, typer.Option(help="Cells at once [default: as many as there are cores]", min=1, show_default=False)
@@ -271,6 +293,7 @@ def run_cells_of(
     on_cluster(executor, address)
     if data_dir: os.environ["ROBUSTNB_DATA"] = str(data_dir.resolve())
     store, start = open_store(records and records.resolve(), reuse), time.monotonic()
+    store.path.mkdir(parents=True, exist_ok=True)  # what cannot be kept is not computed
     for name in experiment:
         left = None if minutes is None else minutes - (time.monotonic() - start) / 60
         if left is not None and left <= 0:
@@ -423,7 +446,9 @@ def attest_records(
 def replay_records(
     experiment: Annotated[str, typer.Argument(help="Whose records are run again")],
     cells: Annotated[int, typer.Option(help="How many, the cheapest first", min=1)] = 3,
-    into: Annotated[Path, typer.Option("--out", help="Where the new records go")] = Path(".robustnb/replayed"),
+    into: Annotated[
+        Path, typer.Option("--out", callback=reachable, help="Where the new records go")
+    ] = Path(".robustnb/replayed"),
 ) -> None:
     "Run real cells under today's code and hold them against the committed records."
     from robustnb.lab.canaries import replay
@@ -478,9 +503,11 @@ def chosen_conditions(corruptions: str, severities: str, subset: str) -> tuple[t
     names = {"15x5": CORRUPTIONS, "7x3": SEVEN, "19x5": CORRUPTIONS + EXTRA}[subset]
     levels = (1, 3, 5) if subset == "7x3" else (1, 2, 3, 4, 5)
     if corruptions: names = tuple(word.strip() for word in corruptions.split(","))
-    try:
-        if severities: levels = tuple(int(word) for word in severities.split(","))
-        conditions(names, levels)
+    if severities:
+        if not all(word.strip().lstrip("-").isdecimal() for word in severities.split(",")):
+            raise ChoiceError(f"severities are whole numbers with commas between, such as 1,3,5; got {severities!r}")
+        levels = tuple(int(word) for word in severities.split(","))
+    try: conditions(names, levels)
     except ValueError as error: raise ChoiceError(str(error)) from None
     return names, levels
 
@@ -739,7 +766,8 @@ def compare_reports(
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Where the page goes [default: a folder of its own in robustness/]", show_default=False
+            "--out", callback=reachable, show_default=False,
+            help="Where the page goes [default: a folder of its own in robustness/]"
         )
     ] = None,
 ) -> None:
@@ -960,7 +988,9 @@ def evaluate_model(
         )
     ] = None,
     split: Split = "test",
-    size: Annotated[int | None, typer.Option(help="Side in pixels, for pictures", min=8, show_default=False)] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side in pixels, for pictures", min=8, max=8192, show_default=False)
+    ] = None,
     images: Images = None,
     class_index: Annotated[
         Path | None,
@@ -1002,7 +1032,8 @@ def evaluate_model(
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Where the report goes [default: a folder of its own in robustness/]", show_default=False
+            "--out", callback=reachable, show_default=False,
+            help="Where the report goes [default: a folder of its own in robustness/]"
         )
     ] = None,
 ) -> None:
@@ -1066,7 +1097,7 @@ def merge_shards(
     folders: Annotated[
         list[Path], typer.Argument(help="What the shards were told as --out", exists=True, file_okay=False)
     ],
-    folder: Annotated[Path, typer.Option("--out", help="Where the report goes")],
+    folder: Annotated[Path, typer.Option("--out", callback=reachable, help="Where the report goes")],
 ) -> None:
     "Put the shards of an evaluation together and write its report."
     from robustnb import scorecard
@@ -1086,7 +1117,10 @@ def merge_shards(
 @app.command("corrupt")
 def corrupt_set(
     data: Annotated[str, typer.Argument(help="mnist, cifar10 ..., a folder with a subfolder of pictures for each class, or tar files such as 'shards/*.tar'")],
-    folder: Annotated[Path, typer.Option("--out", help="A new folder, or one in which this command was interrupted")],
+    folder: Annotated[
+        Path,
+        typer.Option("--out", callback=reachable, help="A new folder, or one in which this command was interrupted")
+    ],
     corruptions: Corruptions = "",
     severities: Severities = "",
     subset: Subset = "15x5",
@@ -1098,7 +1132,7 @@ def corrupt_set(
     size: Annotated[
         int | None,
         typer.Option(
-            help="Side in pixels, for pictures [default: each its own; of data sets: as published]", min=8,
+            help="Side in pixels, for pictures [default: each its own; of data sets: as published]", min=8, max=8192,
             show_default=False
         )
     ] = None,
@@ -1143,7 +1177,7 @@ def build_site(
         bool, typer.Option("--serve", help="Serve the built site on 127.0.0.1 (built first if there is none)")
     ] = False,
     port: Annotated[int, typer.Option(help="Port for --serve; 0: any free one", min=0, max=65535)] = 8000,
-    folder: Annotated[Path, typer.Option("--out", help="Where the site goes")] = Path("_docs"),
+    folder: Annotated[Path, typer.Option("--out", callback=reachable, help="Where the site goes")] = Path("_docs"),
 ) -> None:
     "Make every result page from the records that are there, and build the site; no cell is run."
     from robustnb.lab import site

@@ -211,3 +211,36 @@ def test_the_clean_accuracy_is_the_first_line_of_an_evaluation(tmp_path, monkeyp
     answer, beside = capsys.readouterr()
     assert answer.splitlines()[0].split()[:3] == ["accuracy,", "clean", "1.000"]
     assert "dark" in beside and "dark" not in answer  # the order of the classes is said, elsewhere
+
+
+@pytest.mark.parametrize("words", [["corrupt", "mnist", "--out"], ["evaluate", "lenet5", "mnist", "--out"], ["site", "--out"], ["records", "list", "--records"]])
+def test_links_that_lead_nowhere_are_named(words, robustnb, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop"), (tmp_path / "gone").symlink_to("nowhere")
+    for name in ("loop", "gone", "gone/below"):
+        status, _, error = robustnb(*words, tmp_path / name)
+        assert status == 2 and "alinkthatleadsnowhere" in "".join(c for c in error if c.isalnum()) and not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("words, said", [
+    (["evaluate", "lenet5", "mnist", "--severities", "1;2"], "severities are whole numbers with commas between, such as 1,3,5; got '1;2'"),
+    (["corrupt", "mnist", "--out", "x", "--severities", "\u2460"], "severities are whole numbers"),
+    (["corrupt", "pictures", "--out", "x", "--size", "9999999"], "less than or equal to 8192"),
+    (["run", "study", "--minutes", "nan"], "greater than or equal to 0"),
+])
+def test_odd_numbers_are_told(words, said, robustnb, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, error = robustnb(*words)
+    assert status == 2 and said in " ".join(error.replace("│", " ").split()) and not list(tmp_path.iterdir())
+
+
+def test_minutes_without_end():
+    from robustnb.lab.experiments import time_limit
+    with time_limit(float("inf")): done = True  # longer than a timer holds
+    assert done
+
+
+def test_records_that_cannot_be_kept_are_not_computed(robustnb, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place, said in ((tmp_path / "file", "isafile"), (tmp_path / "file/below", "isafile"), ("/proc/none/records", "procnone")):
+        status, _, error = robustnb("run", "study", "--profile", "smoke", "--records", place)
+        assert status == 2 and said in "".join(c for c in error if c.isalnum())

@@ -73,7 +73,7 @@ def test_a_batch_of_cells_that_is_stopped_at_a_random_moment(sent, tmp_path, mad
         for name in sent.split():
             run.send_signal(getattr(signal, name))
             time.sleep(0.05)
-        run.wait(60)
+        run.wait(300)
         assert gone(lines(tmp_path / "pids")) == []
         if run.returncode: count(f"a batch of cells, by {sent}")
         else: turns.missed()

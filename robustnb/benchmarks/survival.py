@@ -249,6 +249,11 @@ MENDED = (  # where, what went wrong, what happens now
     ('training', 'an empty set raised ZeroDivisionError; a label without an output of the head raised IndexError, and on a graphics card ended the process', 'ValueError that names set, label and outputs, before the first step'),
     ('training', "mixup and CutMix raised PyTorch's error where the network had more outputs than the set has classes, and distillation where the teacher had others than the student", 'outputs to spare get no share of the target; a teacher of another width is refused'),
     ('LeNet-5', 'an empty batch raised an error of PyTorch', 'it gives no logits, as every network'),
+    ('run', 'a file or a folder that cannot be made as `--records` was noticed cell by cell, after all had been computed', 'told before a cell runs'),
+    ('run', '`--minutes inf` or 1e300 raised OverflowError', 'as long as it takes'),
+    ('command line', 'a link that leads nowhere raised RuntimeError, or was said to exist already', 'named, with where it leads'),
+    ('evaluate, corrupt', "severities such as 1;2 were told in Python's words, and --size 9999999 took gigabytes", 'a sentence with an example; sides up to 8192 pixels'),
+    ('Ray', 'a lost head ended the process from below after a minute; an address without a cluster, and needs that no node has, ended in a traceback', 'a sentence that says what is recorded, and how to go on'),
     ('ONNX', "a file that loads and cannot be run raised onnxruntime's errors", 'ModelError that names the file and the shape'),
 )
 

@@ -579,7 +579,7 @@ def time_limit(
         return
     def ring(number, frame): raise TimeUp
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(60 * minutes, 1e-3))
+    signal.setitimer(signal.ITIMER_REAL, min(max(60 * minutes, 1e-3), 1e8))  # a timer holds some years
     try:
         with contextlib.suppress(TimeUp): yield
     finally:
