@@ -159,7 +159,7 @@ def readers(
 def run_fuzz_cell(
     cell: FuzzCell,
     context,  # of the experiment
-) -> dict:  # fuzzed, seconds; skipped: what the reader needs is not installed
+) -> dict:  # fuzzed; skipped: what the reader needs is not installed
     "Give one reader damaged bytes. RuntimeError where it fails, FileNotFoundError without a checkout."
     root = repository()
     known = readers(root)
@@ -169,10 +169,9 @@ def run_fuzz_cell(
         words = [sys.executable, "-m", "pytest", "-q", known[cell.reader], "-p", "no:cacheprovider",
                  f"--junitxml={folder}/{cell.seed}.xml"]
         told = environment(SurvivalCell(seed=cell.seed), Path(folder), 0.0) | {"ROBUSTNB_EACH": str(60 * cell.minutes)}
-        start = time.time()
         run_part(words, root, told, None)
         found = tallied(Path(folder))
-    return dict(fuzzed=found["fuzzed"], seconds=round(time.time() - start, 1), skipped=found["skipped"])
+    return dict(fuzzed=found["fuzzed"], skipped=found["skipped"])
 
 
 @dataclass(frozen=True)
