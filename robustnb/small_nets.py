@@ -80,7 +80,7 @@ def from_blocks(
     if b == 1: return x
     n, c, h, w = x.shape
     x = x.permute(0, 2, 3, 1).reshape(n, h, w, b, b, c // b**2).transpose(2, 3)
-    return x.reshape(n, h * b, w * b, c // b**2).permute(0, 3, 1, 2)
+    return x.reshape(n, h * b, w * b, -1).permute(0, 3, 1, 2)
 
 # %% ../nbs/21_small_nets.ipynb #0a08ad03
 class TanhMean(nn.Conv2d):
