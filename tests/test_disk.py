@@ -304,7 +304,7 @@ def as_nobody(do, *arguments):
         try:
             os.setgroups([]), os.setgid(65534), os.setuid(65534)
             try: said = f"done: {do(*arguments)}"
-            except Exception as error: said = f"{'told' if cli.mendable(error) else 'traceback'}: {cli.told(error)}"
+            except Exception as error: said = f"{'told' if cli.mendable(error) else 'traceback'}: {cli.error_message(error)}"
             os.write(write, said.encode())
         finally: os._exit(0)
     os.close(write)
@@ -353,6 +353,6 @@ class Deadly(torch.utils.data.Dataset):
 def test_a_worker_of_an_evaluation_that_dies(tmp_path):
     asked = lambda workers: measure(lambda x: x.flatten(1)[:, :10].float(), as_source(Deadly()), ["brightness"], [1], "cifar10-c", tmp_path / "answers", workers=workers, batch=8, show=False)
     with pytest.raises(RuntimeError, match="DataLoader worker") as error: asked(1)
-    assert cli.mendable(error.value) and "ended from outside" in cli.told(error.value)
+    assert cli.mendable(error.value) and "ended from outside" in cli.error_message(error.value)
     whole = measure(lambda x: x.flatten(1)[:, :10].float(), SET, ["brightness"], [1], "cifar10-c", workers=0, batch=8, show=False)
     assert torch.equal(asked(0).correct, whole.correct)  # and the next run goes on
