@@ -67,7 +67,10 @@ CHECKS = {
     "layers": lambda: run("lint-imports", "--no-cache"),
     "notebooks run (nbdev_test)": lambda: notebooks_run("--n_workers", str(CORES), "--do_print", OMP_NUM_THREADS="1"),
     # one process more than cores: tests of kills, locks and clients wait for most of their time
-    "pytest": lambda: run(sys.executable, "-m", "pytest", "-n", str(CORES + 1), "--dist", "loadfile", "--durations=8", OMP_NUM_THREADS="1"),
+    "pytest": lambda: run(
+        sys.executable, "-m", "pytest", "-n", str(CORES + 1), "--dist", "loadfile", "--no-loadscope-reorder",
+        "--durations=8", OMP_NUM_THREADS="1",
+    ),
 }
 
 

@@ -9,6 +9,17 @@ import pytest
 # A shell's background job ignores SIGINT and its children inherit that: a test that interrupts a run would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# A file is one process's; the longest come first, so that no process is left with one of them at the end.
+LONGEST = (
+    "smoke", "site", "every_objective", "reproduce", "streaming", "parity_stochastic", "kills", "data", "rerun", "canaries",
+    "house", "disk", "registries", "provenance", "hostile", "properties", "compare", "experiments", "bare", "cli",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))  # the order within a file stays
+
 
 @pytest.fixture
 def turns(request):
