@@ -317,3 +317,17 @@ def test_an_address_without_a_cluster_is_said(made, monkeypatch):
     with pytest.raises(experiments.ClusterGone, match="no Ray cluster answers at 10.0.0.1:6379 .Could not find any running Ray instance.."): run(made, [made.Cell(0)], executor="ray")
     monkeypatch.delenv("RAY_ADDRESS")
     with pytest.raises(ConnectionError): run(made, [made.Cell(0)], executor="ray")  # a fault of this machine is no question of an address
+
+
+def test_a_second_ctrl_c_while_workers_are_stopped_leaves_none():
+    "An idle worker that is left waits for work, and the exit of its parent waits for it."
+    done = []
+    def impatient(seconds=None):
+        if seconds: raise KeyboardInterrupt
+        done.append("joined")
+    def worker(job):
+        said = lambda word: lambda: done.append(word)
+        process = SimpleNamespace(terminate=said("asked"), kill=said("killed"), join=impatient, is_alive=lambda: True)
+        return experiments.Worker(process, SimpleNamespace(close=said("closed")), job)
+    with pytest.raises(KeyboardInterrupt): experiments.stop_workers([worker(None), worker("a job")])
+    assert done == ["asked", *["closed", "killed"] * 2, "joined", "joined"]

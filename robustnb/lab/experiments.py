@@ -298,22 +298,25 @@ def poll(worker: Worker) -> tuple[str, str] | None:  # kind and text; None: noth
 
 
 def stop_workers(running: list[Worker]) -> None:
-    "Stop worker processes: asked first, then made to."
-    for worker in running:
-        if worker.job is not None: worker.process.terminate()
-    for worker in running:
-        worker.process.join(3)
-        if worker.process.is_alive(): worker.process.kill()
-        worker.process.join()
-        worker.connection.close()
+    "Stop worker processes: asked first, then made to; after a second Ctrl-C at once, or the exit would wait for them."
+    try:
+        for worker in running:
+            if worker.job is not None: worker.process.terminate()
+        for worker in running: worker.process.join(3)
+    finally:
+        for worker in running:
+            worker.connection.close()
+            worker.process.kill()
+        for worker in running: worker.process.join()
 
 # %% ../../nbs/lab/10_experiments.ipynb #523f1c33
 def in_pool(jobs: list[Job], plan: Plan, workers: int) -> Iterator[tuple[Job, str]]:  # job and error, "" if it is done
     "Run jobs in worker processes; they come back in the order in which they end."
     queue, payload = deque(jobs), pickle.dumps(plan)
-    started = [start_worker(payload) for _ in range(min(workers, len(jobs)))]
-    running = list(started)
+    started = []
     try:
+        for _ in range(min(workers, len(jobs))): started.append(start_worker(payload))
+        running = list(started)
         while running:
             wait([x for w in running for x in (w.connection, w.process.sentinel)])
             for worker in list(running):
