@@ -1,13 +1,18 @@
 "What every test may rely on."
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 # A shell's background job ignores SIGINT and its children inherit that: a test that interrupts a run would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# tqdm's lock is a semaphore that copies of this process share: one that is killed while it holds it would stop all others for ever.
+os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 # A file is one process's; the longest come first, so that no process is left with one of them at the end.
 LONGEST = (

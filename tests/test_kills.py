@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
+from tqdm.std import TqdmDefaultWriteLock
 
 from robustnb.lab import records
 from robustnb.lab.records import Store
@@ -41,6 +43,17 @@ def forked(do, *arguments):
 
 
 def ended(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_copy_that_is_killed_while_it_draws_a_bar_stops_no_other():
+    "tqdm's own lock would stay taken: then each later bar of this process and its copies waits for ever."
+    tqdm(disable=True)  # its lock is there
+    def draw():
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert ended(forked(draw)) == -signal.SIGKILL
+    assert TqdmDefaultWriteLock.mp_lock.acquire(timeout=5)
+    TqdmDefaultWriteLock.mp_lock.release()
 
 
 def count(what):
