@@ -83,10 +83,10 @@ def pieces_changed(old, new):
 
 
 def test_equal_code_gives_equal_bits_and_the_trace_names_what_ran(bakery):
-    differs, added, ran, digests = compare_packages(
+    differs, added, ran, digests, rounded = compare_packages(
         bakery("old"), bakery("new", ('"Bread."', '"Other words."')), [FLAT]
     )
-    assert not differs and not added and len(digests) == 2
+    assert not differs and not added and not rounded and len(digests) == 2
     assert {(m, n) for m, n, _ in ran} >= {("toy", "bake"), ("toy", "mix")} and ("toy", "rise") not in {
         (m, n) for m, n, _ in ran
     }
@@ -143,7 +143,7 @@ def test_a_failing_canary_says_where_and_why(bakery):
         run_under(bakery("old"), [Canary("toy", "robustnb.toy:bake", {"salt": 1})])
 
 
-def question_about(bakery, monkeypatch, edit, cells):
+def question_about(bakery, monkeypatch, edit, cells, raised=True):
     old, new = bakery("old"), bakery("new", edit)
     packages = [Package(sources_in(folder / "robustnb")) for folder in (old, new)]
     addresses = [closure(p, "robustnb.toy:bake").address for p in packages]
@@ -151,7 +151,8 @@ def question_about(bakery, monkeypatch, edit, cells):
                             tries=lambda *_: [cells], robustnb=SimpleNamespace(__file__=str(new / "robustnb/__init__.py"))).items():
                                 monkeypatch.setattr(canaries, name, value)
     record = Record(
-        "toy", {"x": 1.0}, {"size": 1.1}, "quick", commit="c" * 40, function="robustnb.toy:bake", address=addresses[0]
+        "toy", {"x": 1.0, "raised": raised}, {"size": 1.1}, "quick", commit="c" * 40, function="robustnb.toy:bake",
+        address=addresses[0]
     )
     return canaries.question("toy", record.function, [record], Path.cwd()), addresses
 
@@ -173,6 +174,22 @@ def test_no_note_where_a_number_differs_or_a_definition_was_not_met(bakery, monk
     monkeypatch.setattr(canaries, "question", lambda *_: unmet._replace(unseen=[]))
     canaries.attest("toy", tmp_path)
     assert records.notes("attested", tmp_path)[0]["experiment"] == "toy"
+
+
+def test_a_definition_that_no_record_can_have_called_is_named_and_left_aside(bakery, monkeypatch):
+    verdict, (then, today) = question_about(bakery, monkeypatch, ("x * 3", "3 * x"), [FLAT], raised=False)
+    assert verdict.equal and verdict.note["uncalled"] == ["toy.rise"]
+    assert records.attested([verdict.note]) == "1 canaries, 1 changed definition that no cell calls"
+
+
+@pytest.mark.parametrize("more, kept, equal", [("1e-8", False, True), ("1e-3", False, False), ("1e-8", True, False)])
+def test_a_summary_may_be_rounded_otherwise_but_no_weight(bakery, monkeypatch, more, kept, equal):
+    edit = ("x + 0.1", f"x + 0.1 + {more}"), ("torch.full((2,), cell.x)", f"torch.full((2,), cell.x + {more})")
+    pair = bakery("then"), bakery("now", *edit[:1 + kept])
+    for folder in pair: (folder / "torch.py").write_text(textwrap.dedent(TORCH))
+    differs, *_, rounded = compare_packages(*pair, [FLAT._replace(cell={"x": 2.0, "kept": True})], canaries.ROUNDING)
+    assert (not differs) == equal and bool(rounded) == (more == "1e-8")
+    if kept: assert len(differs) == 1 and "model.pt.w" in differs[0]
 
 
 def test_uncommitted_code_is_not_attested(monkeypatch, tmp_path):

@@ -9,9 +9,9 @@ __all__ = ['PROFILES', 'FORMAT', 'NOTES', 'FRAME_COLUMNS', 'NAME', 'LINE_BYTES',
            'append_line', 'sync_folder', 'write_file', 'Line', 'read_lines', 'repository', 'git_state', 'read_sources',
            'imports_in', 'modules_used', 'code_hash', 'notebook_hash', 'provenance', 'encode', 'decode', 'newest',
            'note_use', 'Store', 'artefact_bytes', 'flat', 'describe_machine', 'frame', 'open_store', 'best_profile',
-           'at_least', 'notes', 'read_notes', 'chain', 'addresses_today', 'State', 'state', 'replayed', 'is_timing',
-           'why_stale', 'stale', 'warm', 'address_then', 'migrate', 'verify', 'refusals', 'folder_bytes', 'promote',
-           'Finding', 'check_file', 'inspect_records', 'declare']
+           'at_least', 'notes', 'read_notes', 'chain', 'addresses_today', 'State', 'state', 'attested', 'replayed',
+           'is_timing', 'why_stale', 'stale', 'warm', 'address_then', 'migrate', 'verify', 'refusals', 'folder_bytes',
+           'promote', 'Finding', 'check_file', 'inspect_records', 'declare']
 
 # %% ../../nbs/lab/01_records.ipynb #800dba4c
 import dataclasses
@@ -662,9 +662,19 @@ def state(record: Record) -> State:
         if way == []: return State("current")
         if way is None: continue
         reasons = [n["because"] for n in way if n["because"]]
-        return State(word, f"{min(n['canaries'] for n in way)} canaries" if word == "attested" else "; ".join(reasons))
+        return State(word, attested(way) if word == "attested" else "; ".join(reasons))
     again = [n for n in notes("replayed") if n["experiment"] == record.experiment and n["address"] in today]
     return replayed(again[-1]) if again else State("stale", why_stale(record))
+
+
+def attested(way: list[dict]) -> str:  # way: notes that join a record to today's code, at least one
+    "How well canaries vouch: how many ran, what was rounded otherwise, what none of them called."
+    detail = f"{min(n['canaries'] for n in way)} canaries"
+    if largest := max(n.get("rounded", {}).get("largest", 0.0) for n in way):
+        detail += f", summaries rounded otherwise by at most {largest:.1g} of their size"
+    if uncalled := {name for n in way for name in n.get("uncalled", ())}:
+        detail += f", {len(uncalled)} changed definition{'s' * (len(uncalled) > 1)} that no cell calls"
+    return detail
 
 
 def replayed(
