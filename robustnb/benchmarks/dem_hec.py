@@ -6,7 +6,7 @@
 __all__ = ['PASS_COUNTS', 'TIMED_SEGMENTS', 'MEASURES', 'benchmark', 'DemHECTiming', 'dem_hec_timing_cells', 'repeated_images',
            'memory_format_of', 'unused', 'same_draws', 'plain_optimizer', 'Stopwatch', 'plain_ascent', 'plain_loss',
            'PlainDemHEC', 'ClockedDemHEC', 'one_thread', 'time_step', 'plain_training', 'time_pretraining',
-           'time_dem_hec', 'DemHECBenchmark']
+           'time_dem_hec']
 
 # %% ../../nbs/benchmarks/04_dem_hec.ipynb #223baf7d
 import copy
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..lab.registry import Experiment
 from ..basics import nearest
 from ..images import ImageSet, sample
 from ..dem_hec import RECIPE, DemHEC, early_stages
@@ -329,13 +330,4 @@ def time_dem_hec(
     return MEASURES[cell.part](cell)
 
 
-@dataclass(frozen=True)
-class DemHECBenchmark:
-    "The timings as an experiment."
-    experiment: str = "benchmark-dem-hec"
-    function: Callable = time_dem_hec
-
-    def cells(self, profile: str) -> list[DemHECTiming]: return dem_hec_timing_cells(profile)
-
-
-benchmark = DemHECBenchmark()
+benchmark = Experiment("benchmark-dem-hec", time_dem_hec, dem_hec_timing_cells)

@@ -6,7 +6,7 @@
 __all__ = ['SAME', 'PROTOCOLS', 'real_size', 'WALLS', 'real_wall', 'write_pictures', 'end_with_parent', 'family_of',
            'tree_memory', 'watched', 'result_hash', 'part_seconds', 'family_seconds', 'pipeline_seconds',
            'RealSizeCell', 'draw_weights', 'kept_answers', 'killed_run', 'cached_phase', 'answered', 'counted_overhead',
-           'shared_and_killed', 'run_real_size', 'RealSize', 'WallCell', 'wall_of', 'run_real_wall', 'RealWall', 'main']
+           'shared_and_killed', 'run_real_size', 'WallCell', 'wall_of', 'run_real_wall', 'main']
 
 # %% ../../nbs/benchmarks/07_real_size.ipynb #d580351e
 import ctypes
@@ -32,11 +32,12 @@ import psutil
 import torch
 from PIL import Image
 
-from ..basics import atomic_write, nearest, usable_cores
+from ..basics import atomic_write, usable_cores
 from ..corruptions import CORRUPTIONS
 from ..images import sample
 from ..lab.experiments import run_cells
 from ..lab.records import open_store
+from ..lab.registry import Experiment, by_profile
 from ..opening import open_model
 from ..robustness import SEVEN
 from ..sources import BLOCK, Source, as_source
@@ -286,17 +287,8 @@ def run_real_size(
         model, rows = open_model(f"timm:{cell.network}", source.head(), folder / "weights.safetensors"), [("clean", 0), *((name, s) for name in SEVEN for s in (1, 3, 5))]
         return found | counted_overhead(model, source, rows, settings, min(cell.pictures, 2 * BLOCK), cell.rounds)
 
-@dataclass(frozen=True)
-class RealSize:
-    "An evaluation at real size, as an experiment."
-    experiment: str = "real-size"
-    function: Callable = run_real_size
 
-    def cells(self, profile: str) -> list[RealSizeCell]:
-        if profile not in PROTOCOLS: raise ValueError(nearest(profile, PROTOCOLS, "profile"))
-        return PROTOCOLS[profile]
-
-real_size = RealSize()
+real_size = Experiment("real-size", run_real_size, by_profile(PROTOCOLS))
 
 # %% ../../nbs/benchmarks/07_real_size.ipynb #24ffefdc
 @dataclass(frozen=True)
@@ -344,17 +336,8 @@ def run_real_wall(
         finally: torch.set_num_threads(threads)
     return dict(model_wall=asked, corrupt_wall=corrupt, pipeline_wall=pipeline, slowest=pipeline / max(asked, corrupt), cores=cores)
 
-@dataclass(frozen=True)
-class RealWall:
-    "Wall times, as an experiment."
-    experiment: str = "real-size-wall"
-    function: Callable = run_real_wall
 
-    def cells(self, profile: str) -> list[WallCell]:
-        if profile not in WALLS: raise ValueError(nearest(profile, WALLS, "profile"))
-        return WALLS[profile]
-
-real_wall = RealWall()
+real_wall = Experiment("real-size-wall", run_real_wall, by_profile(WALLS))
 
 # %% ../../nbs/benchmarks/07_real_size.ipynb #d8692b6f
 def main() -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'PARTS', 'KINDS', 'survival', 'fuzzing', 'MENDED', 'SurvivalCell', 'tallied', 'environment', 'run_part',
-           'run_survival_cell', 'Survival', 'FuzzCell', 'readers', 'run_fuzz_cell', 'Fuzzing', 'fuzz', 'main']
+           'run_survival_cell', 'FuzzCell', 'readers', 'run_fuzz_cell', 'Fuzzing', 'fuzz', 'main']
 
 # %% ../../nbs/benchmarks/06_survival.ipynb #f836dba1
 import argparse
@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 from ..basics import nearest, progress
 from ..lab.experiments import run_cells
 from ..lab.records import open_store, repository
+from ..lab.registry import Experiment, by_profile
 
 # %% ../../nbs/benchmarks/06_survival.ipynb #c43e527e
 @dataclass(frozen=True)
@@ -115,18 +116,7 @@ def run_survival_cell(
         return tallied(Path(folder)) | dict(parts=parts)
 
 # %% ../../nbs/benchmarks/06_survival.ipynb #0d9ce63a
-@dataclass(frozen=True)
-class Survival:
-    "What it survives, as an experiment."
-    experiment: str = "survival"
-    function: Callable = run_survival_cell
-
-    def cells(self, profile: str) -> list[SurvivalCell]:
-        if profile not in PROTOCOLS: raise ValueError(nearest(profile, PROTOCOLS, "profile"))
-        return PROTOCOLS[profile]
-
-
-survival = Survival()
+survival = Experiment("survival", run_survival_cell, by_profile(PROTOCOLS))
 
 # %% ../../nbs/benchmarks/06_survival.ipynb #b942632a
 @dataclass(frozen=True)

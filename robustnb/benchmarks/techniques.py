@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEP_PASSES', 'ATTACK_STEPS', 'OBJECTIVES', 'benchmark', 'StepTiming', 'made_ready', 'pass_calls', 'time_objective',
-           'step_timing_cells', 'StepBenchmark']
+           'step_timing_cells']
 
 # %% ../../nbs/benchmarks/07_techniques.ipynb #6aac35f8
 from collections.abc import Callable
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..lab.registry import Experiment
 from ..adversarial import AdversarialTraining, Distillation, EnsembleAdversarial, FreeAdversarialTraining, Trades
 from ..basics import nearest
 from ..domain import DANN, Mapping, Shuffled, discriminator
@@ -138,13 +139,4 @@ def step_timing_cells(
     return [StepTiming(name, **small) for name in OBJECTIVES]
 
 
-@dataclass(frozen=True)
-class StepBenchmark:
-    "The timings as an experiment."
-    experiment: str = "benchmark-techniques"
-    function: Callable = time_objective
-
-    def cells(self, profile: str) -> list[StepTiming]: return step_timing_cells(profile)
-
-
-benchmark = StepBenchmark()
+benchmark = Experiment("benchmark-techniques", time_objective, step_timing_cells)

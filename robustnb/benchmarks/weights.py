@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['LENETS', 'RESNET', 'PROTOCOLS', 'weights', 'WeightsCell', 'weights_cells', 'images_for', 'build_model', 'trained_for',
-           'run_weights_cell', 'Weights', 'card_of', 'release', 'canaries']
+           'run_weights_cell', 'card_of', 'release', 'canaries']
 
 # %% ../../nbs/benchmarks/05_weights.ipynb #c11e8880
 import hashlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ..data import subset
 from ..images import ImageSet
 from ..lab.experiments import default_cache
 from ..lab.records import Record, Store
+from ..lab.registry import Experiment
 from ..layers import Classifier, seeded
 from ..models import MODELS, load_weights
 from ..papers.dem_hec.pretraining import PretrainCell, pretrained
@@ -101,16 +101,7 @@ def run_weights_cell(
                 corrupted=corrupted, summary=rows.to_dict("records"))
 
 
-@dataclass(frozen=True)
-class Weights:
-    "The weights that ship, as an experiment."
-    experiment: str = "weights"
-    function: Callable = run_weights_cell
-
-    def cells(self, profile: str) -> list[WeightsCell]: return weights_cells(profile)
-
-
-weights = Weights()
+weights = Experiment("weights", run_weights_cell, weights_cells)
 
 # %% ../../nbs/benchmarks/05_weights.ipynb #d1c77040
 def card_of(record: Record) -> dict:

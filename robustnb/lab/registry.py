@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PAPERS', 'BENCHMARKS', 'Paper', 'find_papers', 'papers', 'paper_folder', 'paper_named', 'main_readings', 'imported',
-           'experiments', 'find_experiment', 'new_paper', 'ChoiceError', 'check_choice']
+           'ChoiceError', 'check_choice', 'Experiment', 'by_profile', 'experiments', 'find_experiment', 'new_paper']
 
 # %% ../../nbs/lab/05_registry.ipynb #c4f0b077
 import importlib.util
 import pkgutil
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -84,6 +85,37 @@ def imported(
     module, _, name = spec.partition(":")
     return getattr(importlib.import_module(module), name)
 
+# %% ../../nbs/lab/05_registry.ipynb #8e2aa530
+class ChoiceError(ValueError):
+    "A name that is not among the known ones; the message has the nearest."
+
+
+def check_choice(given: str, options: tuple[str, ...], what: str) -> None:
+    "Refuse a name that is not among the options."
+    if given in options: return
+    from robustnb.basics import nearest
+
+    raise ChoiceError(nearest(given, options, what))
+
+# %% ../../nbs/lab/05_registry.ipynb #b564d2dc
+@dataclass(frozen=True)
+class Experiment:
+    "What `robustnb run NAME` runs."
+    experiment: str  # name of the record file
+    function: Callable  # cell, context -> metrics
+    cells: Callable[[str], list]  # profile -> cells
+    cost: Callable[[Any], float] | None = None  # cell -> expected work, in any unit: a bar counts with it
+
+
+def by_profile(
+    protocols: dict[str, list],  # profile -> cells
+) -> Callable[[str], list]:
+    "Cells that stand in a table; ChoiceError for another profile."
+    def cells(profile: str) -> list:
+        check_choice(profile, tuple(protocols), "profile")
+        return protocols[profile]
+    return cells
+
 # %% ../../nbs/lab/05_registry.ipynb #16a20c43
 @cache
 def experiments() -> dict[str, str]:  # name -> "module:object"
@@ -132,15 +164,3 @@ def new_paper(
         target.write_text(text, encoding="utf-8")
         made.append(target)
     return made
-
-# %% ../../nbs/lab/05_registry.ipynb #8e2aa530
-class ChoiceError(ValueError):
-    "A name that is not among the known ones; the message has the nearest."
-
-
-def check_choice(given: str, options: tuple[str, ...], what: str) -> None:
-    "Refuse a name that is not among the options."
-    if given in options: return
-    from robustnb.basics import nearest
-
-    raise ChoiceError(nearest(given, options, what))

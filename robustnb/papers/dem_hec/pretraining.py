@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NETS', 'PROTOCOLS', 'PLANS', 'COSTS', 'experiment', 'thin_resnet', 'PretrainCell', 'pretrain_cells', 'build_model',
-           'recipe_of', 'pretrained', 'run_pretrain_cell', 'cost', 'Pretraining', 'canaries']
+           'recipe_of', 'pretrained', 'run_pretrain_cell', 'cost', 'canaries']
 
 # %% ../../../nbs/papers/dem_hec/01_pretraining.ipynb #d086335c
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from ...cifar_resnet import ResNet, resnet20, resnet56
 from ...basics import nearest
 from ...data import subset
 from ...lab.experiments import trained_once
+from ...lab.registry import Experiment
 from ...layers import STATISTICS, Classifier, seeded
 from ...repvgg import repvgg_a0, repvgg_a2
 from ...training import Recipe, accuracy, crop_flip, fit
@@ -127,17 +128,7 @@ def cost(cell: PretrainCell) -> float:
     return COSTS[cell.net] * cell.epochs * cell.train_images
 
 
-@dataclass(frozen=True)
-class Pretraining:
-    "The clean networks as an experiment."
-    experiment: str = "pretraining"
-    function: Callable = run_pretrain_cell
-    cost: Callable = staticmethod(cost)
-
-    def cells(self, profile: str) -> list[PretrainCell]: return pretrain_cells(profile)
-
-
-experiment = Pretraining()
+experiment = Experiment("pretraining", run_pretrain_cell, pretrain_cells, cost)
 
 # %% ../../../nbs/papers/dem_hec/01_pretraining.ipynb #ca57c001
 def canaries() -> list[PretrainCell]:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIMILARITIES', 'SHOWN', 'attention', 'invariants', 'AttentionCell', 'attention_cells', 'network_of', 'example_maps',
-           'run_attention_cell', 'Attention', 'InvariantCell', 'identity_errors', 'Watched', 'sync_notes', 'planted',
-           'acts_alone', 'run_invariant_cell', 'Invariants']
+           'run_attention_cell', 'InvariantCell', 'identity_errors', 'Watched', 'sync_notes', 'planted', 'acts_alone',
+           'run_invariant_cell', 'Invariants']
 
 # %% ../../../nbs/papers/eriep/15_checks.ipynb #4e90c1f2
 import warnings
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ...lab.registry import Experiment
 from ...images import ImageSet, sample
 from ...epm import FixedPolicy, Policy, discretise
 from ...eriep import ERIEP, final_loss, reference_of, synchronise
@@ -107,16 +108,7 @@ def run_attention_cell(
     return shares | dict(other=other, empty=float((table.empty_clean & table.empty_perturbed).mean()), n_test=len(test))
 
 
-@dataclass(frozen=True)
-class Attention:
-    "Figure 4 as an experiment."
-    experiment: str = "eriep-attention"
-    function: Callable = run_attention_cell
-
-    def cells(self, profile: str) -> list[AttentionCell]: return attention_cells(profile)
-
-
-attention = Attention()
+attention = Experiment("eriep-attention", run_attention_cell, attention_cells)
 
 # %% ../../../nbs/papers/eriep/15_checks.ipynb #047738e7
 @dataclass(frozen=True)

@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'PAIRS', 'PROTOCOLS', 'SEEDS', 'experiment', 'DomainCell', 'coloured', 'domains', 'recipe_of',
-           'build_model', 'source_only_net', 'adapted', 'run_domain_cell', 'domain_cells', 'DomainExperiment',
-           'canaries']
+           'build_model', 'source_only_net', 'adapted', 'run_domain_cell', 'domain_cells', 'canaries']
 
 # %% ../../../nbs/papers/techniques/12_domains.ipynb #489fafde
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -20,6 +18,7 @@ from ...basics import nearest
 from ...domain import DANN, adda, features, mnist_m, proxy_a_distance, tent, uci_digits
 from ...images import ImageSet, sample
 from ...lab.experiments import trained_once
+from ...lab.registry import Experiment
 from .columns import answered, disjoint_sets, enlarged, bench_images, probabilities, small_net
 from ...training import Recipe, fit
 
@@ -150,15 +149,7 @@ def domain_cells(profile: str) -> list[DomainCell]:
     ]
 
 
-@dataclass(frozen=True)
-class DomainExperiment:
-    "How `robustnb run techniques-domains` runs it."
-    experiment: str = "techniques-domains"
-    function: Callable = run_domain_cell
-    cells: Callable = domain_cells
-
-
-experiment = DomainExperiment()
+experiment = Experiment("techniques-domains", run_domain_cell, domain_cells)
 
 # %% ../../../nbs/papers/techniques/12_domains.ipynb #adc3fe8d
 def canaries() -> list[DomainCell]:

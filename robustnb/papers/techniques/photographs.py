@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PHOTO_NETS', 'CHOSEN_BY', 'PLANS', 'ASKING', 'ROWS', 'PROTOCOLS', 'SEEDS', 'experiment', 'PhotoCell', 'photo_net',
-           'build_model', 'photos', 'sets_of', 'corrupted_photos', 'plain_plan', 'trained', 'standard', 'ensemble',
-           'ensemble_adversarial', 'temperature', 'laplace', 'made_of', 'answered_photos', 'attacked_photos',
-           'run_photo_cell', 'photo_cells', 'PhotoExperiment', 'canaries']
+           'build_model', 'photos', 'sets_of', 'corrupted_photos', 'plain_plan', 'trained', 'standard',
+           'ensemble_adversarial', 'made_of', 'answered_photos', 'attacked_photos', 'run_photo_cell', 'photo_cells',
+           'canaries']
 
 # %% ../../../nbs/papers/techniques/14_photographs.ipynb #46f7c97f
 from collections.abc import Callable
@@ -26,12 +26,12 @@ from ...images import ImageSet, sample
 from ...layers import Classifier, Normalize, seeded
 from ...mixing import CutMix, Mixup
 from .columns import probabilities, summed
-from .protocol import Made
+from .protocol import Made, averaged, tempered, with_posterior
 from ...robustness import conditions, corrupted
 from ...training import CrossEntropy, Objective, Recipe, fit
 from ...lab.experiments import trained_once
+from ...lab.registry import Experiment
 from ...transfer import DecayedWeights
-from ...uncertainty import Ensemble, LastLayerLaplace, temperature_scale
 
 # %% ../../../nbs/papers/techniques/14_photographs.ipynb #8b43c159
 PHOTO_NETS = ("small", "resnet20")
@@ -151,13 +151,6 @@ def standard(cell: PhotoCell, context, shift: int = 0) -> Made:
     return trained(replace(cell, technique="standard", seed=cell.seed + shift), context)
 
 
-def ensemble(cell, context):
-    "The mean probability of three nets."
-    members = [standard(cell, context, shift) for shift in (0, 100, 200)]
-    whole = Ensemble([made.net for made in members])
-    return Made(whole, whole, sum(made.passes for made in members), {"forward": 3})
-
-
 def ensemble_adversarial(cell, context):
     "FGSM images from two static nets and the net itself."
     others = [standard(cell, context, shift) for shift in (100, 200)]
@@ -165,22 +158,11 @@ def ensemble_adversarial(cell, context):
     return replace(made, passes=made.passes + sum(other.passes for other in others))
 
 
-def temperature(cell, context):
-    "One number, fitted on held-out images."
-    made = standard(cell, context)
-    scaled = temperature_scale(made.net, sets_of(cell)[1])
-    return Made(scaled, None, made.passes, {"temperature": scaled.temperature.item()})
-
-
-def laplace(cell, context):
-    "A normal posterior over the last layer; its prior by marginal likelihood."
-    made = standard(cell, context)
-    posterior = LastLayerLaplace(made.net).fit(sets_of(cell)[0].take(slice(0, 2000)))
-    return Made(posterior, None, made.passes, {"prior_precision": posterior.prior_precision})
-
-
 ASKING: dict[str, Callable[[PhotoCell, object], Made]] = {
-    "ensemble": ensemble, "ensemble_adversarial": ensemble_adversarial, "temperature": temperature, "laplace": laplace,
+    "ensemble": lambda cell, context: averaged([standard(cell, context, shift) for shift in (0, 100, 200)]),
+    "ensemble_adversarial": ensemble_adversarial,
+    "temperature": lambda cell, context: tempered(standard(cell, context), sets_of(cell)[1]),
+    "laplace": lambda cell, context: with_posterior(standard(cell, context), sets_of(cell)[0]),
 }
 
 
@@ -259,15 +241,7 @@ def photo_cells(profile: str) -> list[PhotoCell]:  # whole seeds, one after the 
     return [PhotoCell(name, seed, **PROTOCOLS[profile]) for seed in SEEDS[profile] for name in rows]
 
 
-@dataclass(frozen=True)
-class PhotoExperiment:
-    "How `robustnb run techniques-cifar10` runs it."
-    experiment: str = "techniques-cifar10"
-    function: Callable = run_photo_cell
-    cells: Callable = photo_cells
-
-
-experiment = PhotoExperiment()
+experiment = Experiment("techniques-cifar10", run_photo_cell, photo_cells)
 
 # %% ../../../nbs/papers/techniques/14_photographs.ipynb #41e03794
 def canaries() -> list[PhotoCell]:

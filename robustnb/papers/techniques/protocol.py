@@ -8,9 +8,9 @@ __all__ = ['TEMPERATURE', 'CHOSEN_BY', 'TECHNIQUES', 'BENCH', 'SHORT', 'NETS', '
            'dropout', 'weight_decay', 'batch_norm', 'label_smoothing', 'early_stopping', 'augmented', 'rotations',
            'translations', 'noise', 'mixup', 'cutmix', 'fgsm_row', 'fgsm_rs', 'pgd_row', 'pgd_mixed', 'pgd_smoothed',
            'pgd_short', 'trades', 'free', 'fine_tuned', 'foreign', 'ensemble_adversarial', 'distilled', 'Sampled',
-           'mc_dropout_row', 'ensemble', 'temperature', 'laplace', 'variational_row', 'skip_net', 'net_plain',
-           'net_skip', 'net_attention', 'made_of', 'run_bench_cell', 'MaskingCell', 'Rounded', 'slopes',
-           'run_masking_cell', 'small', 'bench_cells', 'masking_cells', 'Experiment', 'canaries']
+           'mc_dropout_row', 'averaged', 'tempered', 'with_posterior', 'ensemble', 'temperature', 'laplace',
+           'variational_row', 'skip_net', 'net_plain', 'net_skip', 'net_attention', 'made_of', 'run_bench_cell',
+           'MaskingCell', 'Rounded', 'slopes', 'run_masking_cell', 'small', 'bench_cells', 'masking_cells', 'canaries']
 
 # %% ../../../nbs/papers/techniques/10_protocol.ipynb #a161de8e
 import time
@@ -29,6 +29,7 @@ from ...basics import nearest
 from ...images import ImageSet
 from ...cifar_resnet import resnet20
 from ...lab.experiments import trained_once
+from ...lab.registry import Experiment
 from ...layers import mode, seeded
 from ...mixing import CutMix, Mixup
 from .columns import answered, attacked, correlation, disjoint_sets, bench_images, small_net
@@ -225,25 +226,30 @@ def mc_dropout_row(cell, context):
     return Made(Sampled(made.net, mc_dropout, 20, cell.seed), None, made.passes, {"forward": 20})
 
 
-def ensemble(cell, context):
-    "The mean probability of three nets."
-    members = [standard(like(cell, "standard", shift), context) for shift in (0, 100, 200)]
+def averaged(members: list[Made]) -> Made:
+    "The mean probability of several nets."
     whole = Ensemble([made.net for made in members])
-    return Made(whole, whole, sum(made.passes for made in members), {"forward": 3})
+    return Made(whole, whole, sum(made.passes for made in members), {"forward": len(members)})
 
 
-def temperature(cell, context):
+def tempered(made: Made, held: ImageSet) -> Made:
     "One number, fitted on held-out images."
-    made = standard(like(cell, "standard"), context)
-    scaled = temperature_scale(made.net, sets_of(cell)[1])
+    scaled = temperature_scale(made.net, held)
     return Made(scaled, None, made.passes, {"temperature": scaled.temperature.item()})
 
 
-def laplace(cell, context):
-    "A normal posterior over the last layer; its prior by marginal likelihood."
-    made = standard(like(cell, "standard"), context)
-    posterior = LastLayerLaplace(made.net).fit(sets_of(cell)[0].take(slice(0, 2000)))
+def with_posterior(made: Made, seen: ImageSet) -> Made:
+    "A normal posterior over the last layer, from 2,000 training images; its prior by marginal likelihood."
+    posterior = LastLayerLaplace(made.net).fit(seen.take(slice(0, 2000)))
     return Made(posterior, None, made.passes, {"prior_precision": posterior.prior_precision})
+
+
+def ensemble(cell, context):
+    return averaged([standard(like(cell, "standard", shift), context) for shift in (0, 100, 200)])
+def temperature(cell, context):
+    return tempered(standard(like(cell, "standard"), context), sets_of(cell)[1])
+def laplace(cell, context):
+    return with_posterior(standard(like(cell, "standard"), context), sets_of(cell)[0])
 
 
 def variational_row(cell, context):
@@ -449,15 +455,8 @@ def masking_cells(profile: str) -> list[MaskingCell]:
     return found
 
 
-@dataclass(frozen=True)
-class Experiment:
-    "How `robustnb run techniques` runs it."
-    experiment: str = "techniques"  # name of the record file
-    function: Callable = run_bench_cell
-    cells: Callable = bench_cells  # profile -> cells
-
-
-bench, masking = Experiment(), Experiment("techniques-masking", run_masking_cell, masking_cells)
+bench = Experiment("techniques", run_bench_cell, bench_cells)
+masking = Experiment("techniques-masking", run_masking_cell, masking_cells)
 
 # %% ../../../nbs/papers/techniques/10_protocol.ipynb #9c64f95e
 def canaries() -> list[BenchCell | MaskingCell]:

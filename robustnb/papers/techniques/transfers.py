@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'TARGET_SIZES', 'PROTOCOLS', 'experiment', 'TransferCell', 'of_classes', 'transfer_sets', 'source_net',
-           'train_on_target', 'run_transfer_cell', 'transfer_cells', 'TransferExperiment', 'canaries']
+           'train_on_target', 'run_transfer_cell', 'transfer_cells', 'canaries']
 
 # %% ../../../nbs/papers/techniques/13_transfers.ipynb #2568e807
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +16,7 @@ from ...basics import nearest
 from ...data import load
 from ...images import ImageSet
 from ...lab.experiments import trained_once
+from ...lab.registry import Experiment
 from .columns import bench_images, probabilities, small_net
 from ...training import History, Recipe, fit
 from ...transfer import TRAINS, transferred
@@ -135,15 +135,7 @@ def transfer_cells(profile: str) -> list[TransferCell]:
     ]
 
 
-@dataclass(frozen=True)
-class TransferExperiment:
-    "How `robustnb run techniques-transfers` runs it."
-    experiment: str = "techniques-transfers"
-    function: Callable = run_transfer_cell
-    cells: Callable = transfer_cells
-
-
-experiment = TransferExperiment()
+experiment = Experiment("techniques-transfers", run_transfer_cell, transfer_cells)
 
 # %% ../../../nbs/papers/techniques/13_transfers.ipynb #6a37d85b
 def canaries() -> list[TransferCell]:
