@@ -22,6 +22,8 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
+    lost = [name for name in LONGEST if not Path(__file__).with_name(f"test_{name}.py").is_file()]
+    if lost: raise pytest.UsageError(f"LONGEST in tests/conftest.py names files that are not there: {', '.join(lost)}")
     places = {f"test_{name}": i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))  # the order within a file stays
 

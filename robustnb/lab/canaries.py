@@ -6,9 +6,9 @@
 __all__ = ['ROUNDING', 'rebuild', 'cell_class', 'leaves', 'Comparison', 'number', 'compare_results', 'in_lab', 'cell_function',
            'interrupted', 'calls_in', 'weights_in', 'answer_request', 'program', 'Canary', 'CanaryError', 'run_under',
            'unpack', 'CodePiece', 'code_pieces', 'repeated', 'changed', 'unseen', 'offered', 'canaries_of', 'decisions',
-           'untried', 'Verdict', 'stale_groups', 'scope', 'compare_packages', 'today_of', 'pairs_of', 'question',
-           'tries', 'append_note', 'refusal', 'attest', 'sampling_error', 'within_error', 'result_of', 'flips',
-           'replay', 'added_notes', 'package_of_note', 'faults', 'unnamed', 'unsound_canaries']
+           'untried', 'reads_data', 'Verdict', 'stale_groups', 'scope', 'compare_packages', 'today_of', 'pairs_of',
+           'question', 'tries', 'append_note', 'refusal', 'attest', 'sampling_error', 'within_error', 'result_of',
+           'flips', 'replay', 'added_notes', 'package_of_note', 'faults', 'unnamed', 'unsound_canaries']
 
 # %% ../../nbs/lab/02_canaries.ipynb #5d8a7582
 import ast
@@ -360,7 +360,8 @@ def decisions(
     cell: Any,  # plain settings
     name: str = "",
 ) -> set[tuple[str, Any]]:  # dotted name, value
-    "What settings decide: words, yes or no, what is absent; of a number, whether it is zero."
+    "What settings decide: words, yes or no, what is absent; of a number, whether it is zero. Data and seed decide nothing."
+    if name.rpartition(".")[2] in ("data", "seed"): return set()
     if isinstance(cell, dict): return {d for k, v in cell.items() for d in decisions(v, f"{name}.{k}".lstrip("."))}
     if isinstance(cell, (list, tuple)): return {d for v in cell for d in decisions(v, name)}
     return {(name, "a number" if number(cell) and cell else cell)}
@@ -370,6 +371,12 @@ def untried(cells: Iterable[dict], canaries: Iterable[dict]) -> list[str]:  # bo
     "Decisions of cells that no canary has taken."
     tried = {d for c in canaries for d in decisions(c)}
     return sorted(f"{k} = {v!r}" for k, v in {d for c in cells for d in decisions(c)} - tried)
+
+
+def reads_data(package: Package, piece: CodePiece) -> bool:
+    "Is it among what `load` reaches? Canaries take the pictures that ship, so they cannot speak for it."
+    where = Where(piece.module, piece.name.partition(".")[0])
+    return where in closure(package, "robustnb.data:load").definitions
 
 # %% ../../nbs/lab/02_canaries.ipynb #e0f23581
 class Verdict(NamedTuple):
@@ -477,8 +484,9 @@ def question(
             if differs or not left: break
     lost = [f"asset {k}" for k in assets_now if assets_now[k] != assets.get(k)]
     label, uncalled = lambda p: f"{p.module}.{p.name}", []
-    if left and not untried((r.cell for r in records), (c.cell for c in cells if c.function == function)):
-        uncalled, left = sorted(map(label, left)), []
+    if not untried((r.cell for r in records), (c.cell for c in cells if c.function == function)):
+        uncalled = sorted(label(p) for p in left if not reads_data(new, p))
+        left = [p for p in left if reads_data(new, p)]
     note = dict(
         experiment=experiment, same=pairs_of(here, records, root), canaries=len(cells), because="", how="canaries",
         function=function, cells=[c._asdict() for c in cells], changed=[label(p) for p in wanted],

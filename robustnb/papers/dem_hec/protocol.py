@@ -445,7 +445,7 @@ further, seeds = Further(function=run_setting), AblationSeeds(function=run_setti
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #ca59c001
 def canaries() -> list[DemHecCell]:
     "Tiny cells that use each method and corruption of the records."
-    base = PretrainCell(data="sample", train_images=20, epochs=1, batch=10)
+    base = PretrainCell(data="sample", train_images=20, epochs=1, batch=10, warmup=0.5)
     tiny = DemHecCell(base, train_images=20, epochs=1, batch=10, warmup=0.5, images=10, severities=(3,), entropies=4)
     return [canonical(replace(tiny, method=method)) for method in METHODS] + [
         replace(tiny, precision="bf16", corruptions=("fog",))

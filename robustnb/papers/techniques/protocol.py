@@ -465,6 +465,7 @@ def canaries() -> list[BenchCell | MaskingCell]:
     attacked = BenchCell(**base, n_attacked=8, n_worst=4)
     tiny = replace(attacked, n_attacked=0, n_worst=0)
     rows = [replace(tiny, technique=name) for name in TECHNIQUES]
-    rows += [replace(tiny, technique="rotations", amount=45.0, kind=kind) for kind in ("nearest", "bicubic")]
-    checks = [MaskingCell(attacked, rounded, n=20, steps=2, queries=5) for rounded in (False, True)]
+    rows += [replace(tiny, technique="rotations", amount=45.0, kind=kind) for kind in ("nearest", "bilinear", "bicubic")]
+    checked = [(attacked, True), *((replace(attacked, technique=name), False) for name in ("standard", "fgsm", "pgd", "distilled"))]
+    checks = [MaskingCell(cell, rounded, n=20, steps=2, queries=5) for cell, rounded in checked]
     return [attacked, *rows, replace(tiny, imbalance=0.8), *checks]
