@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .papers.dem_hec.protocol import DemHecCell, canonical as plain_dem_hec, run_dem_hec_cell
+from .papers.dem_hec.protocol import ShippedCell, canonical as plain_dem_hec, run_shipped_cell
 from .papers.eriep.protocol import EriepCell, canonical as plain_eriep, run_eriep_cell
 from .lab.experiments import ONE_THREAD, Job, Plan, die_with_parent, environment, outcome
 from .papers.dem_hec.pretraining import PretrainCell, run_pretrain_cell
@@ -36,7 +36,9 @@ COMMITTED_SEEDS = (0, 1, 2)  # of the committed records; the first is rerun
 STUDY = StudyCell(data="mnist/5000", per_class=160, epochs=4, min_epochs=4, batch=64, eval_levels=(4.0, 8.0))
 ERIEP_CELL = EriepCell("thin4", train_images=2_000, epochs=3, batch=64, search_images=400, search_epochs=1, images=500, sigmas=(0.2,))
 CLEAN = PretrainCell("resnet20", train_images=5_000, epochs=3, batch=64, warmup=0.5)
-DEM_HEC = DemHecCell(CLEAN, train_images=2_000, epochs=1, batch=64, lr=0.01, warmup=0.2, images=500, corruptions=SEVEN, severities=(1, 3, 5), entropies=0)
+DEM_HEC = ShippedCell(
+    train_images=2_000, epochs=1, batch=64, lr=0.01, warmup=0.2, images=500, corruptions=SEVEN, severities=(1, 3, 5), entropies=0
+)
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,16 @@ class Checked:
     def key(self) -> str: return record_key(self.experiment, self.cell)
 
 
-def planned(seed: int = 0) -> list[Checked]:  # those that others start from come first
+def planned(seed: int = 0) -> list[Checked]:
     "The cells of one seed."
     study = {"clean images": dict(per_class=0), "noisy copies": dict(factor="gaussian", level=8.0), "FGSM copies": dict(factor="fgsm", level=8.0),
              "unequal classes": dict(factor="imbalance", level=0.5, per_class=0), "wrong labels": dict(factor="label", level=0.3, per_class=0),
              "noisy and FGSM copies": dict(factor="dual", level=(8.0, 8.0), per_class=80)}
-    found = [Checked("Dem-HEC", "the network before", "pretraining", replace(CLEAN, seed=seed), run_pretrain_cell, "cifar10")]
+    found = [Checked("Dem-HEC", "a clean network", "pretraining", replace(CLEAN, seed=seed), run_pretrain_cell, "cifar10")]
     found += [Checked("study", title, "study", replace(STUDY, seed=seed, **change), run_study_cell, "mnist") for title, change in study.items()]
     found += [Checked("ERIEP", reading.replace("_", " "), "eriep", plain_eriep(replace(ERIEP_CELL, reading=reading, seed=seed)), run_eriep_cell, "cifar10")
               for reading in ("through_n", "literal", "augment", "standard")]
-    return found + [Checked("Dem-HEC", f"fine-tuned: {method.replace('_', ' ')}", "dem-hec", plain_dem_hec(replace(DEM_HEC, method=method, seed=seed)), run_dem_hec_cell, "cifar10")
+    return found + [Checked("Dem-HEC", f"fine-tuned: {method.replace('_', ' ')}", "dem-hec", plain_dem_hec(replace(DEM_HEC, method=method, seed=seed)), run_shipped_cell, "cifar10")
                     for method in ("dem_hec", "standard")]
 
 # %% ../nbs/63_rerun.ipynb #5e5e0009
@@ -117,8 +119,8 @@ def numbers(record: Record) -> dict[str, float]:  # name -> accuracy in [0,1]
 
 
 def kind(experiment: str, name: str) -> str:
-    "Numbers whose spreads are taken together: those of a test set of the study and of ERIEP; all of Dem-HEC."
-    return "Dem-HEC" if experiment in ("dem-hec", "pretraining") else f"{experiment} {name}"
+    "Numbers whose spreads are taken together: those of a test set of the study and of ERIEP; all of fine-tuned networks."
+    return experiment if experiment in ("dem-hec", "pretraining") else f"{experiment} {name}"
 
 
 @dataclass(frozen=True)

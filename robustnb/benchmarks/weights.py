@@ -21,7 +21,7 @@ from ..lab.records import Record, Store
 from ..lab.registry import Experiment
 from ..layers import Classifier, seeded
 from ..models import MODELS, load_weights
-from ..papers.dem_hec.pretraining import PretrainCell, pretrained
+from ..papers.dem_hec.pretraining import SHIPPED, PretrainCell, pretrained
 from ..robustness import ask, summarise
 from ..training import Recipe, accuracy, fit
 from ..weights import FOLDER, half_precision_bytes, ship
@@ -43,7 +43,7 @@ class WeightsCell:
 LENETS = ("lenet5", "lenet5_relu_max")
 RESNET = WeightsCell(
     "resnet20", "cifar10", epochs=20, lr=0.1,
-    base=PretrainCell("resnet20", epochs=20, batch=128, warmup=0.5, precision="fp32")
+    base=SHIPPED
 )
 PROTOCOLS = {
     "smoke": [WeightsCell(data="sample", epochs=2, batch=20, images=20)],

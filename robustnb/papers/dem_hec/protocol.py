@@ -7,8 +7,8 @@ __all__ = ['DEFAULTS', 'HEC', 'STANDARD', 'METHODS', 'WATCHED', 'TUNING', 'PROTO
            'FITTED', 'PASSES', 'experiment', 'cifar100', 'ablation', 'LOWER_RATE', 'slower', 'FURTHER', 'further',
            'seeds', 'DemHecCell', 'objective_of', 'recipe_of', 'canonical', 'weighted_stages', 'ablations',
            'setting_of', 'dem_hec_cells', 'finetuned_model', 'condition_images', 'questioned', 'entropy_inputs',
-           'entropies', 'record_scores', 'run_dem_hec_cell', 'run_setting', 'passes', 'cost', 'DemHecRuns', 'Slower',
-           'further_cells', 'setting_name', 'Further', 'AblationSeeds', 'canaries']
+           'entropies', 'record_scores', 'run_dem_hec_cell', 'ShippedCell', 'run_shipped_cell', 'run_setting', 'passes',
+           'cost', 'DemHecRuns', 'Slower', 'further_cells', 'setting_name', 'Further', 'AblationSeeds', 'canaries']
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #1ffb31d1
 from collections.abc import Callable
@@ -30,9 +30,12 @@ from ...dem_hec import RECIPE, DemHEC
 from ...entropy import find_layers, layer_entropy, universal, watching
 from ...lab.experiments import trained_once
 from ...layers import Classifier
-from .pretraining import COSTS, NETS, PLANS, PretrainCell, pretrain_cells, pretrained
+from ...models import load_weights
+from .pretraining import (COSTS, NETS, PLANS, SHIPPED, PretrainCell, build_model, pretrain_cells,
+                                                 pretrained)
 from ...robustness import SEVEN, Answers, answer, conditions, corrupted, summarise, tabulate
 from ...training import CrossEntropy, Diverged, Objective, Recipe, derive_seed, fit, predict, to_unit
+from ...weights import weights_file
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #519c10b4
 @dataclass(frozen=True)
@@ -198,9 +201,10 @@ def dem_hec_cells(
 def finetuned_model(
     cell: DemHecCell,
     context,  # of the experiment: where models are kept
+    start: tuple[Classifier, list[dict]] | None = None,  # network and epochs it begins with; None: pretrained as `base` says
 ) -> tuple[nn.Module, dict]:  # the network in evaluation mode; pretraining, history: rows of the epochs
     "The network of a cell, from the cache or fine-tuned now."
-    model, before = pretrained(cell.base, context.of("pretraining", "robustnb.papers.dem_hec.pretraining"))
+    model, before = start or pretrained(cell.base, context.of("pretraining", "robustnb.papers.dem_hec.pretraining"))
     if METHODS[cell.method] is None: return model, dict(pretraining=before, history=[])
 
     def make(folder):
@@ -312,10 +316,11 @@ def record_scores(answers: Answers, published: str | None = None) -> dict:  # pu
 def run_dem_hec_cell(
     cell: DemHecCell,
     context,  # of the experiment
+    start: tuple[Classifier, list[dict]] | None = None,  # of `finetuned_model`
 ) -> dict:  # `record_scores`; parameters; pretraining, history; the facts of `entropies`
     "Fine-tune a network and put it through the corruptions."
     if cell.method not in METHODS: raise ValueError(nearest(cell.method, METHODS, "method"))
-    model, story = finetuned_model(cell, context)
+    model, story = finetuned_model(cell, context, start)
     answers = questioned(model, cell)
     context.artefact("answers.npz", pack_answers(answers))
     facts = {}
@@ -326,6 +331,22 @@ def run_dem_hec_cell(
     return record_scores(answers, published) | dict(
         parameters=sum(p.numel() for p in model.parameters()), **story, **facts
     )
+
+# %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #634f52ac
+@dataclass(frozen=True)
+class ShippedCell(DemHecCell):
+    "A fine-tuning of a network that comes with the package; `base` says how that was trained."
+    base: PretrainCell = SHIPPED
+    weights: str = "cifar10"  # name of its weights
+
+
+def run_shipped_cell(
+    cell: ShippedCell,
+    context,  # of the experiment
+) -> dict:  # of `run_dem_hec_cell`
+    "Fine-tune a network that comes with the package. ValueError where none of that name does."
+    model = load_weights(build_model(cell.base), weights_file(cell.base.net, cell.weights))
+    return run_dem_hec_cell(cell, context, (model.to(context.device).eval(), []))
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #7dbfe2a2
 def run_setting(
