@@ -68,8 +68,10 @@ def timing_images(
 
 # %% ../../nbs/benchmarks/01_corruptions.ipynb #e9145964
 SECOND = {
-    "gaussian_noise": "GaussianNoise", "shot_noise": "ShotNoise", "impulse_noise": "ImpulseNoise", "defocus_blur": "DefocusBlur",
-    "glass_blur": "GlassBlur", "motion_blur": "MotionBlur", "zoom_blur": "ZoomBlur", "snow": "Snow", "frost": "Frost", "fog": "Fog",
+    "gaussian_noise": "GaussianNoise", "shot_noise": "ShotNoise", "impulse_noise": "ImpulseNoise",
+    "defocus_blur": "DefocusBlur",
+    "glass_blur": "GlassBlur", "motion_blur": "MotionBlur", "zoom_blur": "ZoomBlur", "snow": "Snow",
+    "frost": "Frost", "fog": "Fog",
     "brightness": "Brightness", "contrast": "Contrast", "elastic_transform": "Elastic", "pixelate": "Pixelate",
     "jpeg_compression": "JPEGCompression", "speckle_noise": "SpeckleNoise", "gaussian_blur": "GaussianBlur",
     "saturate": "Saturation",
@@ -140,7 +142,10 @@ def profile_corruption(
     times = {e.key.removeprefix("aten::"): e.self_cpu_time_total for e in profiler.key_averages()}
     total, rest = sum(times.values()), times.pop("the call", 0)
     first = sorted(times, key=times.get, reverse=True)[:8]
-    return {name: times[name] / total for name in first} | {"outside torch": rest / total, "others": 1 - (rest + sum(times[n] for n in first)) / total}
+    return (
+        {name: times[name] / total for name in first}
+        | {"outside torch": rest / total, "others": 1 - (rest + sum(times[n] for n in first)) / total}
+    )
 
 # %% ../../nbs/benchmarks/01_corruptions.ipynb #4100554d
 REASONS = {
@@ -167,7 +172,10 @@ REASONS = {
 
 # %% ../../nbs/benchmarks/01_corruptions.ipynb #830e3211
 GAINS = {
-    "saturate": "the largest channel stays, the smallest is looked up by two bytes, the middle one is computed without branches",
+    "saturate": (
+        "the largest channel stays, the smallest is looked up by two bytes, "
+        "the middle one is computed without branches"
+    ),
     "brightness": "a result depends on two bytes of the pixel: a table of 65,536, computed in float64",
     "shot_noise": "photon counts are tabulated as the bytes that they become; no floats",
     "glass_blur": "bytes between the steps; whole levels need no rounding before and after the float64 blur",
@@ -182,7 +190,11 @@ def first_ratios() -> dict[str, float]:  # key of a cell -> times the peer's spe
     "What the ratios were at first."
     root = repository()
     file = root / "results" / "benchmark-corruptions.jsonl" if root else None
-    lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()] if file and file.is_file() else []
+    lines = (
+        [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+        if file and file.is_file()
+        else []
+    )
     found = {}
     for line in sorted(lines, key=lambda line: line["time"]):
         if "ratio" in line["metrics"]: found.setdefault(line["key"], line["metrics"]["ratio"])

@@ -265,7 +265,8 @@ def bill(
     rows = []
     for experiment in (name for name in experiments() if name in PASSES):
         groups: dict[tuple, list] = {}
-        for cell in cells_of(experiment, profile): groups.setdefault(network_and_data(experiment, cell), []).append(cell)
+        for cell in cells_of(experiment, profile):
+            groups.setdefault(network_and_data(experiment, cell), []).append(cell)
         for (net, data), cells in groups.items():
             work = [work_of(experiment, c) for c in cells]
             rate, words = rate_for(

@@ -115,18 +115,21 @@ CHILD = ("import json, sys; from robustnb.benchmarks.exchange import ExchangeCel
 def time_exchange(
     cell: ExchangeCell,
     context: object,  # of run_cells; not needed
-) -> dict:  # CPU seconds a step and process; messages, bytes, early: share handed over before the last gradient is there
+) -> dict:  # CPU seconds a step and process; messages, bytes; early: share handed over before the last gradient
     "Two processes, and what both found. RuntimeError where one ends otherwise."
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-W", "ignore", "-c", CHILD]
-        both = [subprocess.Popen([*words, str(rank), folder, json.dumps(asdict(cell))], stderr=subprocess.PIPE, text=True)
-                for rank in range(2)]
+        both = [
+            subprocess.Popen([*words, str(rank), folder, json.dumps(asdict(cell))], stderr=subprocess.PIPE, text=True)
+            for rank in range(2)
+        ]
         try: said = [process.communicate(timeout=60 + 60 * cell.steps)[1] for process in both]
         finally:
             for process in both:
                 if process.poll() is None: process.kill()
         for process, words in zip(both, said):
-            if process.returncode: raise RuntimeError(f"one of two processes ended with {process.returncode}: {words[-500:]}")
+            if process.returncode:
+                raise RuntimeError(f"one of two processes ended with {process.returncode}: {words[-500:]}")
         one, two = (json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(2))
     return summed_up(one, two)
 
@@ -135,7 +138,10 @@ def summed_up(one: dict, two: dict) -> dict:
     "The median step of the mean process, by way; counts of the first process."
     found = {}
     for way in WAYS:
-        seconds, sent = median((a + b) / 2 for a, b in zip(one["seconds"][way], two["seconds"][way])), one["counted"][way]
+        seconds, sent = (
+            median((a + b) / 2 for a, b in zip(one["seconds"][way], two["seconds"][way])),
+            one["counted"][way],
+        )
         found[way] = dict(seconds=seconds, messages=sent["messages"], bytes=4 * sent["numbers"],
                           early=sent["early"] / max(1, sent["numbers"]))
     found["ddp"] = dict(seconds=found["ddp"]["seconds"])  # its messages are sent below Python

@@ -435,7 +435,10 @@ def time_stage_two(
             rows.append({"step": step_seconds(cell, trained, policy), **(first or bare())})
     finally: torch.set_num_threads(threads)
     times = {name: [row[name] for row in rows] for name in rows[0]}
-    return median_seconds(times) | speedup(times["step"], np.sum([times[part] for part in ("policy", "n", "r")], axis=0), "ratio")
+    return (
+        median_seconds(times)
+        | speedup(times["step"], np.sum([times[part] for part in ("policy", "n", "r")], axis=0), "ratio")
+    )
 
 # %% ../../nbs/benchmarks/03_policy.ipynb #010225ab
 TIMED_PARTS = {

@@ -41,7 +41,8 @@ from ..lab.registry import Experiment, by_profile
 from ..opening import open_model
 from ..robustness import SEVEN
 from ..sources import BLOCK, Source, as_source
-from ..streaming import Journal, Settings, Work, answer_blocks, ask_piece, keep_memory, loader, pieces, plan, unit_of, warm, BlockJob
+from ..streaming import (Journal, Settings, Work, answer_blocks, ask_piece, keep_memory, loader, pieces, plan,
+                                unit_of, warm, BlockJob)
 
 # %% ../../nbs/benchmarks/07_real_size.ipynb #8e437074
 def write_pictures(
@@ -62,7 +63,8 @@ def write_pictures(
         atomic_write(path, file.getvalue())  # a kill leaves no half picture that a later run would meet
 
 # %% ../../nbs/benchmarks/07_real_size.ipynb #f3962c06
-SAME = ("table.csv", "table.json", "summary.csv", "summary.json", "selective.json", "answers.npz")  # files without a time in them
+# files without a time in them
+SAME = ("table.csv", "table.json", "summary.csv", "summary.json", "selective.json", "answers.npz")
 
 def end_with_parent() -> None:
     "In a child before it begins: a run that is stopped leaves nothing behind that goes on answering. Linux only."
@@ -78,7 +80,10 @@ def tree_memory(pid: int, tries: int = 5) -> float:  # MB
     for _ in range(tries):
         total, family = 0, family_of(pid)
         for process in family:
-            try: total += sum(map(int, re.findall(r"^Pss_(?:Anon|Shmem): +(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text(), re.M)))
+            try:
+                total += sum(map(int, re.findall(
+                    r"^Pss_(?:Anon|Shmem): +(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text(), re.M
+                )))
             except OSError: pass  # it has just ended
         if family == family_of(pid): return total * 1024 / 1e6
     return 0.0  # ends or starts processes all the time: the next look tells
@@ -90,12 +95,18 @@ def watched(
     every: float = 1.0,  # seconds between two looks
 ) -> dict:  # cpu, wall (seconds), memory [looks] (MB), code
     "Run the command line as a process group of its own, and watch it."
-    plain = {k: v for k, v in os.environ.items() if not k.startswith("ROBUSTNB_") or k in ("ROBUSTNB_CACHE", "ROBUSTNB_DATA")}
+    plain = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith("ROBUSTNB_") or k in ("ROBUSTNB_CACHE", "ROBUSTNB_DATA")
+    }
     before, start, looks = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), []
     with tempfile.TemporaryFile() as said:
         child = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "robustnb.cli", *map(str, words)], start_new_session=True, stdout=said,
-            stderr=subprocess.STDOUT, preexec_fn=end_with_parent, env=plain | dict(ROBUSTNB_PROGRESS="0", OMP_NUM_THREADS="1"))
+            [sys.executable, "-W", "ignore", "-m", "robustnb.cli", *map(str, words)],
+            start_new_session=True, stdout=said,
+            stderr=subprocess.STDOUT, preexec_fn=end_with_parent,
+            env=plain | dict(ROBUSTNB_PROGRESS="0", OMP_NUM_THREADS="1"))
         while child.poll() is None:
             if kill and kill(): os.killpg(child.pid, signal.SIGKILL)
             elif not kill: looks.append(tree_memory(child.pid))
@@ -105,7 +116,9 @@ def watched(
             except subprocess.TimeoutExpired: pass
         if child.returncode and not kill:
             said.seek(0)
-            raise RuntimeError(f"robustnb {' '.join(map(str, words))} ended with {child.returncode}:\n{said.read().decode()[-2000:]}")
+            raise RuntimeError(
+                f"robustnb {' '.join(map(str, words))} ended with {child.returncode}:\n{said.read().decode()[-2000:]}"
+            )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if looks_in: looks = list(map(float, looks_in.read_text().split()))
@@ -126,14 +139,28 @@ def part_seconds(
     n: int = BLOCK,  # pictures that are tried
 ) -> dict[str, float]:  # CPU seconds: read, corrupt, model
     "What reading, corrupting and the model take by themselves, on one thread."
-    times, clock, threads, unit = dict(read=0.0, corrupt=0.0, model=0.0), time.process_time, torch.get_num_threads(), unit_of(source.shape)
+    times, clock, threads, unit = (
+        dict(read=0.0, corrupt=0.0, model=0.0),
+        time.process_time,
+        torch.get_num_threads(),
+        unit_of(source.shape),
+    )
     torch.set_num_threads(1)
     try:
         for block, places in plan(len(source), range(n)).items():
             at = clock()
             x, y = source.read(list(places))
             times["read"] += clock() - at
-            made = pieces(BlockJob(block, places, tuple(rows)), x, y, len(source), unit, settings.benchmark, settings.seed, settings.batch)
+            made = pieces(
+                BlockJob(block, places, tuple(rows)),
+                x,
+                y,
+                len(source),
+                unit,
+                settings.benchmark,
+                settings.seed,
+                settings.batch,
+            )
             while True:
                 at = clock()
                 piece = next(made, None)
@@ -147,7 +174,10 @@ def part_seconds(
 
 def family_seconds() -> float:
     "CPU seconds of this process and of the children that it waited for."
-    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        u.ru_utime + u.ru_stime
+        for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 def pipeline_seconds(
     model: Callable, source: Source, rows: Sequence[tuple[str, int]], settings: Settings, n: int = BLOCK,
@@ -197,7 +227,7 @@ def killed_run(
     words: Sequence[str],  # of the evaluation
     report: Path,  # its folder
     marks: Sequence[int],  # kept answers at which it is killed, rising
-) -> dict:  # at: how many were kept after each kill, for the tries that were killed; resumed: CPU seconds of the last, which ended
+) -> dict:  # at: how many were kept after each kill of a try; resumed: CPU seconds of the last try, which ended
     "Start a run again and again, killing it each time, and let it end at last."
     at = []
     for mark in marks:
@@ -220,7 +250,12 @@ def answered(
     report: Path,  # its folder
 ) -> int:  # images, over all conditions
     "What the answers kept so far amount to."
-    return sum(a.shape[1] for kept in report.glob("answers/*") for found in Journal(kept).read().values() for a in found.values())
+    return sum(
+        a.shape[1]
+        for kept in report.glob("answers/*")
+        for found in Journal(kept).read().values()
+        for a in found.values()
+    )
 
 def counted_overhead(
     model: Callable,
@@ -234,10 +269,16 @@ def counted_overhead(
     keep_memory()  # as the command line does; for both
     warm(source.shape, rows, settings.benchmark)
     part_seconds(model, source, rows[:1], settings, n)  # the first call of a model prepares its operations
-    pairs = [(part_seconds(model, source, rows, settings, n), pipeline_seconds(model, source, rows, settings, n)) for _ in range(rounds)]
+    pairs = [
+        (part_seconds(model, source, rows, settings, n), pipeline_seconds(model, source, rows, settings, n))
+        for _ in range(rounds)
+    ]
     parts = {k: statistics.median(p[k] for p, _ in pairs) for k in pairs[0][0]}
     made = dict(read=n, corrupt=n * sum(name != "clean" for name, _ in rows), model=n * len(rows))
-    return dict(overhead=statistics.median(whole / sum(p.values()) for p, whole in pairs), **{f"{k}_micro": 1e6 * v / made[k] for k, v in parts.items()})
+    return dict(
+        overhead=statistics.median(whole / sum(p.values()) for p, whole in pairs),
+        **{f"{k}_micro": 1e6 * v / made[k] for k, v in parts.items()},
+    )
 
 def shared_and_killed(
     ask: Callable[..., list],  # folder of the report, further words -> the command
@@ -246,14 +287,23 @@ def shared_and_killed(
     total: int,  # conditions of blocks
 ) -> dict:
     "One run as a whole, as two shards and killed again and again."
-    for name in ("once", "shard-0", "shard-1", "merged", "killed"): shutil.rmtree(folder / name, ignore_errors=True)  # of a run that was stopped
+    for name in ("once", "shard-0", "shard-1", "merged", "killed"):
+        shutil.rmtree(folder / name, ignore_errors=True)  # of a run that was stopped
     once = watched(ask("once"))
     for i in range(2): watched(ask(f"shard-{i}", "--shard", f"{i}/2"))
     watched(["merge", folder / "shard-0", folder / "shard-1", "--out", folder / "merged"])
     killed = killed_run(ask("killed"), folder / "killed", [round(total * (k + 0.5) / kills) for k in range(kills)])
     same = {k: result_hash(folder / k) == result_hash(folder / "once") for k in ("merged", "killed")}
     midway = sum(0 < at < total for at in killed["at"])
-    return dict(killed_runs=midway, killed_at=killed["at"], kept_in_all=total, once_cpu=once["cpu"], resumed_cpu=killed["resumed"], merged_same=same["merged"], killed_same=same["killed"])
+    return dict(
+        killed_runs=midway,
+        killed_at=killed["at"],
+        kept_in_all=total,
+        once_cpu=once["cpu"],
+        resumed_cpu=killed["resumed"],
+        merged_same=same["merged"],
+        killed_same=same["killed"],
+    )
 
 # %% ../../nbs/benchmarks/07_real_size.ipynb #05454ba3
 def run_real_size(
@@ -267,24 +317,58 @@ def run_real_size(
         many, fewer = folder / f"{cell.pictures}", folder / f"{cell.fewer}"
         write_pictures(many, cell.pictures, cell.size)
         draw_weights(cell, folder / "weights.safetensors")
-        words = ["--weights", folder / "weights.safetensors", "--size", cell.size, "--workers", cell.workers, "--benchmark", "imagenet-c",
-                 "--batch", cell.batch, "--channels-last"]
+        words = [
+            "--weights", folder / "weights.safetensors", "--size", cell.size, "--workers", cell.workers,
+            "--benchmark", "imagenet-c", "--batch", cell.batch, "--channels-last",
+        ]
         ask = lambda data, out, *more: ["evaluate", f"timm:{cell.network}", data, *words, *more, "--out", folder / out]
-        empty = cached_phase(folder, "empty", lambda: watched(ask(many, "empty", "--images", 10, "--corruptions", "contrast", "--severities", "1")))
+        empty = cached_phase(
+            folder,
+            "empty",
+            lambda: watched(ask(many, "empty", "--images", 10, "--corruptions", "contrast", "--severities", "1")),
+        )
         batch = cell.batch // 10 * 10  # as many of each class
-        model_at_work = cached_phase(folder, "batch", lambda: watched(
-            ask(many, "batch", "--images", min(batch, cell.pictures), "--subset", cell.subset, "--workers", "0")))  # long enough to be looked at
+        model_at_work = cached_phase(folder, "batch", lambda: watched(  # long enough to be looked at
+            ask(many, "batch", "--images", min(batch, cell.pictures), "--subset", cell.subset, "--workers", "0")))
         images = cell.pictures * 22
         there = answered(folder / "whole")  # by a run that was stopped: times are those of the rest
-        whole = cached_phase(folder, "whole", lambda: watched(ask(many, "whole", "--subset", cell.subset), looks_in=folder / "looks.txt") | dict(asked=images - there))
-        found = dict(images=images, asked=whole["asked"], cpu=whole["cpu"], wall=whole["wall"], start_cpu=empty["cpu"], peak_mb=max(whole["memory"]),
-                     empty_mb=max(empty["memory"]), model_mb=max(model_at_work["memory"]), memory_mb=[round(m) for m in whole["memory"][::max(1, len(whole["memory"]) // 40)]])
+        whole = cached_phase(
+            folder,
+            "whole",
+            lambda: watched(
+                ask(many, "whole", "--subset", cell.subset), looks_in=folder / "looks.txt"
+            ) | dict(asked=images - there),
+        )
+        found = dict(
+            images=images,
+            asked=whole["asked"],
+            cpu=whole["cpu"],
+            wall=whole["wall"],
+            start_cpu=empty["cpu"],
+            peak_mb=max(whole["memory"]),
+            empty_mb=max(empty["memory"]),
+            model_mb=max(model_at_work["memory"]),
+            memory_mb=[round(m) for m in whole["memory"][::max(1, len(whole["memory"]) // 40)]],
+        )
         if cell.fewer:
             write_pictures(fewer, cell.fewer, cell.size)
             again = lambda out, *more: ask(fewer, out, "--subset", cell.subset, *more)
-            found |= dict(fewer_images=cell.fewer * 22) | cached_phase(folder, "shared", lambda: shared_and_killed(again, folder, cell.kills, 22 * -(-cell.fewer // BLOCK)))
-        source, settings = as_source(many, size=cell.size), Settings("imagenet-c", workers=cell.workers, batch=cell.batch, channels_last=True, show=False)
-        model, rows = open_model(f"timm:{cell.network}", source.head(), folder / "weights.safetensors"), [("clean", 0), *((name, s) for name in SEVEN for s in (1, 3, 5))]
+            found |= (
+                dict(fewer_images=cell.fewer * 22)
+                | cached_phase(
+                    folder,
+                    "shared",
+                    lambda: shared_and_killed(again, folder, cell.kills, 22 * -(-cell.fewer // BLOCK)),
+                )
+            )
+        source, settings = (
+            as_source(many, size=cell.size),
+            Settings("imagenet-c", workers=cell.workers, batch=cell.batch, channels_last=True, show=False),
+        )
+        model, rows = (
+            open_model(f"timm:{cell.network}", source.head(), folder / "weights.safetensors"),
+            [("clean", 0), *((name, s) for name in SEVEN for s in (1, 3, 5))],
+        )
         return found | counted_overhead(model, source, rows, settings, min(cell.pictures, 2 * BLOCK), cell.rounds)
 
 
@@ -301,7 +385,11 @@ class WallCell:
     batch: int = 32
     seed: int = 0  # of the weights
 
-WALLS = {"smoke": [WallCell("lcnet_035", 16, 3, 32)], "quick": [WallCell("lcnet_035"), WallCell()], "full": [WallCell("lcnet_035"), WallCell()]}
+WALLS = {
+    "smoke": [WallCell("lcnet_035", 16, 3, 32)],
+    "quick": [WallCell("lcnet_035"), WallCell()],
+    "full": [WallCell("lcnet_035"), WallCell()],
+}
 
 def wall_of(work: Callable[[], object]) -> float:  # seconds
     "How long it takes."
@@ -334,7 +422,13 @@ def run_real_wall(
             corrupt = wall_of(lambda: sum(len(piece.x) for piece in loader(work, min(cores, len(jobs)))))
             pipeline = wall_of(lambda: answer_blocks(model, source, rows, settings))
         finally: torch.set_num_threads(threads)
-    return dict(model_wall=asked, corrupt_wall=corrupt, pipeline_wall=pipeline, slowest=pipeline / max(asked, corrupt), cores=cores)
+    return dict(
+        model_wall=asked,
+        corrupt_wall=corrupt,
+        pipeline_wall=pipeline,
+        slowest=pipeline / max(asked, corrupt),
+        cores=cores,
+    )
 
 
 real_wall = Experiment("real-size-wall", run_real_wall, by_profile(WALLS))
@@ -346,7 +440,15 @@ def main() -> None:
 
     profile = sys.argv[1] if len(sys.argv) > 1 else "quick"
     chosen = here.real_wall if "wall" in sys.argv[2:] else here.real_size
-    table = run_cells(chosen.experiment, chosen.cells(profile), chosen.function, open_store(), profile, workers=1, resume=False)
+    table = run_cells(
+        chosen.experiment,
+        chosen.cells(profile),
+        chosen.function,
+        open_store(),
+        profile,
+        workers=1,
+        resume=False,
+    )
     print(table.T.to_string())
 
 

@@ -133,7 +133,7 @@ class FuzzCell:
 def readers(
     root: Path | None,  # a checkout; None: there is none
 ) -> dict[str, str]:  # name -> pytest's id
-    "What the tests of hostile input give damaged bytes to, and those that draw something else for as long as one likes."
+    "What the tests of hostile input give damaged bytes to, and those that draw something else for as long as one asks."
     file, found = Path(root or "", "tests/test_hostile.py"), {}
     if root is None or not file.is_file(): return found
     for part in ast.parse(file.read_text()).body:
@@ -141,7 +141,11 @@ def readers(
             pairs = zip(part.value.keys, part.value.values)  # a key, or a dictionary of all forms of a picture
             names = [k.value for key, more in pairs for k in ([key] if key else more.generators[0].iter.elts)]
         if isinstance(part, ast.FunctionDef) and "turns" in (words := [a.arg for a in part.args.args]):
-            ids = {name: f"[{name}]" for name in names} if "reader" in words else {part.name.removeprefix("test_").replace("_", " "): ""}
+            ids = (
+                {name: f"[{name}]" for name in names}
+                if "reader" in words
+                else {part.name.removeprefix("test_").replace("_", " "): ""}
+            )
             found |= {name: f"tests/{file.name}::{part.name}{end}" for name, end in ids.items()}
     return found
 
@@ -181,69 +185,223 @@ fuzzing = Fuzzing()
 
 # %% ../../nbs/benchmarks/06_survival.ipynb #63c58ac9
 MENDED = (  # where, what went wrong, what happens now
-    ('corrupt', 'a tar with 0/../../x.jpg in it wrote pictures outside the new folder', 'such names are refused, and so are line breaks'),
-    ('records', 'a record whose key or artefact was ../../x had `records promote` write outside results/', 'every field is checked for its kind before it is used'),
-    ('records', 'a commit of a record was handed to git as it stood, such as --output=x', 'a commit is hexadecimal digits'),
+    (
+        'corrupt',
+        'a tar with 0/../../x.jpg in it wrote pictures outside the new folder',
+        'such names are refused, and so are line breaks',
+    ),
+    (
+        'records',
+        'a record whose key or artefact was ../../x had `records promote` write outside results/',
+        'every field is checked for its kind before it is used',
+    ),
+    (
+        'records',
+        'a commit of a record was handed to git as it stood, such as --output=x',
+        'a commit is hexadecimal digits',
+    ),
     ('records', 'the time of a record reached pages unescaped', 'checked when read, escaped when shown'),
-    ('records', 'lines nested without end, and text that no file can hold, raised errors of Python', 'RecordError with file and line'),
+    (
+        'records',
+        'lines nested without end, and text that no file can hold, raised errors of Python',
+        'RecordError with file and line',
+    ),
     ('records', 'a line whose fsync failed was kept, though its writer was told that it failed', 'it is cut off again'),
     ('artefacts', 'a broken .npz raised any of a dozen errors', 'RecordError that names it'),
     ('notes of records', 'a broken line raised JSONDecodeError without a place', 'RecordError with file and line'),
     ('weights', 'a dictionary that holds itself was searched for ever', 'searched as deep as checkpoints go'),
     ('weights', 'a compressed zip of 10 kB could unpack to gigabytes', 'refused before it is unpacked'),
-    ('weights', 'sparse, quantised or empty tensors, and names that are numbers, raised RuntimeError or AttributeError', 'ValueError that names the tensor'),
-    ('weights that ship', 'a card that could not be written left new weights under the old card', 'both change, or neither'),
+    (
+        'weights',
+        'sparse, quantised or empty tensors, and names that are numbers, raised RuntimeError or AttributeError',
+        'ValueError that names the tensor',
+    ),
+    (
+        'weights that ship',
+        'a card that could not be written left new weights under the old card',
+        'both change, or neither',
+    ),
     ('tar files', 'a label of 30,000,000 made a list of as many class names', 'labels lie below a million'),
-    ('tar files', 'labels 1e999, -1, of 30 digits, or nested without end raised errors of Python', 'DataError that names the picture'),
+    (
+        'tar files',
+        'labels 1e999, -1, of 30 digits, or nested without end raised errors of Python',
+        'DataError that names the picture',
+    ),
     ('idx', 'negative sizes and empty arrays raised RuntimeError or ValueError', 'DataError; an empty array is one'),
     ('idx, npm archives', 'a .gz unpacked however large it became', 'at most 256 MB'),
-    ('npm archives', 'pages or labels of another kind raised errors of Pillow, JSON or NumPy', 'DataError that names the archive'),
-    ('pictures', "a grey picture of 16 bits was held three times as float64, 4 GB at Pillow's limit", '64 rows at a time'),
+    (
+        'npm archives',
+        'pages or labels of another kind raised errors of Pillow, JSON or NumPy',
+        'DataError that names the archive',
+    ),
+    (
+        'pictures',
+        "a grey picture of 16 bits was held three times as float64, 4 GB at Pillow's limit",
+        '64 rows at a time',
+    ),
     ('folders', 'links to a folder above were followed for ever', 'a link back is left out'),
     ('Tiny-ImageNet', "its table could name files outside, and raised csv's and Unicode's errors", 'DataError'),
     ('class index', '1e999 or endless nesting raised errors of Python', 'ModelError'),
     ('predicates', 'round(1e999) raised OverflowError', 'a missing number, as a division by zero is'),
     ('reproduce --set', '{[]: 1} and a million minus signs raised TypeError or MemoryError', 'taken as text'),
     ('notebooks', 'cells that are no objects raised TypeError', 'the notebook is told as broken'),
-    ('answers of shards', 'lines and descriptions of another kind raised KeyError or TypeError', 'ValueError, ModelError that names the file'),
-    ('corrupt', 'a folder whose arrays could not be made at first was refused ever after', 'the mark is written first, what is missing is made'),
-    ('corrupt', "a block's number that a full disk cut off joined the next one: 1 and 27 became 127, which then counted as done", 'a line counts when it is whole'),
+    (
+        'answers of shards',
+        'lines and descriptions of another kind raised KeyError or TypeError',
+        'ValueError, ModelError that names the file',
+    ),
+    (
+        'corrupt',
+        'a folder whose arrays could not be made at first was refused ever after',
+        'the mark is written first, what is missing is made',
+    ),
+    (
+        'corrupt',
+        "a block's number that a full disk cut off joined the next one: 1 and 27 became 127, "
+        "which then counted as done",
+        'a line counts when it is whole',
+    ),
     ('corrupt', 'a list of hashes kept lines that a full disk had cut off', 'lines of files of the set only'),
     ('corrupt', 'a kill after the manifest left the marks of the run in the set', 'the next call tidies up'),
-    ('atomic_write', "a killed writer's temporary file stayed for ever", 'the next writer removes it, unless its lock is held'),
+    (
+        'atomic_write',
+        "a killed writer's temporary file stayed for ever",
+        'the next writer removes it, unless its lock is held',
+    ),
     ('site', 'a rename that failed left no site until the next build', 'the old one is put back at once'),
-    ('command line', 'a full, read-only or broken disk ended in a traceback', 'a sentence that says that the same command goes on'),
+    (
+        'command line',
+        'a full, read-only or broken disk ended in a traceback',
+        'a sentence that says that the same command goes on',
+    ),
     ('cache', 'without HOME, RuntimeError', 'a sentence that names ROBUSTNB_CACHE'),
-    ('Grad-CAM, loss surfaces, gradient alignment', "images or labels made under inference mode raised PyTorch's error", 'they are copied before a gradient is taken'),
-    ('Grad-CAM, loss surfaces, gradient alignment', 'no images, or bytes, raised IndexError or RuntimeError', 'ValueError or TypeError that says what is needed'),
+    (
+        'Grad-CAM, loss surfaces, gradient alignment',
+        "images or labels made under inference mode raised PyTorch's error",
+        'they are copied before a gradient is taken',
+    ),
+    (
+        'Grad-CAM, loss surfaces, gradient alignment',
+        'no images, or bytes, raised IndexError or RuntimeError',
+        'ValueError or TypeError that says what is needed',
+    ),
     ('statistics', 'NaN and infinities in means, effect sizes and bootstraps gave NaN in silence', 'ValueError'),
-    ('statistics', 'correlations beyond 1, of two points, or printed as no number, gave numbers, NaN or errors of decimal', 'ValueError that names what was given'),
+    (
+        'statistics',
+        'correlations beyond 1, of two points, or printed as no number, gave numbers, NaN or errors of decimal',
+        'ValueError that names what was given',
+    ),
     ('statistics', 'tensors with a gradient were refused with an error of PyTorch', 'their numbers are taken'),
-    ('calibration', 'levels beyond (0,1), no bins, no draws, labels without a set, NaN as threshold raised any of six errors, or none', 'ValueError with what is allowed'),
-    ('metrics', 'confidences beyond [0,1], NaN, and answers that do not pair off', 'ValueError with both shapes or the range'),
-    ('published sets', 'a manifest of other kinds raised KeyError, TypeError or AttributeError', 'DataError that names the file'),
-    ('published sets', "arrays raised errors of Python's tokenizer, lists of classes those of Unicode", 'DataError that names the file'),
+    (
+        'calibration',
+        'levels beyond (0,1), no bins, no draws, labels without a set, NaN as threshold raised '
+        'any of six errors, or none',
+        'ValueError with what is allowed',
+    ),
+    (
+        'metrics',
+        'confidences beyond [0,1], NaN, and answers that do not pair off',
+        'ValueError with both shapes or the range',
+    ),
+    (
+        'published sets',
+        'a manifest of other kinds raised KeyError, TypeError or AttributeError',
+        'DataError that names the file',
+    ),
+    (
+        'published sets',
+        "arrays raised errors of Python's tokenizer, lists of classes those of Unicode",
+        'DataError that names the file',
+    ),
     ('kept tensors', "a broken one raised errors of Python's tokenizer", 'it is computed again'),
-    ('model files', 'names of parts that are no text raised UnicodeDecodeError', 'left to the reader of weights, which refuses it'),
-    ('attacks, universal perturbations, gradients at a distance', "images and labels made under inference mode, and images that want a gradient, raised PyTorch's error", 'they are taken; what comes back has no gradient'),
-    ('augmentations', "an empty batch raised PyTorch's errors, an empty chain gave the caller's tensor back", 'an empty batch comes back, and always in memory of its own'),
-    ('rotations', 'images of one pixel in half precision raised NotImplementedError', 'the grid is computed in single precision'),
+    (
+        'model files',
+        'names of parts that are no text raised UnicodeDecodeError',
+        'left to the reader of weights, which refuses it',
+    ),
+    (
+        'attacks, universal perturbations, gradients at a distance',
+        "images and labels made under inference mode, and images that want a gradient, raised PyTorch's error",
+        'they are taken; what comes back has no gradient',
+    ),
+    (
+        'augmentations',
+        "an empty batch raised PyTorch's errors, an empty chain gave the caller's tensor back",
+        'an empty batch comes back, and always in memory of its own',
+    ),
+    (
+        'rotations',
+        'images of one pixel in half precision raised NotImplementedError',
+        'the grid is computed in single precision',
+    ),
     ('blur', 'an image one pixel wide raised an error of PyTorch', 'ValueError that says how many pixels are needed'),
-    ('checkpoints', 'some broken ones raised OSError; a failing disk could have been taken for a broken file', 'broken is broken whatever it raised, and an error of the disk is said'),
+    (
+        'checkpoints',
+        'some broken ones raised OSError; a failing disk could have been taken for a broken file',
+        'broken is broken whatever it raised, and an error of the disk is said',
+    ),
     ('checkpoints', 'a file of weights in place of one raised KeyError', 'ValueError that names the file'),
-    ('temperature scaling', 'logits and labels of other shapes raised IndexError or RuntimeError', 'ValueError with both shapes'),
-    ('batch norm adapted', 'one value a channel made the variance NaN in silence', 'ValueError that asks for two images'),
-    ('cache', "a file of another user, or on a failing disk, was taken for a damaged one and removed", 'only what was read and is broken is removed'),
-    ('command line', 'two users of one cache, or a worker that the system had ended, were told in words of the system, the worker with a traceback', 'a sentence that says whose the file is, or how to go on'),
-    ('training', 'an empty set raised ZeroDivisionError; a label without an output of the head raised IndexError, and on a graphics card ended the process', 'ValueError that names set, label and outputs, before the first step'),
-    ('training', "mixup and CutMix raised PyTorch's error where the network had more outputs than the set has classes, and distillation where the teacher had others than the student", 'outputs to spare get no share of the target; a teacher of another width is refused'),
+    (
+        'temperature scaling',
+        'logits and labels of other shapes raised IndexError or RuntimeError',
+        'ValueError with both shapes',
+    ),
+    (
+        'batch norm adapted',
+        'one value a channel made the variance NaN in silence',
+        'ValueError that asks for two images',
+    ),
+    (
+        'cache',
+        "a file of another user, or on a failing disk, was taken for a damaged one and removed",
+        'only what was read and is broken is removed',
+    ),
+    (
+        'command line',
+        'two users of one cache, or a worker that the system had ended, were told in words of the system, '
+        'the worker with a traceback',
+        'a sentence that says whose the file is, or how to go on',
+    ),
+    (
+        'training',
+        'an empty set raised ZeroDivisionError; a label without an output of the head raised IndexError, '
+        'and on a graphics card ended the process',
+        'ValueError that names set, label and outputs, before the first step',
+    ),
+    (
+        'training',
+        "mixup and CutMix raised PyTorch's error where the network had more outputs than the set has classes, "
+        "and distillation where the teacher had others than the student",
+        'outputs to spare get no share of the target; a teacher of another width is refused',
+    ),
     ('LeNet-5', 'an empty batch raised an error of PyTorch', 'it gives no logits, as every network'),
-    ('run', 'a file or a folder that cannot be made as `--records` was noticed cell by cell, after all had been computed', 'told before a cell runs'),
+    (
+        'run',
+        'a file or a folder that cannot be made as `--records` was noticed cell by cell, after all had been computed',
+        'told before a cell runs',
+    ),
     ('run', '`--minutes inf` or 1e300 raised OverflowError', 'as long as it takes'),
-    ('command line', 'a link that leads nowhere raised RuntimeError, or was said to exist already', 'named, with where it leads'),
-    ('evaluate, corrupt', "severities such as 1;2 were told in Python's words, and --size 9999999 took gigabytes", 'a sentence with an example; sides up to 8192 pixels'),
-    ('Ray', 'a lost head ended the process from below after a minute; an address without a cluster, and needs that no node has, ended in a traceback', 'a sentence that says what is recorded, and how to go on'),
-    ('ONNX', "a file that loads and cannot be run raised onnxruntime's errors", 'ModelError that names the file and the shape'),
+    (
+        'command line',
+        'a link that leads nowhere raised RuntimeError, or was said to exist already',
+        'named, with where it leads',
+    ),
+    (
+        'evaluate, corrupt',
+        "severities such as 1;2 were told in Python's words, and --size 9999999 took gigabytes",
+        'a sentence with an example; sides up to 8192 pixels',
+    ),
+    (
+        'Ray',
+        'a lost head ended the process from below after a minute; '
+        'an address without a cluster, and needs that no node has, ended in a traceback',
+        'a sentence that says what is recorded, and how to go on',
+    ),
+    (
+        'ONNX',
+        "a file that loads and cannot be run raised onnxruntime's errors",
+        'ModelError that names the file and the shape',
+    ),
 )
 
 # %% ../../nbs/benchmarks/06_survival.ipynb #b8df003e
@@ -254,7 +412,8 @@ def fuzz(
 ) -> None:
     "Fuzz, keep the records, and show how many inputs there were. What was done before is not done again."
     known = readers(repository())
-    if reader != "all" and reader not in known: sys.exit(f"{nearest(reader, known, 'reader')}; known: {', '.join(known)}")
+    if reader != "all" and reader not in known:
+        sys.exit(f"{nearest(reader, known, 'reader')}; known: {', '.join(known)}")
     try: cells = [FuzzCell(name, minutes, seed) for name in (known if reader == "all" else [reader])]
     except ValueError as error: sys.exit(str(error))
     profile = "full" if minutes >= 10 else "quick"

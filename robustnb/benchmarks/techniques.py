@@ -30,7 +30,8 @@ from ..training import CrossEntropy, Objective, Recipe
 # %% ../../nbs/benchmarks/07_techniques.ipynb #0ccdba86
 STEP_PASSES = ("forward", "train", "image", "both", "update", "discriminator")
 ATTACK_STEPS = 4  # of PGD and TRADES, and replays of free training
-OBJECTIVES: dict[str, tuple[Callable[[nn.Module], Objective], dict[str, int]]] = {  # of another net: the objective; its passes
+# of another net: the objective; its passes
+OBJECTIVES: dict[str, tuple[Callable[[nn.Module], Objective], dict[str, int]]] = {
     "cross-entropy": (lambda other: CrossEntropy(), dict(train=1)),
     "label smoothing": (lambda other: CrossEntropy(0.1), dict(train=1)),
     "mixup": (lambda other: Mixup(), dict(train=1)),

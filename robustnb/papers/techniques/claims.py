@@ -39,8 +39,13 @@ def group_of(cell) -> tuple[str, tuple]:  # group; which cell of it
     return "few", (cell.technique, float(cell.amount), cell.kind)
 
 
-EXPERIMENTS = {"techniques": protocol.bench_cells, "techniques-masking": protocol.masking_cells, "techniques-domains": domains.domain_cells, "techniques-transfers": transfers.transfer_cells,
-               "techniques-cifar10": photographs.photo_cells}
+EXPERIMENTS = {
+    "techniques": protocol.bench_cells,
+    "techniques-masking": protocol.masking_cells,
+    "techniques-domains": domains.domain_cells,
+    "techniques-transfers": transfers.transfer_cells,
+    "techniques-cifar10": photographs.photo_cells,
+}
 
 
 def seed_of(cell) -> int: return cell.bench.seed if isinstance(cell, protocol.MaskingCell) else cell.seed
@@ -209,7 +214,10 @@ class BenchResults(Bench):
         return float(found.max() - found.min())
 
     def entropies(self, technique) -> np.ndarray:  # [severities,1+R], clean first
-        rows = [self.cells["bench"][seed][(technique,)].metrics["entropy_by_severity"] for seed in self.complete_seeds("bench")]
+        rows = [
+            self.cells["bench"][seed][(technique,)].metrics["entropy_by_severity"]
+            for seed in self.complete_seeds("bench")
+        ]
         self.used.add(("bench", technique, len(rows)))
         return np.einsum("sk,rs->kr", np.array(rows), self.weights(len(rows)))
 

@@ -51,7 +51,9 @@ def coloured(data: ImageSet) -> ImageSet:
 
 
 @lru_cache(maxsize=8)
-def domains(pair: str, data: str, images: int, seed: int, patch: int, n: int) -> dict[str, ImageSet]:  # source, target, source_test, target_test, third
+def domains(
+    pair: str, data: str, images: int, seed: int, patch: int, n: int
+) -> dict[str, ImageSet]:  # source, target, source_test, target_test, third
     "The images of a pair; `third` is a domain that no training sees."
     if pair not in PAIRS: raise ValueError(nearest(pair, PAIRS, "pair"))
     source, test = disjoint_sets(data, images, 0, seed)[0], bench_images(data, "test").take(slice(0, n))
@@ -109,7 +111,7 @@ def adapted(cell: DomainCell, context, sets: dict) -> nn.Module:
 def run_domain_cell(
     cell: DomainCell,
     context,  # of the experiment
-) -> dict:  # source, target, third: accuracies; distance: proxy A-distance, 0 ... 2; for pair digits the bench's columns
+) -> dict:  # source, target, third: accuracies; distance: proxy A-distance, 0 ... 2; of digits also the bench's columns
     "Adapt a net and measure it on both domains."
     sets = domains(cell.pair, cell.data, cell.images, cell.seed, cell.patch, cell.n_test)
     net = adapted(cell, context, sets)

@@ -28,8 +28,11 @@ def printed_fgsm(eps: float = 0.3) -> list[dict]:
     literal, meant = -x + eps * grad.sign(), (x + eps * grad.sign()).clamp(0, 1)
     outside = ((literal < 0) | (literal > 1)).flatten(1).any(1).double().mean().item()
     far = (literal - x).abs().amax().item()
-    return [statement("images with a pixel outside [0,1], share", 0.0, outside), statement("largest change of a pixel", eps, far, tolerance=1e-6),
-            statement("largest change of a pixel, with +x", eps, (meant - x).abs().amax().item(), tolerance=1e-6)]
+    return [
+        statement("images with a pixel outside [0,1], share", 0.0, outside),
+        statement("largest change of a pixel", eps, far, tolerance=1e-6),
+        statement("largest change of a pixel, with +x", eps, (meant - x).abs().amax().item(), tolerance=1e-6),
+    ]
 
 # %% ../../../nbs/papers/techniques/40_errata.ipynb #a325a584
 def one_step(eps: float = 0.3) -> list[dict]:
@@ -43,7 +46,14 @@ def one_step(eps: float = 0.3) -> list[dict]:
         one = fgsm(net, x, labels, eps)
         many = pgd(net, x, labels, eps, eps / 8, 20, generator=torch.Generator().manual_seed(0))
         with torch.no_grad(): losses = [F.cross_entropy(net(z), labels).item() for z in (one, many)]
-        rows.append(statement(f"{name}: loss of FGSM minus loss of PGD-20", "0 or more", losses[0] - losses[1], losses[0] >= losses[1] - 1e-5))
+        rows.append(
+            statement(
+                f"{name}: loss of FGSM minus loss of PGD-20",
+                "0 or more",
+                losses[0] - losses[1],
+                losses[0] >= losses[1] - 1e-5,
+            )
+        )
     return rows
 
 # %% ../../../nbs/papers/techniques/40_errata.ipynb #7ec2d957
@@ -99,8 +109,19 @@ MISTOLD = (
 
 def reference_order() -> list[dict]:
     "Reference numbers in the text and what stands under them: they follow the order of the text, not its content."
-    cited = {7: ("adversarial examples", "regularisation of linear models (Krogh)"), 8: ("adversarial training", "a survey of augmentation"), 9: ("noise", "CycleGAN"), 12: ("FGSM", "ResNet"), 13: ("domain adaptation", "ImageNet"),
-             14: ("dropout rates", "PASCAL VOC"), 15: ("augmentation", "COCO"), 16: ("overfitting", "ADE20K"), 17: ("rotations", "GPT-3"), 18: ("attacks", "LIME"), 19: ("domains", "visual explanations")}
+    cited = {
+        7: ("adversarial examples", "regularisation of linear models (Krogh)"),
+        8: ("adversarial training", "a survey of augmentation"),
+        9: ("noise", "CycleGAN"),
+        12: ("FGSM", "ResNet"),
+        13: ("domain adaptation", "ImageNet"),
+        14: ("dropout rates", "PASCAL VOC"),
+        15: ("augmentation", "COCO"),
+        16: ("overfitting", "ADE20K"),
+        17: ("rotations", "GPT-3"),
+        18: ("attacks", "LIME"),
+        19: ("domains", "visual explanations"),
+    }
     return [statement(f"[{number}], cited for", claimed, found) for number, (claimed, found) in cited.items()]
 
 

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...adversarial import (AdversarialTraining, Distillation, Divided, EnsembleAdversarial, FreeAdversarialTraining, Softened, Trades,
-                                  fine_tuning, masking_checks, survivors)
+from ...adversarial import (AdversarialTraining, Distillation, Divided, EnsembleAdversarial,
+                                  FreeAdversarialTraining, Softened, Trades, fine_tuning, masking_checks, survivors)
 from ...attacks import label_loss
 from ...augment import Augmentation, PadCrop, PartNoise, Turn
 from ...basics import nearest
@@ -394,17 +394,31 @@ def run_masking_cell(
     return metrics | slopes(net, test.float(), test.y) | {name: value.mean().item() for name, value in arrays.items()}
 
 # %% ../../../nbs/papers/techniques/10_protocol.ipynb #4836cfef
-BENCH = ("standard", "dropout", "weight_decay", "batch_norm", "label_smoothing", "rotations", "translations", "noise", "mixup", "cutmix",
-         "fgsm", "fgsm_rs", "pgd", "pgd_mixed", "pgd_smoothed", "pgd_short", "trades", "free", "fine_tuned", "ensemble_adversarial", "distilled",
-         "mc_dropout", "ensemble", "temperature", "laplace", "variational")
+BENCH = (
+    "standard", "dropout", "weight_decay", "batch_norm", "label_smoothing", "rotations", "translations", "noise",
+    "mixup", "cutmix", "fgsm", "fgsm_rs", "pgd", "pgd_mixed", "pgd_smoothed", "pgd_short", "trades", "free",
+    "fine_tuned", "ensemble_adversarial", "distilled", "mc_dropout", "ensemble", "temperature", "laplace",
+    "variational",
+)
 # rows of a smoke run
 SHORT = (
     "standard", "dropout", "noise", "rotations", "fgsm", "pgd", "distilled", "mc_dropout", "temperature", "ensemble"
 )
 NETS = ("net_plain", "net_skip", "net_attention")
 PS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the dropout sweep; 0 is standard
-SMALL = (("standard", 0.0, ""), ("weight_decay", 0.0, ""), ("batch_norm", 0.0, ""), ("label_smoothing", 0.0, ""), ("early_stopping", 0.0, ""), *(("dropout", p, "") for p in PS),
-         ("rotations", 10.0, "bilinear"), ("rotations", 10.0, "nearest"), ("rotations", 10.0, "bicubic"), ("rotations", 45.0, "bilinear"), ("rotations", 180.0, "bilinear"))
+SMALL = (
+    ("standard", 0.0, ""),
+    ("weight_decay", 0.0, ""),
+    ("batch_norm", 0.0, ""),
+    ("label_smoothing", 0.0, ""),
+    ("early_stopping", 0.0, ""),
+    *(("dropout", p, "") for p in PS),
+    ("rotations", 10.0, "bilinear"),
+    ("rotations", 10.0, "nearest"),
+    ("rotations", 10.0, "bicubic"),
+    ("rotations", 45.0, "bilinear"),
+    ("rotations", 180.0, "bilinear"),
+)
 PROTOCOLS = {
     "smoke": dict(
         data="sample", images=200, held=50, epochs=1, n_test=40, n_corrupted=4, severities=(1, 5), n_attacked=20,
@@ -465,7 +479,12 @@ def canaries() -> list[BenchCell | MaskingCell]:
     attacked = BenchCell(**base, n_attacked=8, n_worst=4)
     tiny = replace(attacked, n_attacked=0, n_worst=0)
     rows = [replace(tiny, technique=name) for name in TECHNIQUES]
-    rows += [replace(tiny, technique="rotations", amount=45.0, kind=kind) for kind in ("nearest", "bilinear", "bicubic")]
-    checked = [(attacked, True), *((replace(attacked, technique=name), False) for name in ("standard", "fgsm", "pgd", "distilled"))]
+    rows += [
+        replace(tiny, technique="rotations", amount=45.0, kind=kind) for kind in ("nearest", "bilinear", "bicubic")
+    ]
+    checked = [
+        (attacked, True),
+        *((replace(attacked, technique=name), False) for name in ("standard", "fgsm", "pgd", "distilled")),
+    ]
     checks = [MaskingCell(cell, rounded, n=20, steps=2, queries=5) for cell, rounded in checked]
     return [attacked, *rows, replace(tiny, imbalance=0.8), *checks]

@@ -27,7 +27,8 @@ from ...lab.records import Store, describe_machine
 from ...lab.report import banner, number, percent, format_points, second_line, table, theme, with_interval
 from ...lab.verdicts import paper_table
 from . import photographs
-from .claims import AT, INTERPOLATIONS, TRIED_PROFILES, SIZES, BenchResults, protocol_angles, results_of
+from .claims import (AT, INTERPOLATIONS, TRIED_PROFILES, SIZES, BenchResults,
+                                               protocol_angles, results_of)
 from .domains import METHODS
 from .protocol import BENCH, NETS, PS, bench_cells
 from .transfers import WAYS
@@ -36,12 +37,18 @@ from ...statistics import holm
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #4107c94f
 TITLES = {
-    "standard": "standard", "dropout": "dropout 0.5", "weight_decay": "weight decay", "batch_norm": "batch norm", "label_smoothing": "label smoothing", "early_stopping": "early stopping",
-    "rotations": "rotations ±10°", "translations": "translations", "crop_flip": "shifts and mirroring", "noise": "noise", "mixup": "mixup", "cutmix": "CutMix",
-    "fgsm": "FGSM", "fgsm_rs": "FGSM, random start", "pgd": "PGD", "pgd_mixed": "PGD, half clean", "pgd_smoothed": "PGD, smoothed labels", "pgd_short": "PGD, two fifths of the epochs",
-    "trades": "TRADES", "free": "free (4 replays)", "fine_tuned": "PGD fine-tuning", "ensemble_adversarial": "ensemble adversarial", "distilled": "defensive distillation",
-    "mc_dropout": "MC dropout", "ensemble": "ensemble of 3", "temperature": "temperature", "laplace": "Laplace", "variational": "variational last layer",
-    "net_plain": "plain", "net_skip": "skip connections", "net_attention": "skip connections and attention", "rounded": "rounded pixels",
+    "standard": "standard", "dropout": "dropout 0.5", "weight_decay": "weight decay", "batch_norm": "batch norm",
+    "label_smoothing": "label smoothing", "early_stopping": "early stopping",
+    "rotations": "rotations ±10°", "translations": "translations", "crop_flip": "shifts and mirroring",
+    "noise": "noise", "mixup": "mixup", "cutmix": "CutMix",
+    "fgsm": "FGSM", "fgsm_rs": "FGSM, random start", "pgd": "PGD", "pgd_mixed": "PGD, half clean",
+    "pgd_smoothed": "PGD, smoothed labels", "pgd_short": "PGD, two fifths of the epochs",
+    "trades": "TRADES", "free": "free (4 replays)", "fine_tuned": "PGD fine-tuning",
+    "ensemble_adversarial": "ensemble adversarial", "distilled": "defensive distillation",
+    "mc_dropout": "MC dropout", "ensemble": "ensemble of 3", "temperature": "temperature", "laplace": "Laplace",
+    "variational": "variational last layer",
+    "net_plain": "plain", "net_skip": "skip connections", "net_attention": "skip connections and attention",
+    "rounded": "rounded pixels",
     "source_only": "source only", "dann": "DANN", "adda": "ADDA", "tent": "TENT", "target_only": "target only",
     "scratch": "from scratch", "all": "all trains", "upper": "upper part trains", "head": "head trains"}
 TECHNIQUE_FAMILIES = {
@@ -119,16 +126,35 @@ def training_seconds(results: BenchResults, name: str) -> str:
 def bench_table(results: BenchResults, names: Iterable[str] | None = None) -> HTML:
     "Accuracies and costs."
     names, first = list(names or rows_of(results)), results.records[0].cell
-    rows = [{"": title(name), **{head: cell(results, "bench", (name,), column) for column, head in COLUMNS.items()}, "train − test": cell(results, "bench", (name,), "gap"),
-             "passes": f"{training_passes(results, name):.1f}", "seconds": training_seconds(results, name)} for name in names]
+    rows = [
+        {
+            "": title(name),
+            **{head: cell(results, "bench", (name,), column) for column, head in COLUMNS.items()},
+            "train − test": cell(results, "bench", (name,), "gap"),
+            "passes": f"{training_passes(results, name):.1f}",
+            "seconds": training_seconds(results, name),
+        }
+        for name in names
+    ]
     bench = next(c for c in bench_cells(results.profile) if c.n_attacked)
-    return table(pd.DataFrame(rows), f"Per cent, 95% intervals over {len(results.complete_seeds('bench'))} seeds and test images: {bench.n_test:,} clean, {bench.n_corrupted:,} under 15 corruptions at {len(bench.severities)} severities, {bench.n_attacked:,} under FGSM and PGD-20, "
-                 f"{bench.n_worst:,} in the worst case, radius {bench.eps:g}; 797 of the shifted domain. Trained on {bench.images:,} images for {bench.epochs} epoch{'s' * (bench.epochs != 1)}. Passes: trainings of the standard net, the nets it starts from counted. A dash: the row asks another row's net.")
+    return table(
+        pd.DataFrame(rows),
+        f"Per cent, 95% intervals over {len(results.complete_seeds('bench'))} seeds and test images: "
+        f"{bench.n_test:,} clean, {bench.n_corrupted:,} under 15 corruptions at {len(bench.severities)} "
+        f"severities, {bench.n_attacked:,} under FGSM and PGD-20, "
+        f"{bench.n_worst:,} in the worst case, radius {bench.eps:g}; 797 of the shifted domain. "
+        f"Trained on {bench.images:,} images for {bench.epochs} epoch{'s' * (bench.epochs != 1)}. "
+        "Passes: trainings of the standard net, the nets it starts from counted. "
+        "A dash: the row asks another row's net.",
+    )
 
 
 def unsure_table(results: BenchResults, names: Iterable[str] | None = None) -> HTML:
     "How good the probabilities are."
-    plain = lambda found: f"{found.value:.3f} <span style='white-space:nowrap;opacity:.75'>[{found.low:.3f}, {found.high:.3f}]</span>"
+    plain = lambda found: (
+        f"{found.value:.3f} "
+        f"<span style='white-space:nowrap;opacity:.75'>[{found.low:.3f}, {found.high:.3f}]</span>"
+    )
     heads = {
         f"{place}_{column}": f"{name}, {where}"
         for place, where in (("clean", "clean"), ("corrupted", "15 x 5"))
@@ -141,7 +167,12 @@ def unsure_table(results: BenchResults, names: Iterable[str] | None = None) -> H
         }
         for name in names or rows_of(results)
     ]
-    return table(pd.DataFrame(rows), "Less is better. NLL in nats, Brier score summed over classes, ECE in 15 bins over all answers together, AURC as the mean risk; its intervals take each image's share to first order. Intervals: 95%, over seeds and the same test images as in the bench.")
+    return table(
+        pd.DataFrame(rows),
+        "Less is better. NLL in nats, Brier score summed over classes, ECE in 15 bins over all answers together, "
+        "AURC as the mean risk; its intervals take each image's share to first order. "
+        "Intervals: 95%, over seeds and the same test images as in the bench.",
+    )
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #3e612ef8
 def p_of(values: np.ndarray) -> float:  # values [1+R]
@@ -150,7 +181,9 @@ def p_of(values: np.ndarray) -> float:  # values [1+R]
     return min(1.0, 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn)))
 
 
-def differences(results: BenchResults, base: str = "standard", columns: Sequence[str] = tuple(COLUMNS)) -> pd.DataFrame:  # technique, column, value, low, high, p, adjusted
+def differences(
+    results: BenchResults, base: str = "standard", columns: Sequence[str] = tuple(COLUMNS)
+) -> pd.DataFrame:  # technique, column, value, low, high, p, adjusted
     "Paired differences of all rows from one, with Holm over all of them."
     rows = []
     for name in rows_of(results):
@@ -171,9 +204,24 @@ def difference_table(results: BenchResults) -> HTML:
     made, rows = differences(results), []
     for name, own in made.groupby("technique", sort=False):
         by = own.set_index("column")
-        shown = lambda row: (lambda text: f"<strong>{text}</strong>" if row.adjusted < 0.05 else f"<span style='opacity:.7'>{text}</span>")(f"{row.value:+.1f}".replace("-", "−") + f" <span style='white-space:nowrap'>[{row.low:+.1f}, {row.high:+.1f}]</span>".replace("-", "−").replace("style='white−space", "style='white-space"))
-        rows.append({"": title(name), **{head: shown(by.loc[column]) if column in by.index else "–" for column, head in COLUMNS.items()}})
-    return table(pd.DataFrame(rows), f"Points against standard training. Bold: p below 0.05 after Holm over the {len(made)} differences of this table; three seeds and 1,000 resamples cannot give a p below 0.002 before it.")
+        shown = lambda row: (
+            lambda text: (
+                f"<strong>{text}</strong>" if row.adjusted < 0.05 else f"<span style='opacity:.7'>{text}</span>"
+            )
+        )(
+            f"{row.value:+.1f}".replace("-", "−")
+            + f" <span style='white-space:nowrap'>[{row.low:+.1f}, {row.high:+.1f}]</span>".replace("-", "−")
+            .replace("style='white−space", "style='white-space")
+        )
+        rows.append({
+            "": title(name),
+            **{head: shown(by.loc[column]) if column in by.index else "–" for column, head in COLUMNS.items()},
+        })
+    return table(
+        pd.DataFrame(rows),
+        f"Points against standard training. Bold: p below 0.05 after Holm over the {len(made)} differences of "
+        "this table; three seeds and 1,000 resamples cannot give a p below 0.002 before it.",
+    )
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #5dae3931
 def tradeoff_figure(results: BenchResults) -> plt.Figure:
@@ -223,7 +271,13 @@ def domain_table(results: BenchResults, pair: str) -> HTML:
         "digits": "MNIST to the UCI digits; third: MNIST-M in grey",
         "mnist_m": "MNIST to MNIST-M, patches of 14 pixels; third: UCI digits"
     }
-    return table(pd.DataFrame(rows), f"{names[pair]}. {len(results.complete_seeds(pair))} seeds. Distance: proxy A-distance of test features, 0 (not told apart) to 2. No target label was used for any choice but in the last row, which trains on them. In a table of its own because these rows see images of the target.")
+    return table(
+        pd.DataFrame(rows),
+        f"{names[pair]}. {len(results.complete_seeds(pair))} seeds. "
+        "Distance: proxy A-distance of test features, 0 (not told apart) to 2. "
+        "No target label was used for any choice but in the last row, which trains on them. "
+        "In a table of its own because these rows see images of the target.",
+    )
 
 
 def transfer_table(results: BenchResults) -> HTML:
@@ -231,16 +285,53 @@ def transfer_table(results: BenchResults) -> HTML:
     sizes = sorted(
         {which[1] for which in results.cells["transfer low_digits"][results.complete_seeds("transfer low_digits")[0]]}
     )
-    rows = [{"": title(way), **{f"{n:,} images": cell(results, "transfer low_digits", (way, n), "right") for n in sizes},
-             **{f"steps to 80%, {n:,}": cell(results, "transfer low_digits", (way, n), "reached", lambda found: f"{found.value:.2f}" if found.value <= 1 else "never", 1.0) for n in sizes}} for way in WAYS]
-    return table(pd.DataFrame(rows), "Digits 5 to 9 with few labelled images, by a net that learned 0 to 4. Per cent, and the share of the steps until 80% of held-out images are right. In a table of its own: another task.")
+    rows = [
+        {
+            "": title(way),
+            **{f"{n:,} images": cell(results, "transfer low_digits", (way, n), "right") for n in sizes},
+            **{
+                f"steps to 80%, {n:,}": cell(
+                    results,
+                    "transfer low_digits",
+                    (way, n),
+                    "reached",
+                    lambda found: f"{found.value:.2f}" if found.value <= 1 else "never",
+                    1.0,
+                )
+                for n in sizes
+            },
+        }
+        for way in WAYS
+    ]
+    return table(
+        pd.DataFrame(rows),
+        "Digits 5 to 9 with few labelled images, by a net that learned 0 to 4. "
+        "Per cent, and the share of the steps until 80% of held-out images are right. "
+        "In a table of its own: another task.",
+    )
 
 
 def net_table(results: BenchResults) -> HTML:
     "Skip connections and attention; not comparable: other nets."
-    rows = [{"": title(name), **{head: cell(results, "net", (name,), column) for column, head in dict(clean="clean", corrupted="15 x 5", corrupted_noise="noise", corrupted_blur="blur", corrupted_weather="weather", corrupted_digital="digital").items()},
-             "parameters": cell(results, "net", (name,), "parameters", lambda found: f"{found.value:,.0f}", 1.0)} for name in NETS]
-    return table(pd.DataFrame(rows), "Three small nets at nearly equal parameters, on fewer images. In a table of its own: other nets, another budget.")
+    rows = [
+        {
+            "": title(name),
+            **{
+                head: cell(results, "net", (name,), column)
+                for column, head in dict(
+                    clean="clean", corrupted="15 x 5", corrupted_noise="noise", corrupted_blur="blur",
+                    corrupted_weather="weather", corrupted_digital="digital",
+                ).items()
+            },
+            "parameters": cell(results, "net", (name,), "parameters", lambda found: f"{found.value:,.0f}", 1.0),
+        }
+        for name in NETS
+    ]
+    return table(
+        pd.DataFrame(rows),
+        "Three small nets at nearly equal parameters, on fewer images. "
+        "In a table of its own: other nets, another budget.",
+    )
 
 
 def masking_table(results: BenchResults) -> HTML:
@@ -253,10 +344,25 @@ def masking_table(results: BenchResults) -> HTML:
             {check for record in records for check, (_, passed) in record.metrics["checks"].items() if not passed},
             key=list(records[0].metrics["checks"]).index
         )
-        rows.append({"": title(name), "PGD": cell(results, "masking", (name,), "pgd"), "PGD on the margin": cell(results, "masking", (name,), "margin"), "PGD on logits / 100": cell(results, "masking", (name,), "divided"),
-                     "slope of the loss": cell(results, "masking", (name,), "slope_loss", lambda found: number(found.value), 1.0), "slope of the margin": cell(results, "masking", (name,), "slope_margin", lambda found: number(found.value), 1.0),
-                     "checks failed in any seed": ", ".join(failed) or "none", "reading": "<strong>masked</strong>" if failed else ""})
-    return table(pd.DataFrame(rows), f"At the small radius. Slopes: mean l2 norm of the gradient at test images, logits as they are. {len(seeds)} seeds; seven checks each.")
+        rows.append({
+            "": title(name),
+            "PGD": cell(results, "masking", (name,), "pgd"),
+            "PGD on the margin": cell(results, "masking", (name,), "margin"),
+            "PGD on logits / 100": cell(results, "masking", (name,), "divided"),
+            "slope of the loss": cell(
+                results, "masking", (name,), "slope_loss", lambda found: number(found.value), 1.0
+            ),
+            "slope of the margin": cell(
+                results, "masking", (name,), "slope_margin", lambda found: number(found.value), 1.0
+            ),
+            "checks failed in any seed": ", ".join(failed) or "none",
+            "reading": "<strong>masked</strong>" if failed else "",
+        })
+    return table(
+        pd.DataFrame(rows),
+        "At the small radius. Slopes: mean l2 norm of the gradient at test images, logits as they are. "
+        f"{len(seeds)} seeds; seven checks each.",
+    )
 
 
 def few_table(results: BenchResults) -> HTML:
@@ -280,14 +386,53 @@ def few_table(results: BenchResults) -> HTML:
             )
         rows.append(row)
     few = next(c for c in bench_cells(results.profile) if not c.n_attacked)
-    return table(pd.DataFrame(rows), f"{few.images:,} training images, {few.epochs} epoch{'s' * (few.epochs != 1)}, {len(results.complete_seeds('few'))} seeds. Early stopping watches {few.held:,} held-out training images.")
+    return table(
+        pd.DataFrame(rows),
+        f"{few.images:,} training images, {few.epochs} epoch{'s' * (few.epochs != 1)}, "
+        f"{len(results.complete_seeds('few'))} seeds. "
+        f"Early stopping watches {few.held:,} held-out training images.",
+    )
 
 
 def rotation_table(results: BenchResults) -> HTML:
     "Rotations by range and interpolation."
-    rows = [{"range": f"±{amount:g}°", "interpolation": kind, "test": cell(results, "few", ("rotations", amount, kind), "clean"), "15 x 5": cell(results, "few", ("rotations", amount, kind), "corrupted"),
-             "seconds": cell(results, "few", ("rotations", amount, kind), "train_seconds", lambda found: f"{found.value:.1f}", 1.0)} for amount, kind in [*((10.0, kind) for kind in INTERPOLATIONS), (45.0, "bilinear"), (180.0, "bilinear")]]
-    return table(pd.DataFrame([{"range": "none", "interpolation": "", "test": cell(results, "few", ("standard", 0.0, ""), "clean"), "15 x 5": cell(results, "few", ("standard", 0.0, ""), "corrupted"), "seconds": cell(results, "few", ("standard", 0.0, ""), "train_seconds", lambda found: f"{found.value:.1f}", 1.0)}, *rows]), "On few training images.")
+    rows = [
+        {
+            "range": f"±{amount:g}°",
+            "interpolation": kind,
+            "test": cell(results, "few", ("rotations", amount, kind), "clean"),
+            "15 x 5": cell(results, "few", ("rotations", amount, kind), "corrupted"),
+            "seconds": cell(
+                results,
+                "few",
+                ("rotations", amount, kind),
+                "train_seconds",
+                lambda found: f"{found.value:.1f}",
+                1.0,
+            ),
+        }
+        for amount, kind in [*((10.0, kind) for kind in INTERPOLATIONS), (45.0, "bilinear"), (180.0, "bilinear")]
+    ]
+    return table(
+        pd.DataFrame([
+            {
+                "range": "none",
+                "interpolation": "",
+                "test": cell(results, "few", ("standard", 0.0, ""), "clean"),
+                "15 x 5": cell(results, "few", ("standard", 0.0, ""), "corrupted"),
+                "seconds": cell(
+                    results,
+                    "few",
+                    ("standard", 0.0, ""),
+                    "train_seconds",
+                    lambda found: f"{found.value:.1f}",
+                    1.0,
+                ),
+            },
+            *rows,
+        ]),
+        "On few training images.",
+    )
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #1a10cac5
 def photo_rows(results: BenchResults) -> dict[str, int]:
@@ -304,7 +449,10 @@ def photo_table(results: BenchResults) -> HTML:
         clean="clean", corrupted=f"15 x {len(one.severities)}", fgsm="FGSM", pgd="PGD-20",
         pgd_small=f"PGD-20, {255 * one.small_eps:g}/255", worst="worst case", gap="train − test"
     )
-    plain = lambda found: f"{found.value:.2f} <span style='white-space:nowrap;opacity:.75'>[{found.low:.2f}, {found.high:.2f}]</span>"
+    plain = lambda found: (
+        f"{found.value:.2f} "
+        f"<span style='white-space:nowrap;opacity:.75'>[{found.low:.2f}, {found.high:.2f}]</span>"
+    )
     unsure = dict(
         clean_nll="NLL", clean_ece="ECE", corrupted_ece=f"ECE, 15 x {len(one.severities)}",
         corrupted_aurc=f"AURC, 15 x {len(one.severities)}"
@@ -312,12 +460,24 @@ def photo_table(results: BenchResults) -> HTML:
     passes = lambda name: results.values(f"photos {name}", (name,), "passes")[0]
     for name, seeds in known.items():
         ask = lambda column, *how, name=name: cell(results, f"photos {name}", (name,), column, *how)
-        rows.append({"": title(name), "seeds": seeds, **{head: ask(column) for column, head in heads.items()}, **{head: ask(column, plain, 1.0) for column, head in unsure.items()},
-                     "passes": f"{passes(name) / passes('standard'):.1f}" if "standard" in known else f"{passes(name):,.0f}"})
+        rows.append({
+            "": title(name),
+            "seeds": seeds,
+            **{head: ask(column) for column, head in heads.items()},
+            **{head: ask(column, plain, 1.0) for column, head in unsure.items()},
+            "passes": f"{passes(name) / passes('standard'):.1f}" if "standard" in known else f"{passes(name):,.0f}",
+        })
     lacking = [title(name) for name in photographs.ROWS if name not in known]
-    return table(pd.DataFrame(rows), f"CIFAR-10, {'a small net' if one.net == 'small' else 'ResNet-20'}, {one.images:,} training images, {one.epochs} epochs, radius {255 * one.eps:g}/255 in training and test. Accuracies in per cent with 95% intervals over seeds and test images: "
-                 f"{one.n_test:,} clean, {one.n_corrupted:,} under 15 corruptions at {len(one.severities)} severities, {one.n_attacked:,} attacked, {one.n_worst:,} in the worst case. Rows with one seed have no interval over seeds, and rows with different seeds are not paired."
-                 + (f" Not run yet: {', '.join(lacking)}." if lacking else ""))
+    return table(
+        pd.DataFrame(rows),
+        f"CIFAR-10, {'a small net' if one.net == 'small' else 'ResNet-20'}, {one.images:,} training images, "
+        f"{one.epochs} epochs, radius {255 * one.eps:g}/255 in training and test. "
+        "Accuracies in per cent with 95% intervals over seeds and test images: "
+        f"{one.n_test:,} clean, {one.n_corrupted:,} under 15 corruptions at {len(one.severities)} severities, "
+        f"{one.n_attacked:,} attacked, {one.n_worst:,} in the worst case. "
+        "Rows with one seed have no interval over seeds, and rows with different seeds are not paired."
+        + (f" Not run yet: {', '.join(lacking)}." if lacking else ""),
+    )
 
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #22bf2c66
@@ -340,7 +500,13 @@ def reference_table(
         ) else lambda e: with_interval(*e[:3])
         try: ours = form(ours_of(results, row.ours))
         except Missing: ours = "not run"
-        rows.append({"": row.what, "printed": row.printed.replace("-", "−"), "ours": ours, "where printed": html.escape(row.who), "why they differ": html.escape(row.why)})
+        rows.append({
+            "": row.what,
+            "printed": row.printed.replace("-", "−"),
+            "ours": ours,
+            "where printed": html.escape(row.who),
+            "why they differ": html.escape(row.why),
+        })
     return table(pd.DataFrame(rows), f"Ours: the {results.profile} records, 95% intervals over seeds and test images.")
 
 
@@ -461,12 +627,18 @@ def bench_advice(results: BenchResults) -> list[str]:
     lost = format_points(paired_difference(results, "bench", (best,), ("standard",), "clean", 100))
     risk, error = (figure_of(results, "temperature", f"corrupted_{column}") for column in ("aurc", "ece"))
     return [
-        f"If attackers are to be expected: {named(results, robust, 'worst')} keeps most in the worst case, where standard "
-        f"training keeps {standard('worst')}; it costs {training_passes(results, best):.1f} trainings and changes clean accuracy by {lost} points.",
-        f"If images will be noisy or blurred, and only one training can be paid: {named(results, plain, 'corrupted')} is best under "
-        f"15 corruptions, standard training has {standard('corrupted')}; whatever is spent, {named(results, honest, 'corrupted')}.",
-        f"If it matters to know when the net is wrong: {named(results, unsure, 'corrupted_aurc')} has the lowest area under the "
-        f"risk-coverage curve on corrupted images and {named(results, unsure, 'corrupted_ece')} the lowest calibration error; "
+        f"If attackers are to be expected: {named(results, robust, 'worst')} keeps most in the "
+        "worst case, where standard "
+        f"training keeps {standard('worst')}; it costs {training_passes(results, best):.1f} trainings and "
+        f"changes clean accuracy by {lost} points.",
+        "If images will be noisy or blurred, and only one training can be paid: "
+        f"{named(results, plain, 'corrupted')} is best under "
+        f"15 corruptions, standard training has {standard('corrupted')}; "
+        f"whatever is spent, {named(results, honest, 'corrupted')}.",
+        f"If it matters to know when the net is wrong: {named(results, unsure, 'corrupted_aurc')} has "
+        "the lowest area under the "
+        f"risk-coverage curve on corrupted images and {named(results, unsure, 'corrupted_ece')} the "
+        "lowest calibration error; "
         f"one temperature, which costs nothing, has {risk} and {error}.",
     ]
 
@@ -479,8 +651,15 @@ def domain_advice(results: BenchResults) -> str:
         f"{title(m)} {figure_of(results, m, 'target', 'digits')}" for m in methods if m not in (best, "source_only")
     )
     base = figure_of(results, "source_only", "target", "digits")
-    won = "no method beats" if best == "source_only" else f"{named(results, methods, 'target', 'digits')} is best, before"
-    return f"If unlabelled images of the new domain are there: from MNIST to the UCI digits, {won} the net that never saw them ({base}; {others})."
+    won = (
+        "no method beats"
+        if best == "source_only"
+        else f"{named(results, methods, 'target', 'digits')} is best, before"
+    )
+    return (
+        "If unlabelled images of the new domain are there: from MNIST to the UCI digits, "
+        f"{won} the net that never saw them ({base}; {others})."
+    )
 
 
 def transfer_advice(results: BenchResults) -> str:
@@ -489,7 +668,10 @@ def transfer_advice(results: BenchResults) -> str:
     few = min(which[1] for which in results.cells[group][results.complete_seeds(group)[0]])
     ways = [(way, few) for way in WAYS]
     scratch = figure_of(results, ("scratch", few), "right", group)
-    return f"If there are few labels: with {few} images of new digits, {named(results, ways, 'right', group)} is best; from scratch {scratch}."
+    return (
+        f"If there are few labels: with {few} images of new digits, {named(results, ways, 'right', group)} is "
+        f"best; from scratch {scratch}."
+    )
 
 
 def advice(results: BenchResults) -> list[str]:
@@ -518,9 +700,14 @@ def front(results: BenchResults) -> Markdown:
     except Missing as missing: return Markdown(f"**Not run.** {missing.args[0]}.")
     bench, seeds = next(c for c in bench_cells(results.profile) if c.n_attacked), len(results.complete_seeds("bench"))
     devices = ", ".join(sorted({describe_machine(r.device) for r in results.records}))
-    rests = (f"**{results.profile.capitalize()} run**: MNIST, a small net, {bench.images:,} training images, {bench.epochs} epochs, {seeds} seed{'s' * (seeds != 1)}; "
-             f"{bench.n_test:,} clean test images, {bench.n_corrupted:,} corrupted, {bench.n_worst:,} in the worst case; {len(results.records)} records made on {devices}. "
-             "In brackets 95% intervals over seeds and images; the best of several rows is named, so its number is a little too good.")
+    rests = (
+        f"**{results.profile.capitalize()} run**: MNIST, a small net, {bench.images:,} training images, "
+        f"{bench.epochs} epochs, {seeds} seed{'s' * (seeds != 1)}; "
+        f"{bench.n_test:,} clean test images, {bench.n_corrupted:,} corrupted, "
+        f"{bench.n_worst:,} in the worst case; {len(results.records)} records made on {devices}. "
+        "In brackets 95% intervals over seeds and images; "
+        "the best of several rows is named, so its number is a little too good."
+    )
     return Markdown(f"{rests}\n\n" + "\n".join(f"{i}. {text}" for i, text in enumerate(lines, 1)))
 
 
@@ -538,5 +725,10 @@ def family_page(results: BenchResults, family: str) -> Markdown:
     )
     costs = {name: training_passes(results, name) for name in TECHNIQUE_FAMILIES[family] if name in rows_of(results)}
     cheap, dear = min(costs, key=costs.get), max(costs, key=costs.get)
-    return Markdown(f"**Use it for** what it gains over standard training: {told(gains.head(5))}.\n\n**Not for** what it loses: {told(losses.head(5))}.\n\n"
-                    f"**It costs** {costs[cheap]:.1f} trainings ({title(cheap)}) to {costs[dear]:.1f} ({title(dear)}) of the standard net.\n\n*The largest five each, of differences whose 95% interval leaves out 0; not corrected for their number (the bench's table is).*")
+    return Markdown(
+        f"**Use it for** what it gains over standard training: {told(gains.head(5))}.\n\n"
+        f"**Not for** what it loses: {told(losses.head(5))}.\n\n"
+        f"**It costs** {costs[cheap]:.1f} trainings ({title(cheap)}) to {costs[dear]:.1f} ({title(dear)}) of the "
+        "standard net.\n\n*The largest five each, of differences whose 95% interval leaves out 0; "
+        "not corrected for their number (the bench's table is).*"
+    )

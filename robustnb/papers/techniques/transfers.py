@@ -98,7 +98,7 @@ def train_on_target(cell: TransferCell, context, sets: dict, lr: float) -> tuple
 def run_transfer_cell(
     cell: TransferCell,
     context,  # of the experiment
-) -> dict:  # accuracy; lr that was chosen; held: accuracy on held-out images after each epoch; reached: share of the steps until 80% of them are right
+) -> dict:  # accuracy; lr chosen; held: held-out accuracy by epoch; reached: share of the steps until 80% are right
     "Learn a target in one way."
     if cell.way not in WAYS: raise ValueError(nearest(cell.way, WAYS, "way"))
     sets = transfer_sets(cell)
