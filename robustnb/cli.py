@@ -43,10 +43,10 @@ except ModuleNotFoundError as error:
 
 from .lab.experiments import EXECUTORS, CellsFailed, ClusterGone, environment, run_experiment, usable_cores
 from .lab.registry import ChoiceError, check_choice
-from .lab.records import (PROFILES, RecordError, Store, inspect_records, declare, open_store, promote, repository,
-                                  replayed, state, verify)
-from .lab.reproduce import (RENDERED, Notebook, NotebookError, Outcome, choose, fullest, notebooks, parse_setting,
-                                    render, reproduce)
+from .lab.records import (PROFILES, RecordError, Store, inspect_records, declare, open_store, promote,
+                                  repository, replayed, state, verify)
+from .lab.reproduce import (RENDERED, Notebook, NotebookError, Outcome, choose, fullest, notebooks,
+                                    parse_setting, render, reproduce)
 from .lab.registry import experiments, find_experiment, papers
 
 # %% ../nbs/66_cli.ipynb #aeaa090b
@@ -57,7 +57,10 @@ app = typer.Typer(
 # 160: a log has no width
 out = Console(highlight=False, soft_wrap=True, force_jupyter=False, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, highlight=False, soft_wrap=True)  # for what is said besides the answer
-Profile = Annotated[str, typer.Option(help="smoke (seconds, means nothing), quick (real data, minutes), reduced (hours of two cores) or full (the papers' settings)")]
+Profile = Annotated[str, typer.Option(
+    help="smoke (seconds, means nothing), quick (real data, minutes), "
+    "reduced (hours of two cores) or full (the papers' settings)",
+)]
 
 
 def reachable(folder: Path | None) -> Path | None:  # where something shall go
@@ -166,11 +169,27 @@ def list_notebooks(records: Records = None) -> None:
             r.profile for name in n.experiments or () if name != "*" for r in store.records(name)
         } if not n.error else set()
         shown = fullest(n, store) if profiles - {PROFILES[0]} else PROFILES[0] if profiles else "-"
-        table.add_row(n.name, n.title, *([executed_profile(n, runs) or "-", shown,
-                                          ", ".join(f"{k}={v!r}" for k, v in n.parameters.items() if k not in ("profile", "records", "workers"))]
-                                         if not n.error else ["[red]broken[/]", "", n.error.partition(": ")[2].replace("[", r"\[")]))
+        table.add_row(
+            n.name,
+            n.title,
+            *(
+                [
+                    executed_profile(n, runs) or "-",
+                    shown,
+                    ", ".join(
+                        f"{k}={v!r}" for k, v in n.parameters.items() if k not in ("profile", "records", "workers")
+                    ),
+                ]
+                if not n.error
+                else ["[red]broken[/]", "", n.error.partition(": ")[2].replace("[", r"\[")]
+            ),
+        )
     out.print(table)
-    out.print(f"{len(found)} notebooks. Run one with: robustnb reproduce {found[0].name if found else 'NAME'} --profile quick", markup=False)
+    out.print(
+        f"{len(found)} notebooks. Run one with: robustnb reproduce "
+        f"{found[0].name if found else 'NAME'} --profile quick",
+        markup=False,
+    )
 
 # %% ../nbs/66_cli.ipynb #57397d48
 def outcome_line(outcomes: list[Outcome]) -> str:  # e.g. "3 notebooks: 2 done, 1 failed"
@@ -330,8 +349,15 @@ def list_records(records: Records = None) -> None:
             mine, committed = own.records(name, profile), results.records(name, profile)
             every = Store(own.path, results.path).records(name, profile)
             if every:
-                table.add_row(name, profile, str(len(mine)), str(len(committed)), max(r.time for r in every)[:16].replace("T", " "),
-                                    ", ".join(f"{n} {s}" for s, n in Counter(map(str, map(state, every))).items()), str(sum(bool(r.dirty) for r in every)))
+                table.add_row(
+                    name,
+                    profile,
+                    str(len(mine)),
+                    str(len(committed)),
+                    max(r.time for r in every)[:16].replace("T", " "),
+                    ", ".join(f"{n} {s}" for s, n in Counter(map(str, map(state, every))).items()),
+                    str(sum(bool(r.dirty) for r in every)),
+                )
     out.print(table)
     out.print(f"own: {shown_path(own.path)}, committed: {shown_path(results.path)}")
 
@@ -377,7 +403,9 @@ def check_records(
 @records_app.command("verify")
 def verify_records(
     since: Annotated[str | None, typer.Option(
-        help="Of attested.jsonl, look only at lines that this revision lacks [default: all]", show_default=False)] = None,
+        help="Of attested.jsonl, look only at lines that this revision lacks [default: all]",
+        show_default=False,
+    )] = None,
     run: Annotated[bool, typer.Option("--run", help="Run the canaries of these lines again")] = False,
 ) -> None:
     "Compute the addresses of committed records and of attestations again, from git, and compare."
@@ -392,7 +420,10 @@ def verify_records(
             ]
         except LookupError as error: wrong.append(f"{note['experiment']}, {note['time']}: {error}")
     for text in [*(f"differs: {key}" for key in found["differs"]), *wrong]: out.print(text, markup=False)
-    out.print(", ".join(f"{len(keys)} {word}" for word, keys in found.items()) + f"; {len(lines)} attestations, {len(wrong)} faults")
+    out.print(
+        ", ".join(f"{len(keys)} {word}" for word, keys in found.items())
+        + f"; {len(lines)} attestations, {len(wrong)} faults"
+    )
     if found["differs"] or wrong: raise typer.Exit(1)
 
 # %% ../nbs/66_cli.ipynb #2de097b0
@@ -400,7 +431,11 @@ def tell(verdict) -> None:
     "A verdict of canaries in words."
     name = f"{verdict.experiment} ({verdict.function.partition(':')[2]}, {verdict.commit[:8]})"
     if verdict.equal:
-        return out.print(f"{name}: attested, {verdict.note['canaries']} canaries equal to the bit, {len(verdict.note['changed'])} changed functions among the {verdict.note['ran']} that ran", markup=False)
+        return out.print(
+            f"{name}: attested, {verdict.note['canaries']} canaries equal to the bit, "
+            f"{len(verdict.note['changed'])} changed functions among the {verdict.note['ran']} that ran",
+            markup=False,
+        )
     out.print(f"{name}: not attested", markup=False)
     for text in verdict.differs[:10]: out.print(f"  differs: {text}", markup=False)
     if len(verdict.differs) > 10: out.print(f"  and {len(verdict.differs) - 10} more")
@@ -456,7 +491,10 @@ def replay_records(
     root = repository() or Path.cwd()
     check_choice(experiment, tuple(Store(root / "results").experiments()), "experiment")
     for note in replay(experiment, cells, root / "results", root / into, show=True):
-        out.print(f"{experiment}: {replayed(note)}, largest difference {note['largest']:.3g}, at most {note['answers']:.2%} of kept answers differ")
+        out.print(
+            f"{experiment}: {replayed(note)}, largest difference {note['largest']:.3g}, "
+            f"at most {note['answers']:.2%} of kept answers differ"
+        )
 
 # %% ../nbs/66_cli.ipynb #b7024954
 @app.command("claims")
@@ -560,7 +598,10 @@ def published_rows(published, corruptions: str, severities: str, subset: str) ->
     if lacking := len(names) * len(levels) - len(rows):
         err.print(f"note: {published.name} lacks {lacking} of {len(names) * len(levels)} conditions")
     if not rows:
-        raise ChoiceError(f"{published.name} has none of these conditions; it has {', '.join(dict.fromkeys(n for n, _ in published.rows))}")
+        raise ChoiceError(
+            f"{published.name} has none of these conditions; "
+            f"it has {', '.join(dict.fromkeys(n for n, _ in published.rows))}"
+        )
     return rows
 
 
@@ -618,7 +659,10 @@ def open_published_set(given: SimpleNamespace) -> None:
     given.first = first = given.prepared(published.source(rows[0]))
     given.unhurt = unhurt = None if ("clean", 0) in rows else clean_images(published, given.clean, given.data_dir)
     if unhurt is not None and not first.labels.equal(unhurt.labels):
-        raise ChoiceError(f"{unhurt.name} ({len(unhurt):,} images) has other labels than {published.name} ({len(first):,}), so these are not the images that were corrupted")
+        raise ChoiceError(
+            f"{unhurt.name} ({len(unhurt):,} images) has other labels than {published.name} ({len(first):,}), "
+            "so these are not the images that were corrupted"
+        )
 
 
 def open_published_model(given: SimpleNamespace) -> None:
@@ -683,8 +727,15 @@ def planned_published(given: SimpleNamespace):  # -> Evaluation
         hashlib.sha256(text.encode()).hexdigest()[:16], given.answering, title, {}, published, given.rows, given.first,
         unhurt, given.images, as_text(given.against)
     )
-    asked.facts = {"model": given.model, "images": f"{published.name}: {sum(asked.blocks.values()):,} images of {sides} pixels, as published ({published.form})",
-                   "constants": published.benchmark or "none of ours", **given.assumed}
+    asked.facts = {
+        "model": given.model,
+        "images": (
+            f"{published.name}: {sum(asked.blocks.values()):,} images of {sides} pixels, "
+            f"as published ({published.form})"
+        ),
+        "constants": published.benchmark or "none of ours",
+        **given.assumed,
+    }
     return asked
 
 
@@ -801,7 +852,11 @@ def report_or_shard(given: SimpleNamespace, answers, start: float) -> Path | Non
     asked, n = given.asked, len(answers.rows)
     took = f"{n} condition{'s' * (n != 1)}, {time.monotonic() - start:.0f} s"
     if given.part != (0, 1):
-        return out.print(f"shard {given.shard}: {len(answers):,} of {sum(asked.blocks.values()):,} images, {took}; when all shards are done: robustnb merge {shown_path(given.above)} ... --out FOLDER", markup=False)
+        return out.print(
+            f"shard {given.shard}: {len(answers):,} of {sum(asked.blocks.values()):,} images, {took}; "
+            f"when all shards are done: robustnb merge {shown_path(given.above)} ... --out FOLDER",
+            markup=False,
+        )
     asked.facts |= passing_facts(" ".join(["robustnb", *sys.argv[1:]]))
     write_card(asked, answers, given.target)
     out.print(f"{len(answers):,} images, {took}; report: {shown_path(given.target / 'report.html')}", markup=False)
@@ -969,17 +1024,43 @@ def run_evaluation(given: SimpleNamespace) -> Path | None:  # the report's folde
         for name in ("seed", "batch", "dtype", "workers", "corrupt_on", "channels_last", "executor")
     }
     with going_on():
-        answers = measure(Answering(given.opened, given.model), given.source, given.names, given.levels, given.whose, asked.folder(given.above), given.chosen,
-                          device=given.place, shard=given.part, **options)
+        answers = measure(
+            Answering(given.opened, given.model),
+            given.source,
+            given.names,
+            given.levels,
+            given.whose,
+            asked.folder(given.above),
+            given.chosen,
+            device=given.place,
+            shard=given.part,
+            **options,
+        )
     return report_or_shard(given, answers, start)
 
 # %% ../nbs/66_cli.ipynb #1342b5d6
 @app.command("evaluate")
 def evaluate_model(
-    model: Annotated[str, typer.Argument(help="A network's name (resnet20, or torchvision's with its published weights, resnet50:IMAGENET1K_V1), timm:NAME, torchhub:REPO:NAME, hf:ORG/NAME, robustbench:NAME, a TorchScript, torch.export or ONNX file, or module:factory")],
-    data: Annotated[str, typer.Argument(help="mnist, cifar10 ..., or a folder with a subfolder of pictures for each class, or tar files such as 'shards/*.tar'; a published set by its path (CIFAR-10-C, ImageNet-C, MNIST-C, CIFAR-10.1 ...), or imagenet-r:PATH (-a, -sketch, -v2)")],
-    weights: Annotated[Path | None, typer.Option(help="A file, for a network by name, timm:NAME or module:factory; or a name that `robustnb weights` lists [default: that of the data set]", show_default=False)] = None,
-    normalize: Annotated[str | None, typer.Option(help="cifar10, cifar100, imagenet or none: statistics that the model expects to be applied [default: as its hub says; else it takes pixels in 0..1]", show_default=False)] = None,
+    model: Annotated[str, typer.Argument(
+        help="A network's name (resnet20, or torchvision's with its published weights, resnet50:IMAGENET1K_V1), "
+        "timm:NAME, torchhub:REPO:NAME, hf:ORG/NAME, robustbench:NAME, a TorchScript, "
+        "torch.export or ONNX file, or module:factory",
+    )],
+    data: Annotated[str, typer.Argument(
+        help="mnist, cifar10 ..., or a folder with a subfolder of pictures for each class, "
+        "or tar files such as 'shards/*.tar'; a published set by its path (CIFAR-10-C, ImageNet-C, "
+        "MNIST-C, CIFAR-10.1 ...), or imagenet-r:PATH (-a, -sketch, -v2)",
+    )],
+    weights: Annotated[Path | None, typer.Option(
+        help="A file, for a network by name, timm:NAME or module:factory; "
+        "or a name that `robustnb weights` lists [default: that of the data set]",
+        show_default=False,
+    )] = None,
+    normalize: Annotated[str | None, typer.Option(
+        help="cifar10, cifar100, imagenet or none: statistics that the model expects to be applied "
+        "[default: as its hub says; else it takes pixels in 0..1]",
+        show_default=False,
+    )] = None,
     expect: Annotated[
         float | None,
         typer.Option(
@@ -1002,7 +1083,11 @@ def evaluate_model(
     corruptions: Corruptions = "",
     severities: Severities = "",
     benchmark: Benchmark = None,
-    baseline: Annotated[str | None, typer.Option(help="Of the mCE: alexnet, wrn-28-10, or another evaluation with the same constants: its folder, table.csv or table.json", show_default=False)] = None,
+    baseline: Annotated[str | None, typer.Option(
+        help="Of the mCE: alexnet, wrn-28-10, or another evaluation with the same constants: "
+        "its folder, table.csv or table.json",
+        show_default=False,
+    )] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16")] = "fp32",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda ... [default: a GPU where there is one]", show_default=False)
@@ -1026,8 +1111,16 @@ def evaluate_model(
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="Images in the layout that convolutions on graphics cards like best")
     ] = False,
-    clean: Annotated[str | None, typer.Option(help="Of a published set: the images that were corrupted, a data set or a folder [default: where they are in the cache]", show_default=False)] = None,
-    also: Annotated[list[str] | None, typer.Option(help="A further model on the same images, or NAME=FILE with its weights; may be repeated, and ends in a page that compares them", show_default=False)] = None,
+    clean: Annotated[str | None, typer.Option(
+        help="Of a published set: the images that were corrupted, a data set or a folder "
+        "[default: where they are in the cache]",
+        show_default=False,
+    )] = None,
+    also: Annotated[list[str] | None, typer.Option(
+        help="A further model on the same images, or NAME=FILE with its weights; "
+        "may be repeated, and ends in a page that compares them",
+        show_default=False,
+    )] = None,
     data_dir: DataDir = None,
     folder: Annotated[
         Path | None,
@@ -1060,7 +1153,11 @@ def open_one(given: SimpleNamespace) -> None:
     given.published = None if given.data in READERS else published_set(given.data, given.class_index, given.size)
     if given.published is not None: settle_published(given)
     elif given.clean: raise ChoiceError("--clean is for published sets; other images are clean themselves")
-    steps = (open_images_and_model, check_constants) if given.published is None else (open_published_set, open_published_model)
+    steps = (
+        (open_images_and_model, check_constants)
+        if given.published is None
+        else (open_published_set, open_published_model)
+    )
     with in_one_line():
         for step in steps: step(given)
 
@@ -1116,7 +1213,10 @@ def merge_shards(
 # %% ../nbs/66_cli.ipynb #e6a4db14
 @app.command("corrupt")
 def corrupt_set(
-    data: Annotated[str, typer.Argument(help="mnist, cifar10 ..., a folder with a subfolder of pictures for each class, or tar files such as 'shards/*.tar'")],
+    data: Annotated[str, typer.Argument(
+        help="mnist, cifar10 ..., a folder with a subfolder of pictures for each class, "
+        "or tar files such as 'shards/*.tar'",
+    )],
     folder: Annotated[
         Path,
         typer.Option("--out", callback=reachable, help="A new folder, or one in which this command was interrupted")
@@ -1163,7 +1263,12 @@ def corrupt_set(
             own, positions = data not in READERS and unsized(source, size), balanced_positions(source, images)
             manifest = write_set(source, folder, names, levels, benchmark, seed, form, own, positions, workers)
         except (ValueError, RuntimeError, OSError) as error: raise ChoiceError(first_line(error)) from None
-    out.print(f"{manifest['images']:,} images, {len(names) * len(levels)} condition{'s' * (len(names) * len(levels) != 1)} ({manifest['layout']}), {time.monotonic() - start:.0f} s; {shown_path(folder / 'manifest.json')}", markup=False)
+    out.print(
+        f"{manifest['images']:,} images, {len(names) * len(levels)} "
+        f"condition{'s' * (len(names) * len(levels) != 1)} ({manifest['layout']}), "
+        f"{time.monotonic() - start:.0f} s; {shown_path(folder / 'manifest.json')}",
+        markup=False,
+    )
 
 # %% ../nbs/66_cli.ipynb #308ffa44
 def pages_from_records(root: Path) -> list[Outcome]:  # those that failed
@@ -1253,7 +1358,12 @@ def rerun_here(
     out.print(f"\nnotebooks: {len(outcomes)} made from records, {len(bad)} failed", markup=False)
     for o in bad: out.print(f"  {o.name}: {o.error}", markup=False)
     for line in rerun.comparison_text(compared): out.print(line, markup=False)
-    out.print(f"site: {shown_path(index) if index else 'not built'}, after {time.monotonic() - start:.0f} s" if pages else f"took {time.monotonic() - start:.0f} s", markup=False)
+    out.print(
+        f"site: {shown_path(index) if index else 'not built'}, after {time.monotonic() - start:.0f} s"
+        if pages
+        else f"took {time.monotonic() - start:.0f} s",
+        markup=False,
+    )
     if bad or not rerun.sound(compared) or pages and index is None: raise typer.Exit(1)
 
 # %% ../nbs/66_cli.ipynb #01d956b0
@@ -1286,7 +1396,10 @@ def fetch_data(
         try:
             for split in SPLITS:
                 images = image_set(name, split, data_dir)
-                out.print(f"{name} {split}: {len(images):,} images, {len(images.classes)} classes, fingerprint {images.fingerprint}")
+                out.print(
+                    f"{name} {split}: {len(images):,} images, {len(images.classes)} classes, "
+                    f"fingerprint {images.fingerprint}"
+                )
         except DataError as error: missing[name] = why(error)
     if not missing: return
     print(shortage(missing), file=sys.stderr)
@@ -1299,7 +1412,11 @@ def where_data() -> None:
     from robustnb.basics import cache_dir
 
     folder = cache_dir() / "data"
-    out.print(f"first in --data-dir or ROBUSTNB_DATA: {os.environ.get('ROBUSTNB_DATA') or '(not set)'}\nthen in the cache: {folder}  (ROBUSTNB_CACHE moves it)\nthen fetched", markup=False)
+    out.print(
+        f"first in --data-dir or ROBUSTNB_DATA: {os.environ.get('ROBUSTNB_DATA') or '(not set)'}\n"
+        f"then in the cache: {folder}  (ROBUSTNB_CACHE moves it)\nthen fetched",
+        markup=False,
+    )
     for file in sorted(folder.rglob("*.npz")):
         out.print(f"  {file.relative_to(folder)}  {file.stat().st_size / 1e6:.1f} MB", markup=False)
 
@@ -1310,11 +1427,17 @@ def check_published(path: str, clean: str | None, images: int, benchmark: str | 
 
     published = published_set(path, None, None)
     if published is None:
-        raise ChoiceError(f"{path} is no published set in a layout that is known: corruption.npy beside labels.npy, or corruption/severity/class/picture")
+        raise ChoiceError(
+            f"{path} is no published set in a layout that is known: corruption.npy beside labels.npy, "
+            "or corruption/severity/class/picture"
+        )
     try:
         source = clean_images(published, clean, data_dir)
         if source is None:
-            raise ChoiceError(f"the clean images of {published.name} ({published.clean or 'not known'}) are not here: give them with --clean")
+            raise ChoiceError(
+                f"the clean images of {published.name} ({published.clean or 'not known'}) are not "
+                "here: give them with --clean"
+            )
         found = compare_files(published, source, images, benchmark)
     except (ValueError, RuntimeError, OSError) as error: raise ChoiceError(str(error)) from None
     table = Table(
@@ -1331,7 +1454,11 @@ def check_published(path: str, clean: str | None, images: int, benchmark: str | 
 
 @data_app.command("check")
 def check_data(
-    path: Annotated[str | None, typer.Argument(help="A published corrupted set, whose files are compared with our corruptions [default: the data sets that are here]", show_default=False)] = None,
+    path: Annotated[str | None, typer.Argument(
+        help="A published corrupted set, whose files are compared with our corruptions "
+        "[default: the data sets that are here]",
+        show_default=False,
+    )] = None,
     clean: Annotated[
         str | None,
         typer.Option(
@@ -1345,7 +1472,8 @@ def check_data(
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    "Read the sets that are there and compare them with the published content; nothing is fetched. With a path: compare a published corrupted set with our corruptions."
+    """Read the sets that are there and compare them with the published content; nothing is fetched.
+    With a path: compare a published corrupted set with our corruptions."""
     if path is not None: return check_published(path, clean, images, benchmark, data_dir)
     from robustnb.data import verify
     from robustnb.formats import READERS, DataError
@@ -1388,14 +1516,20 @@ def others(path: str | None) -> str:
     if at is None or at.stat().st_uid == os.geteuid(): return ""
     try: name = at.owner()
     except KeyError: name = f"user {at.stat().st_uid}"
-    return f" ({at} belongs to {name}; let both of you write there, or name another folder; ROBUSTNB_CACHE=FOLDER moves the cache)"
+    return (
+        f" ({at} belongs to {name}; let both of you write there, or name another folder; "
+        "ROBUSTNB_CACHE=FOLDER moves the cache)"
+    )
 
 
 def error_message(error: Exception) -> str:
     "What is said of a mistake that a person can mend."
     again = "what is finished is kept, and the same command goes on from there"
     if worker_died(error):
-        return f"a process that makes images was ended from outside (out of memory?); {again}, with --workers 0 in one process"
+        return (
+            "a process that makes images was ended from outside (out of memory?); "
+            f"{again}, with --workers 0 in one process"
+        )
     if getattr(error, "errno", None) not in DISK: return str(error)
     denied = error.errno in (errno.EACCES, errno.EPERM) and isinstance(error.filename, str)
     return f"{error.strerror}: {error.filename or 'while writing'}{others(error.filename) if denied else ''}; {again}"
