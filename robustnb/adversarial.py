@@ -553,7 +553,9 @@ class Doubted:
     def attacked(self, radius: float, how, subset: ImageSet | None = None, **options) -> Tensor:  # bool [N]
         "Which images are still right."
         options = {"steps": self.steps, "queries": self.queries, **options}
-        return survivors(self.model, self.data if subset is None else subset, radius, self.norm, how, self.seed, **options)
+        return survivors(
+            self.model, self.data if subset is None else subset, radius, self.norm, how, self.seed, **options
+        )
 
     @cached_property
     def base(self) -> Tensor:  # bool [N]
@@ -610,7 +612,8 @@ def by_radius(of: Doubted) -> tuple[float, bool]:
 
 
 CHECKS = {
-    "more steps": more_steps, "one step": single_step, "unbounded": unbounded, "noise": random_noise, "black box": black_box,
+    "more steps": more_steps, "one step": single_step, "unbounded": unbounded, "noise": random_noise,
+    "black box": black_box,
     "zero gradients": gradients_there, "radius": by_radius,
 }
 
@@ -647,7 +650,8 @@ def loss_surface(
 ) -> Tensor:  # [points,points], nats: rows go along the gradient's sign, columns along random signs, from -eps to eps
     "Mean cross-entropy over a plane through each image."
     check_unit_images(x)
-    if not len(x) or points < 2: raise ValueError(f"at least one image and 2 points are needed, got {len(x)} and {points}")
+    if not len(x) or points < 2:
+        raise ValueError(f"at least one image and 2 points are needed, got {len(x)} and {points}")
     device = generator.device if generator is not None else "cpu"
     with borrowed(model), torch.inference_mode(False), torch.enable_grad():
         y = y.clone()  # what was made under inference mode cannot take part in a gradient

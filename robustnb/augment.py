@@ -457,8 +457,10 @@ def adapt_batchnorm(
 
     def blend(norm, inputs):
         if inputs[0].numel() <= inputs[0].shape[1] and weight:
-            raise ValueError("adaptation needs a variance: a batch norm after pooling saw one value a channel, so give at"
-                             f" least two images, got {len(x)}")
+            raise ValueError(
+                "adaptation needs a variance: a batch norm after pooling saw one value a channel, so give at"
+                f" least two images, got {len(x)}"
+            )
         var, mean = torch.var_mean(inputs[0].float(), dim=[0, *range(2, inputs[0].ndim)])
         norm.running_mean.lerp_(mean, weight)
         norm.running_var.lerp_(var, weight)

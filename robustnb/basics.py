@@ -60,7 +60,8 @@ def atomic_write(
     sweep(path)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
-        with suppress(OSError): fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells `sweep` that its writer lives
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells `sweep` that its writer lives
         if callable(content): content(Path(part))
         else: Path(part).write_bytes(content)
         with open(part, "rb+") as file: os.fsync(file.fileno())
@@ -87,7 +88,8 @@ def cache_dir() -> Path:
     "Where data sets and checkpoints are kept: ROBUSTNB_CACHE, else a folder of the user's cache."
     if given := os.environ.get("ROBUSTNB_CACHE"): return Path(given)
     try: return Path.home() / ".cache" / "robustnb"
-    except RuntimeError: raise FileNotFoundError("no home folder is known here; name a folder: ROBUSTNB_CACHE=FOLDER") from None
+    except RuntimeError:
+        raise FileNotFoundError("no home folder is known here; name a folder: ROBUSTNB_CACHE=FOLDER") from None
 
 # %% ../nbs/00_basics.ipynb #3d502eb3
 def machine() -> dict:  # cpu, cores, threads, gpu

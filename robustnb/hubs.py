@@ -267,8 +267,13 @@ def from_torchhub(spec: str) -> Hub:  # torchhub:OWNER/REPO[:BRANCH]:NAME, torch
     if not repo:
         raise ModelError(f"{spec}: name the repository and the network, such as torchhub:pytorch/vision:resnet18")
     local = Path(repo).is_dir()
-    if not local and "/" not in repo: raise ModelError(f"{spec}: no folder {repo} is here, and repositories are OWNER/REPO, such as torchhub:pytorch/vision:resnet18")
-    if local and not (Path(repo) / "hubconf.py").is_file(): raise ModelError(f"{spec}: the folder {repo} has no hubconf.py, which says what networks there are")
+    if not local and "/" not in repo:
+        raise ModelError(
+            f"{spec}: no folder {repo} is here, and repositories are OWNER/REPO, "
+            "such as torchhub:pytorch/vision:resnet18"
+        )
+    if local and not (Path(repo) / "hubconf.py").is_file():
+        raise ModelError(f"{spec}: the folder {repo} has no hubconf.py, which says what networks there are")
     options = dict(source="local" if local else "github", **({} if local else dict(trust_repo="check")))
 
     def build(classes, channels):

@@ -55,7 +55,8 @@ class Mixed(Objective):
         logits = model(mixed)
         if logits.shape[1] <= int(y.max()):
             raise ValueError(f"the model gives {logits.shape[1]} outputs, the labels go up to {int(y.max())}")
-        return Loss(F.cross_entropy(logits, F.pad(target, (0, logits.shape[1] - target.shape[1]))))  # spare outputs get 0
+        # outputs to spare get 0
+        return Loss(F.cross_entropy(logits, F.pad(target, (0, logits.shape[1] - target.shape[1]))))
 
 
 class Mixup(Mixed):

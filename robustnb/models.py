@@ -131,7 +131,10 @@ def read_state_dict(
             with torch.serialization.safe_globals([argparse.Namespace]):
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a dozen kinds, by format and damage
-        raise ValueError(f"{path} cannot be read as weights ({type(error).__name__}): it is damaged, or holds more than tensors and plain values; write it with torch.save(net.state_dict(), ...)") from error
+        raise ValueError(
+            f"{path} cannot be read as weights ({type(error).__name__}): it is damaged, "
+            "or holds more than tensors and plain values; write it with torch.save(net.state_dict(), ...)"
+        ) from error
     for _ in STATES:  # so deep at most: a dictionary may hold itself
         if isinstance(found, Mapping) and (
             inner := next((found[k] for k in STATES if isinstance(found.get(k), Mapping)), None)
@@ -143,7 +146,10 @@ def read_state_dict(
     if odd := [k for k, v in state.items() if v.layout is not torch.strided or v.is_quantized or v.is_meta]:
         raise ValueError(f"{path}: {odd[0]} is sparse, quantised or without values; weights are plain tensors")
     if not state:
-        raise ValueError(f"{path} holds no state dict but {', '.join(map(str, list(found)[:5])) if isinstance(found, Mapping) else type(found).__name__}")
+        raise ValueError(
+            f"{path} holds no state dict but "
+            f"{', '.join(map(str, list(found)[:5])) if isinstance(found, Mapping) else type(found).__name__}"
+        )
     return state
 
 
@@ -170,7 +176,10 @@ def check_shapes(state: dict[str, Tensor], own: dict[str, Tensor], path: str | P
     "WrongShapes that names the first few."
     wrong = [k for k in state if state[k].shape != own[k].shape]
     if not wrong: return
-    error = WrongShapes(f"{path} holds weights of other shapes: " + "; ".join(f"{k} is {list(state[k].shape)}, the network has {list(own[k].shape)}" for k in wrong[:3]))
+    error = WrongShapes(
+        f"{path} holds weights of other shapes: "
+        + "; ".join(f"{k} is {list(state[k].shape)}, the network has {list(own[k].shape)}" for k in wrong[:3])
+    )
     if all(k.startswith("head.") for k in wrong): error.classes = state["head.weight"].shape[0]
     raise error
 
@@ -191,7 +200,11 @@ def load_weights(
     if found is None:
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         near = difflib.get_close_matches(missing[0], unexpected, 1, 0.4) if missing else []
-        raise ValueError(f"{path} holds the weights of another network: missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}" + (f"; nearest to {missing[0]!r} is {near[0]!r}" if near else ""))
+        raise ValueError(
+            f"{path} holds the weights of another network: missing {missing[:3] or 'nothing'}, "
+            f"unexpected {unexpected[:3] or 'nothing'}"
+            + (f"; nearest to {missing[0]!r} is {near[0]!r}" if near else "")
+        )
     check_shapes(found, own, path)
     model.load_state_dict(found, strict=False)  # strict but for batch counters
     return model
@@ -202,7 +215,7 @@ def load_shipped(
     name: str,  # of the network
     weights: str | Path,  # what it was trained on, or a file
 ) -> Classifier:  # the same model
-    "Read weights that come with the package, or a file's; a head of another size stays as it is. ValueError if there are none."
+    "Read weights that come with the package, or a file's; a head of another size stays. ValueError if there are none."
     path = Path(weights) if Path(weights).is_file() else weights_file(name, str(weights))
     try: return load_weights(model, path)
     except WrongShapes as error:

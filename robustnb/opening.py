@@ -405,7 +405,10 @@ def own_model(
     side = "images of {} x {} pixels go in as they are".format(*data.x.shape[-2:])
     net = getattr(model, "net", model)
     if isinstance(net, OnnxNet):
-        side = (describe_preparation(net.preparation, False).partition(";")[0] if net.side else side) + f"; as {net.in_words()}"
+        side = (
+            (describe_preparation(net.preparation, False).partition(";")[0] if net.side else side)
+            + f"; as {net.in_words()}"
+        )
     try: model = after(normalize, channels, model) if normalize else model
     except ValueError as error: raise ModelError(str(error)) from None
     return model, {"preparation": f"{side}; {pixels}", "class order": class_order(None, data, any_outputs)}

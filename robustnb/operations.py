@@ -159,7 +159,12 @@ class _Blend(torch.autograd.Function):
         return to_base, to_x, to_factor
 
 # %% ../nbs/18_operations.ipynb #ec98b0a5
-BASES = {"brightness": lambda x: torch.zeros_like(x[:, :1]), "contrast": mean_grey, "color": grey, "sharpness": smooth_3x3}
+BASES = {
+    "brightness": lambda x: torch.zeros_like(x[:, :1]),
+    "contrast": mean_grey,
+    "color": grey,
+    "sharpness": smooth_3x3,
+}
 
 
 def blend(

@@ -98,10 +98,17 @@ def published_evaluation(
 ) -> Evaluation:
     "Word of what was asked, for `merged`."
     asked = [("clean", 0)] * (clean is not None) + list(rows)
-    places = [answers_folder(published, row, clean if clean is not None and row == ("clean", 0) else first) for row in asked]
+    places = [
+        answers_folder(published, row, clean if clean is not None and row == ("clean", 0) else first)
+        for row in asked
+    ]
     blocks = {block: len(some) for block, some in plan(len(first), balanced_positions(first, images)).items()}
-    key = Settings(benchmark_for(first.head(1), None)).key(("clean", 0))  # each condition is a source of its own, answered as it is
-    return Evaluation(name, answering, title, facts, published.benchmark or published.form, asked, [key] * len(asked), blocks, baseline, places)
+    # each condition is a source of its own, answered as it is
+    key = Settings(benchmark_for(first.head(1), None)).key(("clean", 0))
+    return Evaluation(
+        name, answering, title, facts, published.benchmark or published.form,
+        asked, [key] * len(asked), blocks, baseline, places,
+    )
 
 # %% ../nbs/55a_published_scores.ipynb #c26749a8
 def tabulate_published(
@@ -110,7 +117,9 @@ def tabulate_published(
 ) -> pd.DataFrame:  # the columns of `tabulate`
     "One row a condition."
     named = lambda name: name == "clean" or name in REGISTRY
-    table = tabulate(replace(answers, rows=[(name if named(name) else "clean", s) for name, s in answers.rows]), **options)
+    table = tabulate(
+        replace(answers, rows=[(name if named(name) else "clean", s) for name, s in answers.rows]), **options
+    )
     families = [family if named(name) else "other" for family, (name, _) in zip(table.family, answers.rows)]
     return table.assign(corruption=[name for name, _ in answers.rows], family=families)
 
@@ -123,7 +132,12 @@ def summarise_published(
     "`summarise`, where clean images may be missing."
     if answers.rows[0] == ("clean", 0): return summarise(answers, baseline, **options)
     before = lambda t: torch.cat([torch.zeros_like(t[:1]), t])
-    whole = replace(answers, rows=[("clean", 0), *answers.rows], correct=before(answers.correct), confidence=before(answers.confidence))
+    whole = replace(
+        answers,
+        rows=[("clean", 0), *answers.rows],
+        correct=before(answers.correct),
+        confidence=before(answers.confidence),
+    )
     table = summarise(whole, baseline, **options)
     table = table[~table.quantity.isin(["accuracy, clean", "calibration error, clean", "relative mCE"])]
     names = {"calibration error, corrupted": "calibration error"}
@@ -239,7 +253,8 @@ def clean_as_published(
 ) -> Source:  # at the size of the published ones
     "Clean ImageNet pictures as the published generator reads them: shorter side 256, the middle 224."
     size, first = published.source(published.rows[0]).shape[-2:], published.places.get(published.rows[0])
-    if first and (first.parents[1] / "manifest.json").is_file(): return source  # of `robustnb corrupt`, which cuts nothing
+    if first and (first.parents[1] / "manifest.json").is_file():
+        return source  # of `robustnb corrupt`, which cuts nothing
     if published.form == "imagenet-c" and isinstance(source, PictureFiles) and size == (224, 224):
         return PreparedFiles(source, Preparation((224, 224), 256))
     return source

@@ -43,7 +43,8 @@ def benchmark_for(
     benchmark: str | None = None,  # one of BENCHMARKS; None: by the size of the images
 ) -> str:
     "The benchmark whose constants suit these images."
-    if benchmark is None: return BENCHMARK_OF_SIZE[min(BENCHMARK_OF_SIZE, key=lambda size: abs(size - data.x.shape[-1]))]
+    if benchmark is None:
+        return BENCHMARK_OF_SIZE[min(BENCHMARK_OF_SIZE, key=lambda size: abs(size - data.x.shape[-1]))]
     if benchmark not in BENCHMARKS: raise ValueError(nearest(benchmark, BENCHMARKS, "benchmark"))
     return benchmark
 
@@ -118,7 +119,8 @@ class Folder(MutableMapping):
 
     def __getitem__(self, name: str) -> Tensor:
         try: return torch.from_numpy(np.load(self.file(name)))
-        except Exception as error: raise KeyError(name) from error  # numpy has a dozen ways to say that a file is broken
+        except Exception as error:
+            raise KeyError(name) from error  # numpy has a dozen ways to say that a file is broken
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -34,8 +34,9 @@ from .metrics import reliability
 from .models import model_names
 from .opening import check_model, expected, kind_of_file, open_model, opened, spread
 from .basics import machine, now, versions
-from .sources import (FORMATS, REPORT_MARK, SPLIT_FOLDERS, ModelError, Source, ambiguous, as_source, class_folders, class_listing, class_outputs, first_line,
-                      is_report, natural_size, pictures_of)
+from .sources import (FORMATS, REPORT_MARK, SPLIT_FOLDERS, ModelError, Source, ambiguous, as_source,
+                              class_folders, class_listing, class_outputs, first_line, is_report, natural_size,
+                              pictures_of)
 from .robustness import Answers, answer, family_curves, heatmap, summarise, tabulate
 from .selective import withheld, withholding, withholding_summary
 from .streaming import Journal, join_blocks
@@ -60,7 +61,10 @@ def two_meanings(
 ) -> str:  # "" where there is one meaning
     "A file or folder that has the name of something else: which was taken, and how the other is had."
     if spec not in names or not Path(spec).exists(): return ""
-    return f"{spec} is the {kind} of that name; the {'folder' if Path(spec).is_dir() else 'file'} {spec} that lies here is ./{spec}"
+    return (
+        f"{spec} is the {kind} of that name; the {'folder' if Path(spec).is_dir() else 'file'} {spec} "
+        f"that lies here is ./{spec}"
+    )
 
 
 def namesakes(model: str, data: str) -> list[str]:
@@ -96,7 +100,10 @@ def open_images(
     there = data.y.unique().tolist()
     each, least = images // len(there), data.y.bincount()[there].min().item()
     if not 1 <= each <= least:
-        raise ModelError(f"{images} images of {len(there)} classes are {each} of each; {data.name} has from 1 to {least}: ask for {len(there)} to {len(there) * least}")
+        raise ModelError(
+            f"{images} images of {len(there)} classes are {each} of each; "
+            f"{data.name} has from 1 to {least}: ask for {len(there)} to {len(there) * least}"
+        )
     return data.take(torch.cat([(data.y == label).nonzero()[:each, 0] for label in there]).sort().values)
 
 # %% ../nbs/55_scorecard.ipynb #7e3cb4cb
@@ -148,7 +155,7 @@ def report_folder(
     title: str,  # of model and images
     evaluation: str,  # hash of everything that the report depends on
 ) -> Path:
-    "Where a report goes, made and marked as this evaluation's. ModelError where it cannot go there, or another's report is there."
+    "A report's folder, made and marked. ModelError where it cannot go there, or another evaluation's report is there."
     folder = out or Path("robustness") / f"{title}-{evaluation[:8]}"
     if taken := next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None):
         raise ModelError(f"the report cannot go to {folder}: {taken} is a file")
@@ -156,7 +163,10 @@ def report_folder(
     if folder.is_dir() and (mark.read_text() if mark.is_file() else "") != evaluation and (
         mark.is_file() or (folder / "table.csv").exists()
     ):
-        raise ModelError(f"{folder} holds the report of another evaluation (other weights, images, conditions or baseline); give another --out, or remove it")
+        raise ModelError(
+            f"{folder} holds the report of another evaluation (other weights, images, conditions or baseline); "
+            "give another --out, or remove it"
+        )
     try: atomic_write(mark, evaluation.encode())
     except OSError as error: raise ModelError(f"the report cannot go to {folder}: {first_line(error)}") from None
     return folder
@@ -207,7 +217,11 @@ def merged(
             f"{empty[0]} holds no answers of an evaluation; give the folders that shards were told as --out"
         )
     if len(common := set.intersection(*map(set, found))) != 1:
-        raise ModelError(f"{', '.join(map(str, folders))} hold {len(common) or 'no'} evaluations in common; give the folders of one evaluation's shards (the same model, images and conditions), and of no other")
+        raise ModelError(
+            f"{', '.join(map(str, folders))} hold {len(common) or 'no'} evaluations in common; "
+            "give the folders of one evaluation's shards (the same model, "
+            "images and conditions), and of no other"
+        )
     asked, tables, whole = Evaluation.read(found[0][name := common.pop()]), [], {}
     parts = [("", asked.keys)] if asked.places is None else [
         (place, [key]) for place, key in zip(asked.places, asked.keys)
@@ -251,7 +265,11 @@ def same_constants(
     if not isinstance(baseline, pd.DataFrame) or "benchmark" not in baseline: return
     other = [b for b in baseline.benchmark.dropna().unique() if b != benchmark]
     if other:
-        raise ModelError(f"the baseline's table was made with the constants of {other[0]}, this evaluation has those of {benchmark}; evaluate the baseline with --benchmark {benchmark}, or this model with --benchmark {other[0]}")
+        raise ModelError(
+            f"the baseline's table was made with the constants of {other[0]}, "
+            f"this evaluation has those of {benchmark}; "
+            f"evaluate the baseline with --benchmark {benchmark}, or this model with --benchmark {other[0]}"
+        )
 
 
 @dataclass
@@ -297,7 +315,10 @@ def html_table(frame: pd.DataFrame) -> str:
     rows = "".join(
         "<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row) + "</tr>" for row in frame.itertuples(index=False)
     )
-    return f"<div class='box'><table><thead><tr>{''.join(f'<th>{html.escape(str(c))}</th>' for c in frame)}</tr></thead><tbody>{rows}</tbody></table></div>"
+    return (
+        f"<div class='box'><table><thead><tr>{''.join(f'<th>{html.escape(str(c))}</th>' for c in frame)}</tr>"
+        f"</thead><tbody>{rows}</tbody></table></div>"
+    )
 
 
 def with_bounds(frame: pd.DataFrame, value: str, low: str, high: str) -> list[str]:
@@ -308,14 +329,32 @@ def with_bounds(frame: pd.DataFrame, value: str, low: str, high: str) -> list[st
 def page(card: Scorecard, pictures: dict[str, bytes]) -> str:  # pictures: name -> PNG
     "The report as HTML."
     summary = card.summary.assign(value=with_bounds(card.summary, "value", "low", "high"))[["quantity", "value"]]
-    every = pd.DataFrame(dict(corruption=card.table.corruption, severity=card.table.severity, accuracy=with_bounds(card.table, "accuracy", "low", "high"),
-                              calibration_error=with_bounds(card.table, "ece", "ece_low", "ece_high"), confidence=card.table.confidence)).rename(columns=lambda c: c.replace("_", " "))
+    every = pd.DataFrame(
+        dict(
+            corruption=card.table.corruption,
+            severity=card.table.severity,
+            accuracy=with_bounds(card.table, "accuracy", "low", "high"),
+            calibration_error=with_bounds(card.table, "ece", "ece_low", "ece_high"),
+            confidence=card.table.confidence,
+        )
+    ).rename(columns=lambda c: c.replace("_", " "))
     facts = pd.DataFrame(card.facts.items(), columns=["", " "])
-    shown = "".join(f"<figure><img alt='{CAPTIONS[name]}' src='data:image/png;base64,{base64.b64encode(png).decode()}'><figcaption><small>{CAPTIONS[name]}</small></figcaption></figure>" for name, png in pictures.items())
+    shown = "".join(
+        f"<figure><img alt='{CAPTIONS[name]}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+        f"<figcaption><small>{CAPTIONS[name]}</small></figcaption></figure>"
+        for name, png in pictures.items()
+    )
     title = html.escape(card.title)
-    return (f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{title}</title><style>{STYLE}</style></head><body>"
-            f"<h1>{title}</h1><h2>At a glance</h2>{html_table(summary)}<p><small>In brackets: 95% intervals from 1,000 resamples of the images. 7 x 3: seven corruptions at severities 1, 3, 5.</small></p>"
-            f"<h2>By corruption</h2>{shown}<h2>Every condition</h2>{html_table(every)}<h2>What was evaluated</h2>{html_table(facts)}</body></html>")
+    return (
+        "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>"
+        f"<meta name='viewport' content='width=device-width'><title>{title}</title>"
+        f"<style>{STYLE}</style></head><body>"
+        f"<h1>{title}</h1><h2>At a glance</h2>{html_table(summary)}<p>"
+        "<small>In brackets: 95% intervals from 1,000 resamples of the images. "
+        "7 x 3: seven corruptions at severities 1, 3, 5.</small></p>"
+        f"<h2>By corruption</h2>{shown}<h2>Every condition</h2>{html_table(every)}<h2>What was "
+        f"evaluated</h2>{html_table(facts)}</body></html>"
+    )
 
 # %% ../nbs/55_scorecard.ipynb #754d8ea9
 SCHEMA = 1  # of the JSON files and of answers.npz: grows when a field changes its meaning
@@ -350,7 +389,14 @@ def read_answers(
     path = Path(folder) / ANSWERS
     if not Path(folder).is_dir(): raise ModelError(f"{folder} is no folder of a report")
     if not path.is_file():
-        raise ModelError(f"{folder} holds no {ANSWERS}; " + ("the report is from an earlier version: run its command again, its answers are kept" if is_report(Path(folder)) else "it is no report of robustnb evaluate"))
+        raise ModelError(
+            f"{folder} holds no {ANSWERS}; "
+            + (
+                "the report is from an earlier version: run its command again, its answers are kept"
+                if is_report(Path(folder))
+                else "it is no report of robustnb evaluate"
+            )
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             about, correct, confidence = json.loads(str(file["about"])), file["correct"], file["confidence"]
@@ -412,8 +458,18 @@ def lasting_facts(
     "What an evaluation is, whoever runs it and when."
     source = as_source(data)
     classes = len(source.classes if source.labels is None else source.labels.unique())
-    return {"model": spec, "images": f"{source.name}: {images:,}" + (f" of {len(source):,}" if images < len(source) else "") + f" of {source.shape[1]} x {source.shape[2]} pixels, {classes} classes, fingerprint {source.fingerprint}",
-            "constants": f"{benchmark}; {conditions - 1} conditions and the clean images" + ("" if draws == "cpu" else f"; draws of {draws}, which are other ones than the CPU's")}
+    return {
+        "model": spec,
+        "images": (
+            f"{source.name}: {images:,}"
+            + (f" of {len(source):,}" if images < len(source) else "")
+            + f" of {source.shape[1]} x {source.shape[2]} pixels, {classes} classes, fingerprint {source.fingerprint}"
+        ),
+        "constants": (
+            f"{benchmark}; {conditions - 1} conditions and the clean images"
+            + ("" if draws == "cpu" else f"; draws of {draws}, which are other ones than the CPU's")
+        ),
+    }
 
 
 def passing_facts(command: str) -> dict[str, str]:

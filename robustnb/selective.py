@@ -82,7 +82,7 @@ def withholding(
     resamples: int = 200,
     seed: int = 0,  # of the resamples
     found: tuple[np.ndarray, np.ndarray] | None = None,  # of `withheld`, where it is there already
-) -> pd.DataFrame:  # columns corruption, severity, aurc, aurc_low, aurc_high, selective, selective_low, selective_high, coverage, n
+) -> pd.DataFrame:  # corruption, severity, aurc, selective (each also _low and _high), coverage, n
     "One row a condition."
     area, share = found or withheld(answers, coverage, resamples, seed)
     rows = [

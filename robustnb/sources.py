@@ -29,8 +29,8 @@ from torch import Tensor
 
 from .basics import nearest
 from .data import load, places
-from .formats import (PICTURES, READERS, ROOTS, PICTURE_SIZES, DataError, class_names, eight_bits, on_white, listed,
-                              open_square)
+from .formats import (PICTURES, READERS, ROOTS, PICTURE_SIZES, DataError, class_names, eight_bits, on_white,
+                              listed, open_square)
 from .images import ImageSet
 
 # %% ../nbs/04_sources.ipynb #cd83bdba

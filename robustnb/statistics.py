@@ -51,7 +51,8 @@ def p_of_r(
     "The p-value of a correlation of `n` points by the t-approximation."
     r = np.asarray(r, dtype=np.float64)
     if n < 3: raise ValueError(f"{n} points; a correlation needs at least 3")
-    if (np.abs(r) > 1 + 1e-9).any(): raise ValueError(f"a correlation lies in -1..1, got {r.ravel()[np.abs(r).argmax()]}")
+    if (np.abs(r) > 1 + 1e-9).any():
+        raise ValueError(f"a correlation lies in -1..1, got {r.ravel()[np.abs(r).argmax()]}")
     r = np.clip(r, -1, 1)
     with np.errstate(divide="ignore"): t = np.abs(r) * np.sqrt((n - 2) / ((1 - r) * (1 + r)))
     p = 2 * stats.t.sf(t, n - 2)

@@ -263,7 +263,9 @@ class Journal:
         return found
 
     def line(self, block: int, answers: dict[str, Tensor]) -> bytes:
-        return json.dumps(dict(block=block, answers={key: encode_answers(answers[key]) for key in sorted(answers)})).encode()
+        return json.dumps(
+            dict(block=block, answers={key: encode_answers(answers[key]) for key in sorted(answers)})
+        ).encode()
 
     def add(self, block: int, answers: dict[str, Tensor]) -> None:
         "Keep a block's answers."

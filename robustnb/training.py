@@ -63,9 +63,11 @@ class Objective:
         raise NotImplementedError(f"{self.name} must define loss(model, x, y) -> Loss")
 
     def before_fit(self, run: "TrainingRun"): "Everything is on the device; the optimiser does not exist yet."
-    def before_epoch(self, run: "TrainingRun"): "`run.generator` has just been set for this epoch; `run.step` is the next step."
+    def before_epoch(self, run: "TrainingRun"):
+        "`run.generator` has just been set for this epoch; `run.step` is the next step."
     def after_step(self, run: "TrainingRun"): "The weights have been updated; `run.step` is the step just made."
-    def after_epoch(self, run: "TrainingRun"): "The row of the epoch stands in `run.history`; the checkpoint comes next."
+    def after_epoch(self, run: "TrainingRun"):
+        "The row of the epoch stands in `run.history`; the checkpoint comes next."
     def after_fit(self, run: "TrainingRun"): "Called once at the end, also when nothing was left to train."
 
     def parts(self) -> dict[str, nn.Module]: return {}  # modules trained with the model
@@ -564,7 +566,8 @@ def memory(
     return found
 
 
-FOREIGN = (nn.Module, TrainingRun, ImageSet, Recipe, type, ModuleType)  # what an objective holds and what is no memory of it
+# what an objective holds and what is no memory of it
+FOREIGN = (nn.Module, TrainingRun, ImageSet, Recipe, type, ModuleType)
 
 # %% ../nbs/30_training.ipynb #95739abd
 def remembered(
@@ -664,7 +667,8 @@ def read_checkpoint(
             if archive.testzip() is not None: raise zipfile.BadZipFile("a part differs from its checksum")
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged file may be anything to those who read it
-        if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno not in (None, errno.EINVAL): raise
+        if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         warnings.warn(
             f"the checkpoint {path} is damaged ({error}); it is not used and the training starts anew", stacklevel=2
         )
@@ -825,7 +829,8 @@ def fit(
         )
     accelerator = make_accelerator(recipe.precision, device)
     place = torch.device(device) if device is not None and accelerator.num_processes == 1 else accelerator.device
-    if place.type == "cpu": place = torch.device("cpu")  # several processes are told cpu:0, where nothing can be loaded to
+    if place.type == "cpu":
+        place = torch.device("cpu")  # several processes are told cpu:0, where nothing can be loaded to
     if not takes_channels_last(model, place): recipe = replace(recipe, channels_last=False)
     model.to(place, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
     run = TrainingRun(

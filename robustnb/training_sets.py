@@ -145,7 +145,8 @@ def add_both(
     index = balanced_choice(data, 2 * per_class, images).view(len(data.classes), 2, per_class)
     index = [index[:, k].flatten() for k in range(2)]
     copies = [
-        perturbed_copies(data, i, kind, distance, noise, source) for i, kind, distance in zip(index, PERTURBATION_KINDS, distances)
+        perturbed_copies(data, i, kind, distance, noise, source)
+        for i, kind, distance in zip(index, PERTURBATION_KINDS, distances)
     ]
     asked = torch.tensor(distances, dtype=torch.float32).repeat_interleave(len(index[0]))
     return with_copies(data, torch.cat(index), torch.cat(copies), asked, mode)

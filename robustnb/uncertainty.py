@@ -199,7 +199,9 @@ class LastLayerLaplace(nn.Module):
         name, head = last_linear(self.model)
         size = head.out_features * (head.in_features + (head.bias is not None))
         if size > LARGEST_HEAD:
-            raise ValueError(f"the last layer {name!r} has {size} parameters; a full covariance is kept to {LARGEST_HEAD}")
+            raise ValueError(
+                f"the last layer {name!r} has {size} parameters; a full covariance is kept to {LARGEST_HEAD}"
+            )
         if not len(data): raise ValueError(f"{data.name}: there are no images to fit to")
         pieces, total = data.x.split(batch), 0
         with torch.no_grad():

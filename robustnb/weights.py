@@ -70,7 +70,8 @@ def ship(
 ) -> Path:  # of the file
     "Write a file of weights, then its card. ValueError where the card is of other bytes."
     digest = hashlib.sha256(content).hexdigest()
-    if card["sha256"] != digest: raise ValueError(f"the card is of a file with SHA-256 {card['sha256'][:12]}..., not {digest[:12]}...")
+    if card["sha256"] != digest:
+        raise ValueError(f"the card is of a file with SHA-256 {card['sha256'][:12]}..., not {digest[:12]}...")
     path = Path(folder) / f"{card['net']}-{card['weights']}.safetensors"
     before = path.with_name(f".{path.name}.before")
     if path.is_file(): atomic_write(before, path.read_bytes())
@@ -90,7 +91,15 @@ def weights_table(
     "The weights that ship, a row each."
     import pandas as pd
 
-    row = lambda c: dict(net=c["net"], weights=c["weights"], KB=round(c["bytes"] / 1000), clean=c["clean"], corrupted=c["corrupted"],
-                         images=c["images"], epochs=c["recipe"]["epochs"], record=c["record"])
+    row = lambda c: dict(
+        net=c["net"],
+        weights=c["weights"],
+        KB=round(c["bytes"] / 1000),
+        clean=c["clean"],
+        corrupted=c["corrupted"],
+        images=c["images"],
+        epochs=c["recipe"]["epochs"],
+        record=c["record"],
+    )
     columns = ["net", "weights", "KB", "clean", "corrupted", "images", "epochs", "record"]
     return pd.DataFrame([row(c) for c in shipped(folder).values()], columns=columns)

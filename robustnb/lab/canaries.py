@@ -143,7 +143,11 @@ def cell_function(name: str, top: str) -> Callable:  # name: module:name; top: t
     )
 
 
-def interrupted(attempted: Callable, canaries: list, top: str) -> None:  # top: the package's folder, with "/" at the end
+def interrupted(
+    attempted: Callable,
+    canaries: list,
+    top: str,  # the package's folder, with "/" at the end
+) -> None:
     "Stop the training of canaries as soon as its first checkpoint is kept: what follows goes on from there."
     before = sys.getprofile()
     def watch(frame, event, _):
@@ -360,7 +364,7 @@ def decisions(
     cell: Any,  # plain settings
     name: str = "",
 ) -> set[tuple[str, Any]]:  # dotted name, value
-    "What settings decide: words, yes or no, what is absent; of a number, whether it is zero. Data and seed decide nothing."
+    "What settings decide: words, yes or no, absence; of a number, whether it is zero. Data and seed decide nothing."
     if name.rpartition(".")[2] in ("data", "seed"): return set()
     if isinstance(cell, dict): return {d for k, v in cell.items() for d in decisions(v, f"{name}.{k}".lstrip("."))}
     if isinstance(cell, (list, tuple)): return {d for v in cell for d in decisions(v, name)}
@@ -392,7 +396,9 @@ class Verdict(NamedTuple):
     def equal(self) -> bool: return not self.differs and not self.unseen
 
 
-def stale_groups(records: list[Record], root: Path) -> dict[tuple[str, str], list[Record]]:  # function, commit -> records
+def stale_groups(
+    records: list[Record], root: Path
+) -> dict[tuple[str, str], list[Record]]:  # function, commit -> records
     "Stale records, sorted into questions; commits whose function is the same make one."
     found, first = {}, {}
     for r in records:
@@ -476,7 +482,8 @@ def question(
             except CanaryError:
                 if not turn: raise
                 continue  # another experiment that the old code did not have
-            if turn and (found[0] or found[4]): continue  # it differs where the records' function may never be: no witness
+            if turn and (found[0] or found[4]):
+                continue  # it differs where the records' function may never be: no witness
             cells, differs, added, digests = cells + more, differs + found[0], added + found[1], digests + found[3]
             rounded += found[4]
             ran |= set(found[2])

@@ -358,7 +358,9 @@ def check_needs(
     asked = {"cpus": 1, **needs}
     amount = lambda key, value: int(value * 2**30) if key == "memory" else value
     if not any(all(node.get(NEEDS[k], 0) >= amount(k, v) for k, v in asked.items()) for node in nodes):
-        have = "; ".join(", ".join(f"{n.get(NEEDS[k], 0) / (2**30 if k == 'memory' else 1):g} {k}" for k in asked) for n in nodes)
+        have = "; ".join(
+            ", ".join(f"{n.get(NEEDS[k], 0) / (2**30 if k == 'memory' else 1):g} {k}" for k in asked) for n in nodes
+        )
         raise ChoiceError(
             f"a cell needs {', '.join(f'{v:g} {k}' for k, v in asked.items())} (memory in GB), and no node of the"
             f" cluster has that; they have {have}"

@@ -257,7 +257,8 @@ def result_cells(
     return page
 
 # %% ../../nbs/lab/41_pages.ipynb #6e066fba
-BEST_FIRST = ("records", "full", "reduced", "quick", "smoke")  # best first; records: made from all records that there are
+# best first; records: made from all records that there are
+BEST_FIRST = ("records", "full", "reduced", "quick", "smoke")
 
 
 @dataclass

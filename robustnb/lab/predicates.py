@@ -68,7 +68,11 @@ def bounded(value):
 class Evaluator:
     "Walks one expression."
 
-    def __init__(self, names: dict, complete: bool = False):  # complete: evaluate also what the answer does not depend on
+    def __init__(
+        self,
+        names: dict,
+        complete: bool = False,  # evaluate also what the answer does not depend on
+    ):
         self.names, self.complete, self.steps = {**BUILTINS, **names}, complete, 0
 
     def __call__(self, node: ast.expr, local: dict):

@@ -164,7 +164,9 @@ class Module:
         ):
             for n in ast.walk(node):
                 if isinstance(n, (ast.Import, ast.ImportFrom)): self.imports.update(self.names(n))
-        elif not isinstance(node, ast.Pass) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+        elif not isinstance(node, ast.Pass) and not (
+            isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        ):
             self.effects.append(node)
 
     def names(self, node: ast.Import | ast.ImportFrom) -> dict[str, tuple[str, str | None]]:

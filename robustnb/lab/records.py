@@ -160,14 +160,23 @@ def to_line(record: Record) -> bytes:  # one line of JSON, newline included
 HASH = r"[0-9a-f]{16}"
 FIELDS = {  # whole text of a field; a record of somebody else must lead nowhere
     "key": HASH, "code": r"\w*", "address": r"\w*", "notebook_hash": r"\w*", "commit": r"[0-9a-f]*",
-    "time": r"(\d{4}-\d\d-\d\d[\dT:.Z]*)?", "function": r"([\w.]+:([\w.]|<lambda>|<locals>)+)?", "notebook": r"((?!.*\.\.)\w[\w ./-]*\.ipynb)?",
+    "time": r"(\d{4}-\d\d-\d\d[\dT:.Z]*)?", "function": r"([\w.]+:([\w.]|<lambda>|<locals>)+)?",
+    "notebook": r"((?!.*\.\.)\w[\w ./-]*\.ipynb)?",
     "data": r"[^<>&\0-\x1f]*",
 }
 
 
 def check_fields(fields: dict, where: str) -> None:
     "Refuse a record's fields that are of another kind, or that are no such name."
-    for name, kinds in dict(cell=dict, metrics=dict, artefacts=dict, versions=dict, device=dict, seconds=(int, float), dirty=(bool, type(None))).items():
+    for name, kinds in dict(
+        cell=dict,
+        metrics=dict,
+        artefacts=dict,
+        versions=dict,
+        device=dict,
+        seconds=(int, float),
+        dirty=(bool, type(None)),
+    ).items():
         if not isinstance(fields[name], kinds): raise RecordError(f"{where}: {name} is a {type(fields[name]).__name__}")
     for name, pattern in FIELDS.items():
         if not isinstance(fields[name], str) or not re.fullmatch(pattern, fields[name]):
@@ -201,7 +210,8 @@ def from_line(
         if name not in known: raise RecordError(f"{where}: unknown field {name!r}; known: {', '.join(known)}")
     check_fields(fields, where)
     try: return Record(**fields)
-    except (TypeError, ValueError, AttributeError, RecursionError) as error: raise RecordError(f"{where}: {error}") from None
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise RecordError(f"{where}: {error}") from None
 
 # %% ../../nbs/lab/01_records.ipynb #cdb2d8a7
 @contextmanager
@@ -603,7 +613,8 @@ def read_notes(path: Path, changed: int) -> tuple[dict, ...]:
     found = []
     for line in read_lines(path)[0]:
         try: found.append(dict(json.loads(line.text)))
-        except (ValueError, TypeError, RecursionError) as error: raise RecordError(f"{line.where}: no note ({error})") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise RecordError(f"{line.where}: no note ({error})") from None
     return tuple(found)
 
 

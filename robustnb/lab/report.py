@@ -103,7 +103,8 @@ def badge(
 
 def verdict_table(
     frame: pd.DataFrame,  # of `verdicts`
-    caption: str = "Each claim is tried on 1,000 resamples of seeds and test images: true in at least 95% it holds, in at most 5% it fails.",
+    caption: str = "Each claim is tried on 1,000 resamples of seeds and test images: "
+    "true in at least 95% it holds, in at most 5% it fails.",
 ) -> HTML:
     "Claims in the paper's order with their verdicts, one column a reading."
     asked = [p for p in papers().values() if "paper" not in frame or p.name in set(frame.paper)]
@@ -126,7 +127,8 @@ def verdict_table(
                     if found.share != found.share or found.verdict not in ("holds", "fails", "inconclusive")
                     else (
                         f"<br><small>true in {found.share:.0%}, {found.n_seeds}"
-                        f" seed{'' if found.n_seeds == 1 else 's'}{'; ' * bool(found.get('why'))}{html.escape(found.get('why', ''))}</small>"
+                        f" seed{'' if found.n_seeds == 1 else 's'}"
+                        f"{'; ' * bool(found.get('why'))}{html.escape(found.get('why', ''))}</small>"
                     )
                 )
                 row[titles[reading]] = (
@@ -203,13 +205,17 @@ def banner(
             "<div class='callout callout-warning' style='border-left:.3em solid #b35900;padding:.6em 1em'><strong>Not"
             " run.</strong> There are no records yet.</div>"
         )
-    seeds, days = {r.cell["seed"] for r in records if "seed" in r.cell}, sorted({html.escape(r.time[:10]) for r in records})
+    seeds, days = (
+        {r.cell["seed"] for r in records if "seed" in r.cell},
+        sorted({html.escape(r.time[:10]) for r in records}),
+    )
     machines = sorted(
         {html.escape(str(r.device.get("gpu") or r.device.get("cpu") or "unknown machine")) for r in records}
     )
     old = [r for r in records if stale(r)]
     parts = [
-        f"{len(records)} {what}{'s' * (len(records) != 1)}", *([f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"] if seeds else []),
+        f"{len(records)} {what}{'s' * (len(records) != 1)}",
+        *([f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"] if seeds else []),
         " and ".join(machines), days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
         f"{sum(r.seconds for r in records) / 60:.0f} minutes of computing", code_state(records),
     ]

@@ -131,7 +131,8 @@ def read_notebook(path: Path, page: str) -> Notebook:
         parameters = read_parameters(cells)
         shown = declared(parameters)
     except NotebookError as e: error = f"nbs/{page}: {e}"
-    except (ValueError, LookupError, SyntaxError, TypeError, AttributeError, MemoryError, RecursionError) as e: error = f"nbs/{page}: cannot be read ({type(e).__name__}: {e})"
+    except (ValueError, LookupError, SyntaxError, TypeError, AttributeError, MemoryError, RecursionError) as e:
+        error = f"nbs/{page}: cannot be read ({type(e).__name__}: {e})"
     return Notebook(name, page, path, title, parts[1] if len(parts) > 2 else "", parameters, error, shown)
 
 
@@ -241,7 +242,9 @@ def store_state(
 def inputs(notebook: Notebook, parameters: dict) -> dict:
     "What an executed copy depends on, besides records."
     settings = {k: v for k, v in parameters.items() if k != "workers"}
-    return dict(source=notebook_hash(notebook.path), code=notebook.code, parameters=json.loads(canonical_json(settings)))
+    return dict(
+        source=notebook_hash(notebook.path), code=notebook.code, parameters=json.loads(canonical_json(settings))
+    )
 
 
 def up_to_date(

@@ -232,7 +232,8 @@ def on_all_cores(
     chunk: int = 4,  # items that are handed over at once
 ) -> list:  # what it returns for each
     "Apply a function to items in copies of this process; here, one by one, where the system makes none."
-    if "fork" not in multiprocessing.get_all_start_methods(): return list(progress(map(function, items), what, len(items)))
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return list(progress(map(function, items), what, len(items)))
     on_all_cores.function = function
     with ProcessPoolExecutor(usable_cores(), multiprocessing.get_context("fork"), without_threads) as pool:
         return list(progress(pool.map(run_job, items, chunksize=chunk), what, len(items)))
@@ -353,7 +354,8 @@ CAPTION = re.compile(r"(<(figcaption|caption)\b[^>]*>)(.*?)(</\2>)", re.S)
 
 
 BOXED_CAPTION = re.compile(
-    r"""(<div class="(?:cell-output cell-output-display|sd-table)">)((?:(?!</div>|<caption).)*)<caption>(.*?)</caption>""",
+    r"""(<div class="(?:cell-output cell-output-display|sd-table)">)"""
+    r"""((?:(?!</div>|<caption).)*)<caption>(.*?)</caption>""",
     re.S,
 )
 

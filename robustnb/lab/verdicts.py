@@ -145,7 +145,10 @@ def without_lost(
     for record in records:
         try: found[record.key] = read(record)
         except ValueError as error:
-            text = f"record {record.key} ({name(record)}, seed {record.cell['seed']}, {record.profile}) is left out: {error}"
+            text = (
+                f"record {record.key} ({name(record)}, seed {record.cell['seed']}, "
+                f"{record.profile}) is left out: {error}"
+            )
             warnings.warn(text, stacklevel=3)
     return found
 

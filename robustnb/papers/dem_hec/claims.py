@@ -191,7 +191,8 @@ class DemHecData(Resampled):
         return [s for s in self.seeds if all(self.record(data, net, method, s) for method in methods)]
 
     def array(
-        self, data: str, net: str, method: str, rows: tuple, together: tuple = BEFORE_AFTER, artefact: str = "answers.npz"
+        self, data: str, net: str, method: str, rows: tuple, together: tuple = BEFORE_AFTER,
+        artefact: str = "answers.npz"
     ) -> np.ndarray:  # [1+R]
         "Mean over some rows of an artefact and over the seeds that all of `together` have, and its resamples."
         key = data, net, method, rows, together, artefact

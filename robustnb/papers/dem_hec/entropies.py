@@ -736,7 +736,8 @@ def contrast_sentence(results: EntropyData, network: tuple[str, str], method: st
     nets = [results.record(*network, method, s) for s in results.seeds_of(*network, (method,))]
     fooled = np.mean([net.metrics["fooled"] for net in nets])
     return (
-        f"**Universal perturbation.** Network {METHOD_TITLES[method]}; it changes the answer to {fooled:.0%} of the images. It"
+        f"**Universal perturbation.** Network {METHOD_TITLES[method]};"
+        f" it changes the answer to {fooled:.0%} of the images. It"
         f" lowers the entropy of {chosen(lambda u, c: u == 'falls')}, and raises that of"
         f" {chosen(lambda u, c: u == 'rises')}. The contrast of section 3.2, that corruptions raise what it lowers, is"
         f" seen in {chosen(lambda u, c: (u, c) == ('falls', 'rises'))}."
@@ -787,6 +788,7 @@ def link_sentence(
             f" independent, {probability(one.shuffled)} with corruptions shuffled as wholes: {told})"
         )
     return (
-        f"**Accuracy.** Network {METHOD_TITLES[method]}: the rank correlation of its loss with the rise of entropy over the"
+        f"**Accuracy.** Network {METHOD_TITLES[method]}:"
+        " the rank correlation of its loss with the rise of entropy over the"
         f" conditions is {part('deep', 'deep layers')}, and {part('output', 'output')}."
     )

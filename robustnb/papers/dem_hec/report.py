@@ -711,7 +711,9 @@ def diverged(results: DemHecData) -> bool:
     return any("diverged" in record.metrics for record in results.records.values())
 
 
-def seed_range(all_results: dict[str, DemHecData], rows: tuple) -> tuple[float, float] | None:  # None: fewer than two seeds
+def seed_range(
+    all_results: dict[str, DemHecData], rows: tuple
+) -> tuple[float, float] | None:  # None: fewer than two seeds
     "The smallest and the largest difference of a seed of the proposed setting from their mean, in points."
     results = all_results["as proposed"]
     network, = {(data, net) for data, net, *_ in results.records}

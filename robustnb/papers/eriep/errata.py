@@ -70,7 +70,12 @@ def strongest_baselines(claimed: str) -> list[dict]:  # the method that the text
             score = {k: names["e4"](dataset, k, net) for k in names["K4"] if k != "ERIEP"}
             best = max(score, key=score.get)
             rows.append(
-                statement(f"{dataset}, {net}: strongest baseline", claimed, best, difference=score[claimed] - score[best])
+                statement(
+                    f"{dataset}, {net}: strongest baseline",
+                    claimed,
+                    best,
+                    difference=score[claimed] - score[best],
+                )
             )
     return rows
 

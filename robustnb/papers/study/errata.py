@@ -167,7 +167,8 @@ def stays_above(claimed: float, net: str, exp: str, set: str, *segments: str) ->
     means = {segment: mu(net, exp, set, segment) for segment in segments}
     return [
         statement(
-            f"{NET_NAMES[net]}, {TEST_SETS[set]}, segment {segment}: every accuracy above, mean", claimed, m, m > claimed
+            f"{NET_NAMES[net]}, {TEST_SETS[set]}, segment {segment}: every accuracy above, mean", claimed, m,
+            m > claimed
         )
         for segment, m in means.items()
     ]
