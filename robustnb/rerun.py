@@ -34,10 +34,20 @@ from .papers.study.protocol import StudyCell, run_study_cell
 # %% ../nbs/63_rerun.ipynb #5e5e0005
 COMMITTED_SEEDS = (0, 1, 2)  # of the committed records; the first is rerun
 STUDY = StudyCell(data="mnist/5000", per_class=160, epochs=4, min_epochs=4, batch=64, eval_levels=(4.0, 8.0))
-ERIEP_CELL = EriepCell("thin4", train_images=2_000, epochs=3, batch=64, search_images=400, search_epochs=1, images=500, sigmas=(0.2,))
+ERIEP_CELL = EriepCell(
+    "thin4",
+    train_images=2_000,
+    epochs=3,
+    batch=64,
+    search_images=400,
+    search_epochs=1,
+    images=500,
+    sigmas=(0.2,),
+)
 CLEAN = PretrainCell("resnet20", train_images=5_000, epochs=3, batch=64, warmup=0.5)
 DEM_HEC = ShippedCell(
-    train_images=2_000, epochs=1, batch=64, lr=0.01, warmup=0.2, images=500, corruptions=SEVEN, severities=(1, 3, 5), entropies=0
+    train_images=2_000, epochs=1, batch=64, lr=0.01, warmup=0.2, images=500, corruptions=SEVEN,
+    severities=(1, 3, 5), entropies=0
 )
 
 
@@ -57,15 +67,46 @@ class Checked:
 
 def planned(seed: int = 0) -> list[Checked]:
     "The cells of one seed."
-    study = {"clean images": dict(per_class=0), "noisy copies": dict(factor="gaussian", level=8.0), "FGSM copies": dict(factor="fgsm", level=8.0),
-             "unequal classes": dict(factor="imbalance", level=0.5, per_class=0), "wrong labels": dict(factor="label", level=0.3, per_class=0),
-             "noisy and FGSM copies": dict(factor="dual", level=(8.0, 8.0), per_class=80)}
-    found = [Checked("Dem-HEC", "a clean network", "pretraining", replace(CLEAN, seed=seed), run_pretrain_cell, "cifar10")]
-    found += [Checked("study", title, "study", replace(STUDY, seed=seed, **change), run_study_cell, "mnist") for title, change in study.items()]
-    found += [Checked("ERIEP", reading.replace("_", " "), "eriep", plain_eriep(replace(ERIEP_CELL, reading=reading, seed=seed)), run_eriep_cell, "cifar10")
-              for reading in ("through_n", "literal", "augment", "standard")]
-    return found + [Checked("Dem-HEC", f"fine-tuned: {method.replace('_', ' ')}", "dem-hec", plain_dem_hec(replace(DEM_HEC, method=method, seed=seed)), run_shipped_cell, "cifar10")
-                    for method in ("dem_hec", "standard")]
+    study = {
+        "clean images": dict(per_class=0),
+        "noisy copies": dict(factor="gaussian", level=8.0),
+        "FGSM copies": dict(factor="fgsm", level=8.0),
+        "unequal classes": dict(factor="imbalance", level=0.5, per_class=0),
+        "wrong labels": dict(factor="label", level=0.3, per_class=0),
+        "noisy and FGSM copies": dict(factor="dual", level=(8.0, 8.0), per_class=80),
+    }
+    found = [
+        Checked("Dem-HEC", "a clean network", "pretraining", replace(CLEAN, seed=seed), run_pretrain_cell, "cifar10")
+    ]
+    found += [
+        Checked("study", title, "study", replace(STUDY, seed=seed, **change), run_study_cell, "mnist")
+        for title, change in study.items()
+    ]
+    found += [
+        Checked(
+            "ERIEP",
+            reading.replace("_", " "),
+            "eriep",
+            plain_eriep(replace(ERIEP_CELL, reading=reading, seed=seed)),
+            run_eriep_cell,
+            "cifar10",
+        )
+        for reading in ("through_n", "literal", "augment", "standard")
+    ]
+    return (
+        found
+        + [
+            Checked(
+                "Dem-HEC",
+                f"fine-tuned: {method.replace('_', ' ')}",
+                "dem-hec",
+                plain_dem_hec(replace(DEM_HEC, method=method, seed=seed)),
+                run_shipped_cell,
+                "cifar10",
+            )
+            for method in ("dem_hec", "standard")
+        ]
+    )
 
 # %% ../nbs/63_rerun.ipynb #5e5e0009
 def untimed(value: Any) -> Any:
@@ -114,12 +155,15 @@ def allowed(
 def numbers(record: Record) -> dict[str, float]:  # name -> accuracy in [0,1]
     "The accuracies of a record that are compared."
     if record.experiment == "eriep": return dict(record.metrics["accuracy"])
-    names = {"study": ("test", "c", "a_fixed", "a_white"), "dem-hec": ("clean", "seven")}.get(record.experiment, ("test",))
+    names = {
+        "study": ("test", "c", "a_fixed", "a_white"),
+        "dem-hec": ("clean", "seven"),
+    }.get(record.experiment, ("test",))
     return {name: record.metrics[name] for name in names if record.metrics.get(name) is not None}
 
 
 def kind(experiment: str, name: str) -> str:
-    "Numbers whose spreads are taken together: those of a test set of the study and of ERIEP; all of fine-tuned networks."
+    "Numbers whose spreads are taken together: of a test set of the study and of ERIEP; all of fine-tuned networks."
     return experiment if experiment in ("dem-hec", "pretraining") else f"{experiment} {name}"
 
 
@@ -134,11 +178,18 @@ class Compared:
     seeds: int = 0  # committed
 
 
-def committed(results: Store) -> dict[tuple[str, str], list[Record]]:  # experiment, key of the rerun cell -> records by seed
+def committed(
+    results: Store
+) -> dict[tuple[str, str], list[Record]]:  # experiment, key of the rerun cell -> records by seed
     "The committed records of all cells."
     known = {(r.experiment, r.key): r for r in results.records(profile="quick")}
     seeds = [planned(seed) for seed in COMMITTED_SEEDS]
-    return {(same[0].experiment, same[0].key): [known[c.experiment, c.key] for c in same if (c.experiment, c.key) in known] for same in zip(*seeds)}
+    return {
+        (same[0].experiment, same[0].key): [
+            known[c.experiment, c.key] for c in same if (c.experiment, c.key) in known
+        ]
+        for same in zip(*seeds)
+    }
 
 
 def compare_stores(
@@ -152,23 +203,46 @@ def compare_stores(
     spread = {}
     for c in checks:
         records = reference[c.experiment, c.key]
-        for name in numbers(records[0]) if len(records) > 1 else (): spread.setdefault(kind(c.experiment, name), []).append([stretched(numbers(r)[name]) for r in records])
+        for name in numbers(records[0]) if len(records) > 1 else ():
+            spread.setdefault(kind(c.experiment, name), []).append([stretched(numbers(r)[name]) for r in records])
     count = sum(len(numbers(r)) for c in checks if (r := mine[c.key]) and reference[c.experiment, c.key])
-    return [compare_cell(c, mine[c.key], reference[c.experiment, c.key], spread, count, (reasons or {}).get(c.key, "")) for c in checks]
+    return [
+        compare_cell(c, mine[c.key], reference[c.experiment, c.key], spread, count, (reasons or {}).get(c.key, ""))
+        for c in checks
+    ]
 
 
-def compare_cell(c: Checked, mine: Record | None, records: list[Record], spread: dict, count: int, why: str) -> Compared:
+def compare_cell(
+    c: Checked, mine: Record | None, records: list[Record], spread: dict, count: int, why: str
+) -> Compared:
     "One cell of `compare_stores`."
     if why: return Compared(c, "failed" if why.startswith("failed") else "not rerun", why, seeds=len(records))
     if mine is None: return Compared(c, "not rerun", "not run here yet: make reproduce", seeds=len(records))
     base = next((r for r in records if r.key == c.key), None)
     if base is None: return Compared(c, "not rerun", "no committed record", numbers(mine))
-    limits = {name: allowed([numbers(r)[name] for r in records], int(base.metrics["n_test"]), *pooled(spread[kind(c.experiment, name)]), FAMILY_ERROR / max(1, count))
-              for name in numbers(base) if kind(c.experiment, name) in spread}
+    limits = {
+        name: allowed(
+            [numbers(r)[name] for r in records],
+            int(base.metrics["n_test"]),
+            *pooled(spread[kind(c.experiment, name)]),
+            FAMILY_ERROR / max(1, count),
+        )
+        for name in numbers(base) if kind(c.experiment, name) in spread
+    }
     if same_bits(mine, base): return Compared(c, "bit", "", numbers(mine), limits, len(records))
-    if not limits: return Compared(c, "not rerun", "not equal to the bit, and too few seeds are committed to tell more", numbers(mine), seeds=len(records))
-    off = [f"{name} {value:.3f}, expected {limits[name][0]:.3f} to {limits[name][1]:.3f}" for name, value in numbers(mine).items()
-           if name in limits and not limits[name][0] <= value <= limits[name][1]]
+    if not limits:
+        return Compared(
+            c,
+            "not rerun",
+            "not equal to the bit, and too few seeds are committed to tell more",
+            numbers(mine),
+            seeds=len(records),
+        )
+    off = [
+        f"{name} {value:.3f}, expected {limits[name][0]:.3f} to {limits[name][1]:.3f}"
+        for name, value in numbers(mine).items()
+        if name in limits and not limits[name][0] <= value <= limits[name][1]
+    ]
     return Compared(c, "differs" if off else "spread", "; ".join(off), numbers(mine), limits, len(records))
 
 # %% ../nbs/63_rerun.ipynb #5e5e0021
@@ -199,9 +273,19 @@ def run_checked(
     "Run cells in one pool."
     if not cells: return
     lost = []
-    with environment(**ONE_THREAD, ROBUSTNB_NOTEBOOK="nbs/papers/rerun.ipynb"), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), settle, (os.getpid(),)) as pool:
+    with (
+        environment(**ONE_THREAD, ROBUSTNB_NOTEBOOK="nbs/papers/rerun.ipynb"),
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), settle, (os.getpid(),)) as pool,
+    ):
         now = {c.key: store.find(c.key, "quick", c.experiment) for c in cells}
-        jobs = {pool.submit(outcome, Job(c.cell, c.key, 1.0, now[c.key].time if now[c.key] else ""), plan_of(c, store, max(2, workers), cache)): c for c in cells}
+        jobs = {
+            pool.submit(
+                outcome,
+                Job(c.cell, c.key, 1.0, now[c.key].time if now[c.key] else ""),
+                plan_of(c, store, max(2, workers), cache),
+            ): c
+            for c in cells
+        }
         try:
             for job in as_completed(jobs):
                 try: _, text = job.result()
@@ -235,16 +319,27 @@ def rerun(
     cells = [c for seed in seeds for c in planned(seed)]
     reasons = {c.key: "no data" for c in cells if (lacking or {}).get(c.data)}
     there = {c.key: own.find(c.key, "quick", c.experiment) for c in cells}
-    if seeds == COMMITTED_SEEDS[:1]: reasons = {c.key: "no committed record" for c in cells if results.find(c.key, "quick", c.experiment) is None} | reasons
+    if seeds == COMMITTED_SEEDS[:1]:
+        reasons = (
+            {c.key: "no committed record" for c in cells if results.find(c.key, "quick", c.experiment) is None}
+            | reasons
+        )
     todo = [c for c in cells if c.key not in reasons and (there[c.key] is None or stale(there[c.key]))]
     for i, (c, error) in enumerate(run_checked(todo, own, workers, cache), 1):
         if error: reasons[c.key] = f"failed: {error}"
-        tell(f"[{i}/{len(todo)}] {c.paper}, {c.title}{f' (seed {c.cell.seed})' if len(seeds) > 1 else ''}: {error and 'failed: ' + error or 'done'}")
-    if seeds == COMMITTED_SEEDS[:1] and reasons != load_reasons(own.path): atomic_write(own.path / NOTE, json.dumps(reasons).encode())
+        tell(
+            f"[{i}/{len(todo)}] {c.paper}, {c.title}{f' (seed {c.cell.seed})' if len(seeds) > 1 else ''}: "
+            f"{error and 'failed: ' + error or 'done'}"
+        )
+    if seeds == COMMITTED_SEEDS[:1] and reasons != load_reasons(own.path):
+        atomic_write(own.path / NOTE, json.dumps(reasons).encode())
     return reasons
 
 # %% ../nbs/63_rerun.ipynb #5e5e0023
-OUTCOME_WORDS = {"bit": "equal to the bit", "spread": "within the spread over seeds", "differs": "different", "failed": "failed", "not rerun": "not rerun"}
+OUTCOME_WORDS = {
+    "bit": "equal to the bit", "spread": "within the spread over seeds", "differs": "different",
+    "failed": "failed", "not rerun": "not rerun",
+}
 
 
 def comparison_table(compared: list[Compared]) -> str:
@@ -253,11 +348,20 @@ def comparison_table(compared: list[Compared]) -> str:
 
     def entry(x, name):
         value, limits = (x.ours or {}).get(name), (x.limits or {}).get(name)
-        return f"{html.escape(name)} {'–' if value is None else f'{value:.3f}'}" + (f" <small>[{limits[0]:.3f}, {limits[1]:.3f}]</small>" if limits else "")
+        return (
+            f"{html.escape(name)} {'–' if value is None else f'{value:.3f}'}"
+            + (f" <small>[{limits[0]:.3f}, {limits[1]:.3f}]</small>" if limits else "")
+        )
 
-    rows = [f"<tr><td>{x.checked.paper}</td><td>{html.escape(x.checked.title)}</td><td>{OUTCOME_WORDS[x.state]}{': ' + html.escape(x.why) if x.why else ''}</td>"
-            f"<td>{'<br>'.join(entry(x, name) for name in x.ours or x.limits or {})}</td><td>{x.seeds}</td></tr>" for x in compared]
-    head = "".join(f"<th>{name}</th>" for name in ("paper", "cell", "rerun here", "accuracy [what agrees]", "committed seeds"))
+    rows = [
+        f"<tr><td>{x.checked.paper}</td><td>{html.escape(x.checked.title)}</td>"
+        f"<td>{OUTCOME_WORDS[x.state]}{': ' + html.escape(x.why) if x.why else ''}</td>"
+        f"<td>{'<br>'.join(entry(x, name) for name in x.ours or x.limits or {})}</td><td>{x.seeds}</td></tr>"
+        for x in compared
+    ]
+    head = "".join(
+        f"<th>{name}</th>" for name in ("paper", "cell", "rerun here", "accuracy [what agrees]", "committed seeds")
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
@@ -265,10 +369,21 @@ def comparison_text(compared: list[Compared]) -> list[str]:
     "The comparison in lines of text."
     count = {state: [x for x in compared if x.state == state] for state in OUTCOME_WORDS}
     done = len(count["bit"]) + len(count["spread"]) + len(count["differs"])
-    found = [f"cells rerun: {done} of {len(compared)}", f"agreeing: {len(count['bit'])} to the bit, {len(count['spread'])} within the spread over seeds", f"differing: {len(count['differs'])}"]
+    found = [
+        f"cells rerun: {done} of {len(compared)}",
+        f"agreeing: {len(count['bit'])} to the bit, {len(count['spread'])} within the spread over seeds",
+        f"differing: {len(count['differs'])}",
+    ]
     found += [f"  {x.checked.paper}, {x.checked.title}: {x.why}" for x in count["differs"] + count["failed"]]
-    whys = {why: sum(x.why == why for x in count["not rerun"]) for why in dict.fromkeys(x.why for x in count["not rerun"])}
-    return found + [f"failed: {len(count['failed'])}"] * bool(count["failed"]) + [f"not rerun: {'; '.join(f'{n} ({why})' for why, n in whys.items()) or 0}"]
+    whys = {
+        why: sum(x.why == why for x in count["not rerun"])
+        for why in dict.fromkeys(x.why for x in count["not rerun"])
+    }
+    return (
+        found
+        + [f"failed: {len(count['failed'])}"] * bool(count["failed"])
+        + [f"not rerun: {'; '.join(f'{n} ({why})' for why, n in whys.items()) or 0}"]
+    )
 
 
 def sound(compared: list[Compared]) -> bool:

@@ -65,7 +65,7 @@ def images_for(cell: WeightsCell, split: str) -> ImageSet:
 
 
 def build_model(net: str, seed: int = 0) -> Classifier:
-    "A network before training; not by `create`, which reaches the weights that ship and would make each release change its records."
+    "A network before training; not by `create`, which reaches the weights that ship: each release would change records."
     with seeded(seed): return MODELS[net](classes=10)
 
 
@@ -88,7 +88,7 @@ def trained_for(
 def run_weights_cell(
     cell: WeightsCell,
     context,  # of the experiment
-) -> dict:  # sha256 and bytes of the file; clean, corrupted: accuracies in [0,1]; n: test images; summary: rows of `summarise`
+) -> dict:  # the file's sha256 and bytes; clean, corrupted: accuracies in [0,1]; n: test images; summary: `summarise`
     "Train, pack, read back, measure."
     content = half_precision_bytes(trained_for(cell, context).state_dict())
     path = context.checkpoint_dir / "weights.safetensors"
@@ -97,8 +97,14 @@ def run_weights_cell(
     answers = ask(model, test.balanced(min(cell.images, len(test))), show=context.workers == 1)
     rows = summarise(answers)
     corrupted = rows.set_index("quantity").value["accuracy, corrupted"]
-    return dict(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content), clean=accuracy(model, test), n=len(test),
-                corrupted=corrupted, summary=rows.to_dict("records"))
+    return dict(
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        clean=accuracy(model, test),
+        n=len(test),
+        corrupted=corrupted,
+        summary=rows.to_dict("records"),
+    )
 
 
 weights = Experiment("weights", run_weights_cell, weights_cells)
@@ -108,11 +114,21 @@ def card_of(record: Record) -> dict:
     "What stands on the card of a record's file."
     cell, found = record.cell, record.metrics
     recipe = cell["base"] or {k: cell[k] for k in ("epochs", "batch", "lr")}
-    return dict(net=cell["net"], weights=cell["data"], sha256=found["sha256"], bytes=found["bytes"], recipe=recipe, seed=cell["seed"],
-                clean=found["clean"], n=found["n"], corrupted=found["corrupted"], images=cell[
-                    "images"
-                ], experiment=record.experiment,
-                record=record.key, made=record.time)
+    return dict(
+        net=cell["net"],
+        weights=cell["data"],
+        sha256=found["sha256"],
+        bytes=found["bytes"],
+        recipe=recipe,
+        seed=cell["seed"],
+        clean=found["clean"],
+        n=found["n"],
+        corrupted=found["corrupted"],
+        images=cell["images"],
+        experiment=record.experiment,
+        record=record.key,
+        made=record.time,
+    )
 
 
 def release(

@@ -201,7 +201,7 @@ def dem_hec_cells(
 def finetuned_model(
     cell: DemHecCell,
     context,  # of the experiment: where models are kept
-    start: tuple[Classifier, list[dict]] | None = None,  # network and epochs it begins with; None: pretrained as `base` says
+    start: tuple[Classifier, list[dict]] | None = None,  # network and epochs it begins with; None: `base` pretrained
 ) -> tuple[nn.Module, dict]:  # the network in evaluation mode; pretraining, history: rows of the epochs
     "The network of a cell, from the cache or fine-tuned now."
     model, before = start or pretrained(cell.base, context.of("pretraining", "robustnb.papers.dem_hec.pretraining"))
@@ -299,7 +299,10 @@ def entropies(
     )
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #2be1222c
-def record_scores(answers: Answers, published: str | None = None) -> dict:  # published: baseline of the corruption errors
+def record_scores(
+    answers: Answers,
+    published: str | None = None,  # baseline of the corruption errors
+) -> dict:
     "Means and table of a record."
     whole = set(conditions()) == set(answers.rows)
     summary = summarise(answers, baseline=published if whole else None)
