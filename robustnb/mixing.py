@@ -24,7 +24,7 @@ class Mixed(Objective):
     ):
         if not alpha > 0 or not 0 <= share <= 1:
             raise ValueError(f"mixing needs alpha > 0 and a share in [0,1], got alpha={alpha}, share={share}")
-        self.alpha, self.share, self.generator = alpha, share, None
+        self.alpha, self.share, self.generator, self.made = alpha, share, None, (0, None)
 
     @property
     def name(self) -> str: return f"{type(self).__name__}(alpha={self.alpha}, share={self.share})"
@@ -45,7 +45,8 @@ class Mixed(Objective):
         generator = generator or torch.Generator().manual_seed(0)
         drawn = torch.randint(2**53, (2,), generator=generator, device=generator.device).tolist()
         if drawn[1] >= self.share * 2**53 or len(x) < 2: return x, F.one_hot(y, classes).to(x.dtype)
-        with seeded(drawn[0]): mixed, target = self.transform(classes)(x, y)
+        if self.made[0] != classes: self.made = classes, self.transform(classes)  # making one takes as long as using it
+        with seeded(drawn[0]): mixed, target = self.made[1](x, y)
         return mixed, target.to(x.dtype)
 
     def before_fit(self, run: TrainingRun): self.classes = len(run.data.classes)
