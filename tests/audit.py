@@ -10,7 +10,11 @@ def told(text: str) -> list[str]:
     names = lambda d: ", ".join(dict.fromkeys(v["id"] for v in d["vulns"]))
     bad = [f"warning: {d['name']} {d['version']}: {names(d)}" for d in found if d.get("vulns")]
     unknown = sum("skip_reason" in d for d in found)
-    return [*bad, f"{len(found)} packages: {len(bad)} with known vulnerabilities, {unknown} that the index of advisories does not know"]
+    return [
+        *bad,
+        f"{len(found)} packages: {len(bad)} with known vulnerabilities, "
+        f"{unknown} that the index of advisories does not know",
+    ]
 
 
 if __name__ == "__main__": print("\n".join(told(sys.stdin.read())))

@@ -19,7 +19,8 @@ class OnCard(torch.Tensor):
     @staticmethod
     def __new__(cls, held):
         return torch.Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=CARD)
+            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+            device=CARD)
 
     def __init__(self, held): self.held = held
     def __repr__(self, **ignored): return f"on the card: {self.held}"

@@ -20,13 +20,17 @@ RESULTS = "^[_.a-z]"  # a result notebook has no number; papermill runs those, i
 
 
 def run(*command, cwd=ROOT, log=None, **env):
-    "Run a command with this environment's programs first; its exit status 0 is a pass. log: a file that gets what it says."
+    "Run a command with this environment's programs first; exit status 0 is a pass. log: a file that gets its words."
     return subprocess.run(command, cwd=cwd, stdout=log, stderr=log, env={**os.environ, **env}).returncode == 0
 
 
 def digests(folder: Path, pattern: str) -> dict[str, str]:
     "Digest of each file below `folder` that fits `pattern`."
-    files = [p for p in sorted(folder.rglob(pattern)) if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    files = [
+        p
+        for p in sorted(folder.rglob(pattern))
+        if not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    ]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
@@ -42,7 +46,10 @@ def in_copy(command: str, folder: str, pattern: str, advice: str) -> bool:
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp) / "copy"
         copy.mkdir()
-        for name in ("nbs", "robustnb"): shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        for name in ("nbs", "robustnb"):
+            shutil.copytree(
+                ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+            )
         for name in ("settings.ini", "pyproject.toml", "README.md"): shutil.copy(ROOT / name, copy / name)
         before = digests(copy / folder, pattern)
         return run(command, cwd=copy) and same(before, digests(copy / folder, pattern), advice)
@@ -58,14 +65,17 @@ def no_nbdev_site() -> bool:
 def notebooks_run(*options: str, **env) -> bool:
     "The library and the lab, then the numbered notebooks of papers and benchmarks."
     sound = run("nbdev_test", "--skip_folder_re", SKIP_FOLDERS, *options, **env)
-    for folder in ("nbs/papers", "nbs/benchmarks"): sound &= run("nbdev_test", "--path", folder, "--skip_file_re", RESULTS, *options, **env)
+    for folder in ("nbs/papers", "nbs/benchmarks"):
+        sound &= run("nbdev_test", "--path", folder, "--skip_file_re", RESULTS, *options, **env)
     return sound
 
 
 NOTEBOOKS = "notebooks run (nbdev_test)"
 CHECKS = {
     "no second site description": no_nbdev_site,
-    "exported package in sync": lambda: in_copy("nbdev_export", "robustnb", "*.py", "differs from its notebook; run nbdev_export"),
+    "exported package in sync": lambda: in_copy(
+        "nbdev_export", "robustnb", "*.py", "differs from its notebook; run nbdev_export"
+    ),
     "notebooks clean": lambda: in_copy("nbdev_clean", "nbs", "*.ipynb", "carries metadata; run nbdev_clean"),
     "layers": lambda: run("lint-imports", "--no-cache"),
     NOTEBOOKS: lambda log=None: notebooks_run("--n_workers", str(CORES), "--do_print", log=log, OMP_NUM_THREADS="1"),
@@ -103,7 +113,12 @@ def main() -> int:
             log.seek(0)
             print(f"\n--- {NOTEBOOKS}\n{log.read()}", flush=True)
             show(NOTEBOOKS, *ended)
-    print("\n" + "\n".join(f"{'passed' if ok else 'FAILED'}  {seconds:4.0f} s  {name}" for name, (ok, seconds) in results.items()))
+    print(
+        "\n"
+        + "\n".join(
+            f"{'passed' if ok else 'FAILED'}  {seconds:4.0f} s  {name}" for name, (ok, seconds) in results.items()
+        )
+    )
     failed = sum(not ok for ok, _ in results.values())
     print(f"\n{len(results) - failed} passed, {failed} failed")
     return failed > 0

@@ -16,7 +16,8 @@ os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 # A file is one process's; the longest come first, so that no process is left with one of them at the end.
 LONGEST = (
-    "smoke", "site", "every_objective", "reproduce", "streaming", "parity_stochastic", "kills", "data", "rerun", "canaries",
+    "smoke", "site", "every_objective", "reproduce", "streaming", "parity_stochastic", "kills", "data", "rerun",
+    "canaries",
     "house", "disk", "registries", "provenance", "hostile", "properties", "compare", "experiments", "bare", "cli",
 )
 

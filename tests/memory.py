@@ -1,4 +1,4 @@
-"What processes hold while images stream through them: work for children, so that a module is theirs which imports little."
+"What processes hold while images stream through them: work for children, in a module that imports little."
 import json
 import os
 from pathlib import Path
@@ -17,7 +17,10 @@ def own_memory(pid=None):
     for pid in pids:
         try:
             pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-            total += next(int(line.split()[1]) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
+            total += next(
+                int(line.split()[1])
+                for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith("Pss:")
+            )
         except (OSError, StopIteration): pass
     return total / 1024
 
@@ -31,7 +34,12 @@ def held_while_asked(folder, out):
             return x.mean((2, 3)) @ torch.eye(3, 10)
     streaming.HELD = 2**22  # often: what is looked for is held, not free
     before = own_memory()
-    answer_blocks(Watch(), source, [("clean", 0), ("impulse_noise", 1), ("contrast", 3)], Settings("imagenet-c", workers=2, batch=16, show=False))
+    answer_blocks(
+        Watch(),
+        source,
+        [("clean", 0), ("impulse_noise", 1), ("contrast", 3)],
+        Settings("imagenet-c", workers=2, batch=16, show=False),
+    )
     Path(out).write_text(json.dumps(seen))
 
 
@@ -47,7 +55,7 @@ class Blank:
 
 
 def freed_and_kept(n, held, out):
-    "MB that this process holds whenever a model is asked which takes 200 MB for a moment, and at the end; glibc keeps what is freed."
+    "MB that this process holds whenever a model that takes 200 MB for a moment is asked; glibc keeps what is freed."
     looks = []
     def look(): looks.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
     class Wide(nn.Module):

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robustnb.adversarial import (AdversarialTraining, Adversarial, Connected, Distillation, Divided, EnsembleAdversarial, FreeAdversarialTraining,
-                                  Trades, distill, gradient_alignment, loss_surface, masking_checks)
+from robustnb.adversarial import (
+    AdversarialTraining, Adversarial, Connected, Distillation, Divided, EnsembleAdversarial,
+    FreeAdversarialTraining, Trades, distill, gradient_alignment, loss_surface, masking_checks,
+)
 from robustnb.images import ImageSet
 from robustnb.layers import seeded
 from robustnb.training import Objective, Recipe, fit
@@ -33,11 +35,15 @@ def net(classes=4, seed=0):
 
 
 def objectives(others=()):
-    return [AdversarialTraining("pgd", 0.1, steps=2, clean_weight=0.3, watch=8), AdversarialTraining("fgsm", 0.1, clean_weight=0.5, watch=8),
-            AdversarialTraining("fgsm_rs", 0.1, batch_norm="joint", clean_weight=0.5, watch=8), FreeAdversarialTraining(
-                0.1, 2, watch=8
-            ),
-            Trades(1.0, 0.1, steps=2, watch=8), EnsembleAdversarial(others or [net(seed=3)], 0.1, watch=8), Distillation(net(seed=4), 5.0)]
+    return [
+        AdversarialTraining("pgd", 0.1, steps=2, clean_weight=0.3, watch=8),
+        AdversarialTraining("fgsm", 0.1, clean_weight=0.5, watch=8),
+        AdversarialTraining("fgsm_rs", 0.1, batch_norm="joint", clean_weight=0.5, watch=8),
+        FreeAdversarialTraining(0.1, 2, watch=8),
+        Trades(1.0, 0.1, steps=2, watch=8),
+        EnsembleAdversarial(others or [net(seed=3)], 0.1, watch=8),
+        Distillation(net(seed=4), 5.0),
+    ]
 
 
 def quiet_fit(*args, **options):
@@ -167,14 +173,18 @@ def test_a_model_cut_off_from_its_images_is_reported():
 
 def test_errors_name_the_choices():
     set_, model = data(), net()
-    for call, words in ((lambda: robust_accuracy(model, set_, 0.1, "l1", progress=False), "linf"), (lambda: robust_accuracy(model, set_, 0.1, attack="pdg", progress=False), "pgd"),
-                        (lambda: AdversarialTraining("pgd", -0.1), "radius"), (lambda: Trades(-1), "weight"), (
-                            lambda: EnsembleAdversarial(model, 0.1), "sequence"
-                        ),
-                        (lambda: EnsembleAdversarial([], 0.1, include_self=False), "source"), (
-                            lambda: Divided(model, 0), "above 0"
-                        ), (lambda: masking_checks(model, set_.take(slice(0, 5)), 0.1), "images"),
-                        (lambda: FreeAdversarialTraining(replays=0), "replays"), (lambda: Trades(1, batch_norm="seperate"), "separate")):
+    for call, words in (
+        (lambda: robust_accuracy(model, set_, 0.1, "l1", progress=False), "linf"),
+        (lambda: robust_accuracy(model, set_, 0.1, attack="pdg", progress=False), "pgd"),
+        (lambda: AdversarialTraining("pgd", -0.1), "radius"),
+        (lambda: Trades(-1), "weight"),
+        (lambda: EnsembleAdversarial(model, 0.1), "sequence"),
+        (lambda: EnsembleAdversarial([], 0.1, include_self=False), "source"),
+        (lambda: Divided(model, 0), "above 0"),
+        (lambda: masking_checks(model, set_.take(slice(0, 5)), 0.1), "images"),
+        (lambda: FreeAdversarialTraining(replays=0), "replays"),
+        (lambda: Trades(1, batch_norm="seperate"), "separate"),
+    ):
         with pytest.raises(ValueError, match=words): call()
 
 

@@ -30,9 +30,11 @@ def recorded():
 def test_agrees_with(library, attack, recorded):
     model, x, y, found = recorded
     eps, step, steps, eps_l2, step_l2 = found["settings"].tolist()
-    ours = {"fgsm": lambda: fgsm(model, x, y, eps),
-            "pgd": lambda: pgd(model, x, y, eps, step, int(steps), random_start=False),
-            "pgd_l2": lambda: pgd(model, x, y, eps_l2, step_l2, int(steps), norm="l2", random_start=False)}[attack]() - x
+    ours = {
+        "fgsm": lambda: fgsm(model, x, y, eps),
+        "pgd": lambda: pgd(model, x, y, eps, step, int(steps), random_start=False),
+        "pgd_l2": lambda: pgd(model, x, y, eps_l2, step_l2, int(steps), norm="l2", random_start=False),
+    }[attack]() - x
     theirs = torch.tensor(found[f"{library}.{attack}"])
     assert theirs.abs().max() > 0.05  # the recorded attack moved
     torch.testing.assert_close(ours.float(), theirs, atol=1e-5, rtol=0)

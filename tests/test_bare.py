@@ -1,4 +1,4 @@
-"""`pip install robustnb` alone: what is needed for corruptions, attacks, training and `evaluate` is in the dependencies, not in an extra."""
+"""`pip install robustnb` alone: what corruptions, attacks, training and `evaluate` need is no extra."""
 import re
 import subprocess
 import sys
@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORTED_AS = {"pyyaml": "yaml", "import-linter": "importlinter", "imagecorruptions-imaug": "imagecorruptions", "jupyter-client": "jupyter_client"}
+IMPORTED_AS = {
+    "pyyaml": "yaml", "import-linter": "importlinter", "imagecorruptions-imaug": "imagecorruptions",
+    "jupyter-client": "jupyter_client",
+}
 BLOCKED = """
 import sys
 class Without:
@@ -61,7 +64,13 @@ def extras() -> set[str]:
 
 def run(code: str, blocked: set[str] | None = None) -> subprocess.CompletedProcess:
     blocked = extras() | {"IPython"} if blocked is None else blocked
-    return subprocess.run([sys.executable, "-c", BLOCKED.format(blocked=blocked) + code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKED.format(blocked=blocked) + code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +98,12 @@ def test_the_command_line_says_what_is_missing():
 
 def test_importing_the_corruptions_brings_little_beside_torch():
     "Each of these takes as long to import as a tenth to the whole of torch."
-    code = "import sys, torch; there = set(sys.modules); import robustnb.corruptions; print(*(set(sys.modules) - there))"
+    code = (
+        "import sys, torch; there = set(sys.modules); import robustnb.corruptions; print(*(set(sys.modules) - there))"
+    )
     new = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
     assert "robustnb.corruptions" in new
-    assert not new & {"torchvision", "torch._dynamo", "scipy.stats", "scipy.ndimage", "pandas", "matplotlib", "sklearn", "papermill"}
+    assert not new & {
+        "torchvision", "torch._dynamo", "scipy.stats", "scipy.ndimage", "pandas", "matplotlib", "sklearn",
+        "papermill",
+    }

@@ -120,7 +120,10 @@ def test_a_moved_function_has_not_changed_and_a_method_counts_by_itself(bakery):
     old, new = bakery("old"), bakery("new", ("def rise(x): return x * 3", "from .flour import rise"))
     (new / "robustnb/flour.py").write_text("def rise(x): return x * 3\n")
     assert pieces_changed(old, new) == []
-    lines = "class Oven:\n    def heat(self): return 1\n    def cool(self): return 0\ndef rise(x): return x * 3 * Oven().heat()"
+    lines = (
+        "class Oven:\n    def heat(self): return 1\n    def cool(self): return 0\n"
+        "def rise(x): return x * 3 * Oven().heat()"
+    )
     then, after = bakery("then", ("def rise(x): return x * 3", lines)), bakery(
         "after", ("def rise(x): return x * 3", lines.replace("return 0", "return -1"))
     )
@@ -147,8 +150,15 @@ def question_about(bakery, monkeypatch, edit, cells, raised=True):
     old, new = bakery("old"), bakery("new", edit)
     packages = [Package(sources_in(folder / "robustnb")) for folder in (old, new)]
     addresses = [closure(p, "robustnb.toy:bake").address for p in packages]
-    for name, value in dict(package_at=lambda *_: packages[0], package_today=lambda: packages[1], unpack=lambda *_: old, today_of=lambda f: f, pairs_of=lambda *_: [addresses],
-                            tries=lambda *_: [cells], robustnb=SimpleNamespace(__file__=str(new / "robustnb/__init__.py"))).items():
+    for name, value in dict(
+        package_at=lambda *_: packages[0],
+        package_today=lambda: packages[1],
+        unpack=lambda *_: old,
+        today_of=lambda f: f,
+        pairs_of=lambda *_: [addresses],
+        tries=lambda *_: [cells],
+        robustnb=SimpleNamespace(__file__=str(new / "robustnb/__init__.py")),
+    ).items():
                                 monkeypatch.setattr(canaries, name, value)
     record = Record(
         "toy", {"x": 1.0, "raised": raised}, {"size": 1.1}, "quick", commit="c" * 40, function="robustnb.toy:bake",
@@ -238,8 +248,18 @@ def test_a_replay_vouches_only_within_the_sampling_error(monkeypatch, tmp_path, 
     from robustnb.papers.dem_hec.baseline import BaselineCell, run_baseline_cell
 
     function = f"{run_baseline_cell.__module__}:{run_baseline_cell.__name__}"
-    made = [Record("baseline", replace(BaselineCell(), seed=s), {"test": 0.5, "n_test": 400}, "quick", function=function,
-                   seconds=s + 1, address="1" * 16) for s in range(2)]
+    made = [
+        Record(
+            "baseline",
+            replace(BaselineCell(), seed=s),
+            {"test": 0.5, "n_test": 400},
+            "quick",
+            function=function,
+            seconds=s + 1,
+            address="1" * 16,
+        )
+        for s in range(2)
+    ]
     store = Store(tmp_path / "results")
     for r in made: store.append(r)
     def again(job, plan, write):

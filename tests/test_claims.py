@@ -1,4 +1,4 @@
-"""Predicates that may not run as Python, verdicts by the one rule, and a paper's numbers that decide what they can decide."""
+"""Predicates that may not run as Python, verdicts by the one rule, and what a paper's numbers can decide."""
 import dataclasses
 import warnings
 
@@ -7,8 +7,9 @@ import pytest
 
 from robustnb.lab.predicates import BUILTINS, Missing, PredicateError, evaluate_predicate, names_in, parsed
 from robustnb.papers.eriep.claims import printed_names as eriep_names
-from robustnb.lab.verdicts import (evaluate_vectorised, claim_table, in_print, evaluate_looped, paper_name, paper_table, printed_names,
-                                   verdicts)
+from robustnb.lab.verdicts import (
+    evaluate_vectorised, claim_table, in_print, evaluate_looped, paper_name, paper_table, printed_names, verdicts,
+)
 from robustnb.papers.study.claims import SEGMENTS, StudyFacts, printed_study
 from robustnb.lab.records import Record, Store, encode
 from robustnb.statistics import spearman
@@ -16,12 +17,18 @@ from robustnb.papers.study.protocol import GRIDS, PROTOCOLS, QUESTIONS, StudyCel
 
 # what a hostile file might hold -> the part that the refusal must name
 ATTACKS = {
-    "().__class__.__bases__": "Attribute", "__import__('os').system('id')": "Attribute|named", "eval('1')": "eval", "open('/etc/passwd')": "open",
-    "9 ** 9 ** 9 > 0": "Pow", "'a' * 10 ** 9": "Pow|numbers", "[0] * 1000000000": "numbers", "f'{1!r}'": "JoinedStr", "'%s' % 1": "Mod",
-    "(lambda: 1)()": "named functions", "(x := 1)": "NamedExpr", "[*[1], 2]": "Starred", "dict(**BB)": r"\*\*", "{k: 1 for k in [1]}": "DictComp", "{1, 2}": "Set", "1 if 1 else 2": "IfExp",
-    "1 is 1": "Is", "1 | 2": "BitOr", "1 << 99": "LShift", "-'a'": "bad operand", "'a' < 1": "not supported", "import os": "no expression", "x; y": "no expression", "": "no expression",
-    "all(x for x in 5)": "not iterable", "[x for x.y in [1]]": "loop over", "max([1], key=lambda *a: 1)": "plain arguments", "-" * 5000 + "1": "characters", "range(1000000000)": "range",
-    "sum(i * j for i in range(1000) for j in range(1000))": "steps", "b'1'": "constant", "1j": "constant", "99999999999999999999 > 0": "beyond",
+    "().__class__.__bases__": "Attribute", "__import__('os').system('id')": "Attribute|named", "eval('1')": "eval",
+    "open('/etc/passwd')": "open",
+    "9 ** 9 ** 9 > 0": "Pow", "'a' * 10 ** 9": "Pow|numbers", "[0] * 1000000000": "numbers",
+    "f'{1!r}'": "JoinedStr", "'%s' % 1": "Mod",
+    "(lambda: 1)()": "named functions", "(x := 1)": "NamedExpr", "[*[1], 2]": "Starred", "dict(**BB)": r"\*\*",
+    "{k: 1 for k in [1]}": "DictComp", "{1, 2}": "Set", "1 if 1 else 2": "IfExp",
+    "1 is 1": "Is", "1 | 2": "BitOr", "1 << 99": "LShift", "-'a'": "bad operand", "'a' < 1": "not supported",
+    "import os": "no expression", "x; y": "no expression", "": "no expression",
+    "all(x for x in 5)": "not iterable", "[x for x.y in [1]]": "loop over",
+    "max([1], key=lambda *a: 1)": "plain arguments", "-" * 5000 + "1": "characters", "range(1000000000)": "range",
+    "sum(i * j for i in range(1000) for j in range(1000))": "steps", "b'1'": "constant", "1j": "constant",
+    "99999999999999999999 > 0": "beyond",
     "[1 for a in [99999999] for b in [a * a] for c in [b * b]]": "beyond",
     "[1 for a in [[1, 1]] " + " ".join(
         f"for {y} in [{x} + {x}]" for x, y in zip("abcdefghijklmnop", "bcdefghijklmnopq")
@@ -41,8 +48,19 @@ def test_missing_numbers_are_missing_and_not_wrong():
 
 def test_the_language_means_what_python_means():
     names = dict(N=[3, 1, 2], f=lambda a, b=0: a - b, x=2)
-    texts = ["all(a < b for a, b in zip(N, N[1:]))", "[(a, b) for a in N for b in (1, 2) if not a == b]", "max(N, key=lambda n: -n)", "1 <= x < 3 != 4", "N[::-1] + [f(1, b=x)]", "x in (1, 2) and x not in N[:1]",
-             "dict(a=(1, 2)) == dict(a=(1, 2))", "min(f(a) for a in N) / -4 + 1e-3", "any(a > 2 for a in N) or x", "sum([len(N), round(2.6), abs(-1)])", "[x for (x, (y, z)) in [(1, (2, 3))] if y < z]"]
+    texts = [
+        "all(a < b for a, b in zip(N, N[1:]))",
+        "[(a, b) for a in N for b in (1, 2) if not a == b]",
+        "max(N, key=lambda n: -n)",
+        "1 <= x < 3 != 4",
+        "N[::-1] + [f(1, b=x)]",
+        "x in (1, 2) and x not in N[:1]",
+        "dict(a=(1, 2)) == dict(a=(1, 2))",
+        "min(f(a) for a in N) / -4 + 1e-3",
+        "any(a > 2 for a in N) or x",
+        "sum([len(N), round(2.6), abs(-1)])",
+        "[x for (x, (y, z)) in [(1, (2, 3))] if y < z]",
+    ]
     for text in texts: assert evaluate_predicate(text, names) == eval(text, dict(names)), text
 
 
@@ -311,8 +329,15 @@ def test_lost_counts_of_one_seed_leave_the_others(tmp_path):
     assert found.loc[("F1-05", "fixed"), "n_seeds"] == 2
 
 
-OTHERS = {"relu_max": dict(net="lenet5_relu_max"), "replace": dict(mode="replace"), "few images": dict(data="sample"), "control": dict(factor="control"), "fewer added": dict(per_class=500),
-          "longer": dict(epochs=9), "other levels": dict(eval_levels=(1.0, 2.0))}
+OTHERS = {
+    "relu_max": dict(net="lenet5_relu_max"),
+    "replace": dict(mode="replace"),
+    "few images": dict(data="sample"),
+    "control": dict(factor="control"),
+    "fewer added": dict(per_class=500),
+    "longer": dict(epochs=9),
+    "other levels": dict(eval_levels=(1.0, 2.0)),
+}
 
 
 @pytest.mark.parametrize("other", OTHERS)

@@ -24,7 +24,10 @@ NODE = dict(num_cpus=1, object_store_memory=80_000_000)  # a small one
 def cluster():
     from ray.cluster_utils import Cluster
 
-    slow = dict(RAY_raylet_start_wait_time_s="300", RAY_agent_register_timeout_ms="300000", RAY_prestart_worker_first_driver="0", RAY_enable_metrics_collection="0")
+    slow = dict(
+        RAY_raylet_start_wait_time_s="300", RAY_agent_register_timeout_ms="300000",
+        RAY_prestart_worker_first_driver="0", RAY_enable_metrics_collection="0",
+    )
     before = dict(os.environ)
     os.environ.update(slow)
     found = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
@@ -43,7 +46,11 @@ def cluster():
 def on_cluster(cluster, tmp_path):
     "Workers import the cells' module by its path; a connection of its own for each test."
     ray.shutdown()
-    ray.init(address=cluster.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}})
+    ray.init(
+        address=cluster.address,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}},
+    )
     return cluster
 
 
@@ -66,7 +73,11 @@ def test_a_lost_node_loses_no_cell(on_cluster, tmp_path, made):  # noqa: F811
         table = run(made, [made.Cell(seed, "linger") for seed in seeds], executor="ray")
         thread.join()
         assert list(table.twice) == [2 * seed for seed in seeds]
-        kept = [json.loads(line) for file in (tmp_path / "records").glob("*.jsonl") for line in file.read_text().splitlines()]
+        kept = [
+            json.loads(line)
+            for file in (tmp_path / "records").glob("*.jsonl")
+            for line in file.read_text().splitlines()
+        ]
         assert sorted(r["cell"]["seed"] for r in kept if r["cell"]["seed"] in seeds) == seeds  # each once
         on_cluster.add_node(**NODE)
         count("a node of a cluster")
@@ -92,12 +103,17 @@ def test_an_evaluation_on_the_cluster_is_the_local_one_to_the_byte(on_cluster, t
     from robustnb.sources import as_source
     from robustnb.streaming import Journal, Settings, answer_blocks
 
-    source, rows = as_source(sample("cifar10", "test").take(slice(0, 150))), [("clean", 0), ("shot_noise", 3), ("fog", 1)]
+    source, rows = (
+        as_source(sample("cifar10", "test").take(slice(0, 150))),
+        [("clean", 0), ("shot_noise", 3), ("fog", 1)],
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     def told(folder, rows=rows, **options):
-        return answer_blocks(model, source, rows, Settings("cifar10-c", show=False, **options), kept=Journal(tmp_path / folder))
+        return answer_blocks(
+            model, source, rows, Settings("cifar10-c", show=False, **options), kept=Journal(tmp_path / folder)
+        )
     here, there = told("here"), told("there", executor="ray")
     told("begun", rows[:2])
     assert torch.equal(told("begun", executor="ray"), here) and torch.equal(there, here)

@@ -59,7 +59,10 @@ def test_several_models_in_one_call_and_reports_afterwards(robustnb, tmp_path):
         "evaluate", "two_nets:good", *ASKED, "--also", "two_nets:worse", "--also", "two_nets:same", "--out", "all"
     )
     assert status == 0, error
-    assert "model 2 of 3: two_nets:worse" in said and "3 models, 40 images; comparison: all/compared/report.html" in said
+    assert (
+        "model 2 of 3: two_nets:worse" in said
+        and "3 models, 40 images; comparison: all/compared/report.html" in said
+    )
     found = pd.read_csv(tmp_path / "all/compared/differences.csv")
     own = [
         pd.read_csv(tmp_path / f"all/{n}/table.csv").set_index(["corruption", "severity"]).accuracy
@@ -95,7 +98,10 @@ def test_mistakes_are_told(robustnb, tmp_path):
         status, _, error = robustnb("compare", *words)
         assert status == 2 and said in error and "Traceback" not in error, words
     status, _, error = robustnb("evaluate", "two_nets:good", *ASKED, "--baseline", "other", "--out", "third")
-    assert status == 2 and "constants of imagenet-c, this evaluation has those of cifar10-c; evaluate the baseline with --benchmark cifar10-c" in error
+    assert status == 2 and (
+        "constants of imagenet-c, this evaluation has those of cifar10-c; evaluate the baseline with "
+        "--benchmark cifar10-c"
+    ) in error
     for baseline in ("few", "few/table.csv", "few/table.json"):  # any table with the same constants
         status, said, error = robustnb(
             "evaluate", "two_nets:good", *ASKED, "--baseline", baseline, "--out", f"by-{baseline.replace('/', '-')}"

@@ -148,8 +148,11 @@ def test_the_second_batch_is_named_when_it_is_the_wrong_one(monkeypatch):
 def cifar100_files():
     "Two training and two test images in the authors' pickles."
     rows = np.arange(2 * 3072).reshape(2, 3072).astype(np.uint8)
-    return {"train": pickle.dumps({"data": rows, "fine_labels": [1, 0]}), "test": pickle.dumps({"data": rows[::-1], "fine_labels": [0, 1]}),
-            "meta": pickle.dumps({"fine_label_names": ["apple", "bear"]})}
+    return {
+        "train": pickle.dumps({"data": rows, "fine_labels": [1, 0]}),
+        "test": pickle.dumps({"data": rows[::-1], "fine_labels": [0, 1]}),
+        "meta": pickle.dumps({"fine_label_names": ["apple", "bear"]}),
+    }
 
 
 def test_cifar_batches_in_their_published_layout(offline, monkeypatch):
@@ -663,14 +666,17 @@ def sleeping(word):
 
 
 def assert_gone(word):
-    "A process that was killed may need a moment until the system has taken it away; one that was not sleeps for a minute."
+    "A killed process may need a moment until the system has taken it away; one that was not sleeps for a minute."
     end = time.monotonic() + 30
     while sleeping(word) and time.monotonic() < end: time.sleep(0.1)
     assert not sleeping(word)
 
 
 def test_a_broken_cache_of_the_clients_own_is_gone_round(client):
-    name, filled = client("if '--cache=npm' not in sys.argv: sys.exit('npm error Your cache folder contains root-owned files')\nshutil.copy('{good}', 'it{end}')")
+    name, filled = client(
+        "if '--cache=npm' not in sys.argv: sys.exit('npm error Your cache folder contains root-owned files')\n"
+        "shutil.copy('{good}', 'it{end}')"
+    )
     if filled["program"] == "apt-get": pytest.skip("apt-get keeps no cache of the user's")
     assert len(load(name)) == 6
 

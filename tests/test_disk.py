@@ -31,7 +31,8 @@ from robustnb.robustness import measure
 from robustnb.sources import ModelError, TarFiles, as_source
 from test_hostile import picture, tar
 
-COUNTS = Path(os.environ["ROBUSTNB_FAULTS"]) / "writes" if "ROBUSTNB_FAULTS" in os.environ else None  # a line per failure, for the long form
+# a line per failure, for the long form
+COUNTS = Path(os.environ["ROBUSTNB_FAULTS"]) / "writes" if "ROBUSTNB_FAULTS" in os.environ else None
 
 
 class Disk:
@@ -39,7 +40,8 @@ class Disk:
 
     def __init__(self, monkeypatch, at=None, full=False):
         self.at, self.full, self.count, self.failed = at, full, 0, False
-        for name in ("write", "pwrite", "fsync", "replace", "rename", "mkdir"): monkeypatch.setattr(os, name, self.guarded(getattr(os, name), name not in ("replace", "rename")))
+        for name in ("write", "pwrite", "fsync", "replace", "rename", "mkdir"):
+            monkeypatch.setattr(os, name, self.guarded(getattr(os, name), name not in ("replace", "rename")))
         opened, plain = os.open, io.open
         def make(path, flags, *more, **options):
             if flags & os.O_CREAT: self.step(True)
@@ -62,7 +64,10 @@ class Disk:
         self.count += 1
         if self.count == self.at or self.full and self.failed and room:
             self.failed = True
-            raise OSError(errno.ENOSPC if self.full else errno.EIO, "No space left on device" if self.full else "Input/output error")
+            raise OSError(
+                errno.ENOSPC if self.full else errno.EIO,
+                "No space left on device" if self.full else "Input/output error",
+            )
 
     def guarded(self, function, room):
         def call(*arguments, **options):
@@ -84,15 +89,25 @@ class Raw(io.FileIO):
 
 def files(folder):
     "Every file below a folder: path -> bytes."
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.endswith(".lock")}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.endswith(".lock")
+    }
 
 
-def temporary(folder, mine=()): return [p for p in files(folder) if (p.endswith((".part", ".tmp")) or "/.out." in f"/{p}") and not p.endswith(tuple(mine))]
+def temporary(folder, mine=()):
+    return [
+        p
+        for p in files(folder)
+        if (p.endswith((".part", ".tmp")) or "/.out." in f"/{p}") and not p.endswith(tuple(mine))
+    ]
 
 
 # --- what is tried: (prepare(folder), do(folder), check(folder, prepared)); `check` says that nothing acknowledged is lost
 
-RECORD = Record("demo", {"seed": 0}, {"accuracy": 0.5}, "quick", time="2026-01-02T03:04:05Z", commit="c" * 40, dirty=False)
+RECORD = Record(
+    "demo", {"seed": 0}, {"accuracy": 0.5}, "quick", time="2026-01-02T03:04:05Z", commit="c" * 40, dirty=False
+)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -107,7 +122,11 @@ def some_records(folder, name="own"):
 
 def seeds(folder):
     store = Store(folder)
-    return {r.cell["seed"] for r in store.records("demo") if not r.artefacts or store.artefact(r, "a.png")} if (folder / "demo.jsonl").exists() else set()
+    return (
+        {r.cell["seed"] for r in store.records("demo") if not r.artefacts or store.artefact(r, "a.png")}
+        if (folder / "demo.jsonl").exists()
+        else set()
+    )
 
 
 def append(folder): Store(folder / "own").append(one(1), {"a.png": PNG + b"1"})
@@ -123,27 +142,54 @@ def two_to_promote(folder):
 def promote(folder): records.promote(Store(folder / "own"), folder / "results")
 
 
-SET = ImageSet((torch.arange(70 * 3 * 64) % 256).to(torch.uint8).view(70, 3, 8, 8), torch.arange(70) % 10, CLASSES["cifar10"], "cifar10")
+SET = ImageSet(
+    (torch.arange(70 * 3 * 64) % 256).to(torch.uint8).view(70, 3, 8, 8),
+    torch.arange(70) % 10,
+    CLASSES["cifar10"],
+    "cifar10",
+)
 
 
 def fetch(folder): data.load("cifar10", "test", cache=folder, progress=False)
 
 
 def evaluate(folder):
-    answers = measure(lambda x: x.flatten(1)[:, :10], SET, ["brightness"], [1, 2], "cifar10-c", folder / "answers", workers=0, batch=32)
+    answers = measure(
+        lambda x: x.flatten(1)[:, :10],
+        SET,
+        ["brightness"],
+        [1, 2],
+        "cifar10-c",
+        folder / "answers",
+        workers=0,
+        batch=32,
+    )
     streaming.Journal(folder / "answers").settle()
     card = scorecard.Scorecard("a on b", {"model": "a"}, answers)
     card.figures = dict
     scorecard.write_report(card, scorecard.report_folder(folder / "report", "a", "b"))
 
 
-def arrays(folder): write_set(SET.take(slice(0, 4)), folder / "set", ["brightness", "jpeg_compression"], [1], "cifar10-c", workers=0, show=False)
+def arrays(folder):
+    write_set(
+        SET.take(slice(0, 4)),
+        folder / "set",
+        ["brightness", "jpeg_compression"],
+        [1],
+        "cifar10-c",
+        workers=0,
+        show=False,
+    )
 
 
-def in_tar(folder): (folder / "in.tar").write_bytes(tar({f"{i % 2}/{i}.{e}": c for i in range(3) for e, c in (("png", picture("PNG")), ("cls", b"%d" % (i % 2)))}))
+def in_tar(folder):
+    (folder / "in.tar").write_bytes(
+        tar({f"{i % 2}/{i}.{e}": c for i in range(3) for e, c in (("png", picture("PNG")), ("cls", b"%d" % (i % 2)))})
+    )
 
 
-def pictures(folder): write_set(TarFiles([folder / "in.tar"]), folder / "set", ["brightness"], [1], "cifar10-c", workers=0, show=False)
+def pictures(folder):
+    write_set(TarFiles([folder / "in.tar"]), folder / "set", ["brightness"], [1], "cifar10-c", workers=0, show=False)
 
 
 STATES = [weights.half_precision_bytes({"w": torch.full((3,), float(i))}) for i in range(2)]
@@ -152,7 +198,12 @@ STATES = [weights.half_precision_bytes({"w": torch.full((3,), float(i))}) for i 
 def shipping(i):
     import hashlib
 
-    def ship(folder): weights.ship(STATES[i], dict(net="n", weights="w", sha256=hashlib.sha256(STATES[i]).hexdigest(), number=i), folder / "ship")
+    def ship(folder):
+        weights.ship(
+            STATES[i],
+            dict(net="n", weights="w", sha256=hashlib.sha256(STATES[i]).hexdigest(), number=i),
+            folder / "ship",
+        )
     return ship
 
 
@@ -181,13 +232,23 @@ def pair(folder):
 TRIED = {  # name -> prepare, do, what holds whenever something failed, files of an interrupted run that stay for the next one
     "append a record": (some_records, append, lambda f: {0} <= seeds(f / "own") or pytest.fail("lost"), ()),
     "the first record": (lambda f: None, lambda f: some_records(f), lambda f: None, ()),
-    "records promote": (two_to_promote, promote, lambda f: {0, 1} <= seeds(f / "results") and seeds(f / "own") == {0, 1, 2, 3} or pytest.fail("lost"), ()),
+    "records promote": (
+        two_to_promote,
+        promote,
+        lambda f: {0, 1} <= seeds(f / "results") and seeds(f / "own") == {0, 1, 2, 3} or pytest.fail("lost"),
+        (),
+    ),
     "data fetch": (lambda f: None, fetch, lambda f: None, ()),
     "evaluate": (lambda f: None, evaluate, lambda f: None, ()),
     "corrupt to arrays": (lambda f: None, arrays, lambda f: None, (".npy.part",)),
     "corrupt to pictures": (in_tar, pictures, lambda f: None, (".txt.part",)),
     "weights that ship": (shipping(0), shipping(1), pair, ()),
-    "the site in its place": (a_site, place, lambda f: (f / "out/index.html").read_text() in ("old", "new") or pytest.fail("lost"), ()),
+    "the site in its place": (
+        a_site,
+        place,
+        lambda f: (f / "out/index.html").read_text() in ("old", "new") or pytest.fail("lost"),
+        (),
+    ),
 }
 
 
@@ -212,7 +273,8 @@ def test_every_operation_that_fails(what, full, tmp_path, fake, monkeypatch, req
         if until and not late and time.time() > until:
             late = True
             (COUNTS.parent / "short").open("a").write(request.node.name + "\n")
-        n += 1 if COUNTS and not late else 1 + n // 4  # the short form leaves out ever more, the long one where its time is over
+        # the short form leaves out ever more, the long one where its time is over
+        n += 1 if COUNTS and not late else 1 + n // 4
         folder = tmp_path / str(n)
         folder.mkdir()
         prepare(folder)
@@ -226,8 +288,16 @@ def test_every_operation_that_fails(what, full, tmp_path, fake, monkeypatch, req
         do(folder)  # the next run
         assert not temporary(folder)
         holds(folder)
-        if what != "evaluate": assert {k: v for k, v in files(folder).items() if "demo.jsonl" not in k} == {k: v for k, v in files(whole).items() if "demo.jsonl" not in k}
-        else: assert (folder / "answers/answers.jsonl").read_bytes() == (whole / "answers/answers.jsonl").read_bytes() and (folder / "report/table.csv").read_bytes() == (whole / "report/table.csv").read_bytes()
+        if what != "evaluate":
+            assert (
+                {k: v for k, v in files(folder).items() if "demo.jsonl" not in k}
+                == {k: v for k, v in files(whole).items() if "demo.jsonl" not in k}
+            )
+        else:
+            assert (
+                (folder / "answers/answers.jsonl").read_bytes() == (whole / "answers/answers.jsonl").read_bytes()
+                and (folder / "report/table.csv").read_bytes() == (whole / "report/table.csv").read_bytes()
+            )
         for place in ("own", "results"): assert seeds(folder / place) == seeds(whole / place)
         shutil.rmtree(folder)
         if COUNTS and disturbed:
@@ -247,7 +317,8 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     with open(held) as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # its writer lives
         atomic_write(tmp_path / "file", b"whole")
-    assert {p.name for p in tmp_path.iterdir()} == {"file", held.name, fresh.name}  # the fresh one may not have its lock yet
+    # the fresh one may not have its lock yet
+    assert {p.name for p in tmp_path.iterdir()} == {"file", held.name, fresh.name}
 
 
 def test_a_clock_that_was_set_back(tmp_path, monkeypatch):
@@ -260,7 +331,10 @@ def test_a_clock_that_was_set_back(tmp_path, monkeypatch):
     store.append(one(1))
     monkeypatch.setattr(records, "now", lambda: "2020-01-01T00:00:00.000Z")
     store.append(replace(one(1), metrics={"accuracy": 0.9}, time=""))  # made later, dated earlier
-    assert [r.metrics["accuracy"] for r in store.records("demo")] == [0.5] and len((tmp_path / "own/demo.jsonl").read_text().splitlines()) == 2
+    assert (
+        [r.metrics["accuracy"] for r in store.records("demo")] == [0.5]
+        and len((tmp_path / "own/demo.jsonl").read_text().splitlines()) == 2
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
@@ -272,8 +346,20 @@ def test_a_read_only_cache_is_named(tmp_path):
     words = ["setpriv", "--reuid=65534", "--clear-groups"] * (os.geteuid() == 0)
     above = [p for p in tmp_path.parents if not p.stat().st_mode & stat.S_IXOTH]
     if os.geteuid() == 0 and above: pytest.skip(f"nobody may look into {above[0]}")
-    run = subprocess.run([*words, sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "ROBUSTNB_CACHE": str(tmp_path / "cache"), "ROBUSTNB_OFFLINE": "1", "ROBUSTNB_DATA": "", "MPLCONFIGDIR": "/tmp"})
-    if "ModuleNotFoundError" in run.stderr or "Permission denied: '/" in run.stderr and "cache" not in run.stderr: pytest.skip("nobody may read this checkout")
+    run = subprocess.run(
+        [*words, sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "ROBUSTNB_CACHE": str(tmp_path / "cache"),
+            "ROBUSTNB_OFFLINE": "1",
+            "ROBUSTNB_DATA": "",
+            "MPLCONFIGDIR": "/tmp",
+        },
+    )
+    if "ModuleNotFoundError" in run.stderr or "Permission denied: '/" in run.stderr and "cache" not in run.stderr:
+        pytest.skip("nobody may read this checkout")
     assert "cannot be written" in run.stderr and "ROBUSTNB_CACHE" in run.stderr, run.stderr
 
 
@@ -288,9 +374,15 @@ def test_no_home_is_said(monkeypatch):
 def test_a_cache_with_spaces_and_umlauts(tmp_path, fake, monkeypatch):
     folder = tmp_path / "mein Ordner, größer [als] 'andere'"
     monkeypatch.setenv("ROBUSTNB_CACHE", str(folder))
-    assert len(data.load("cifar10", "test", progress=False)) == 70 and len(data.load("cifar10", "train", progress=False)) == 70
+    assert (
+        len(data.load("cifar10", "test", progress=False)) == 70
+        and len(data.load("cifar10", "train", progress=False)) == 70
+    )
     arrays(folder), evaluate(folder), append(folder)
-    assert sorted(p.name for p in folder.iterdir()) == ["answers", "data", "own", "report", "set"] and not temporary(folder)
+    assert (
+        sorted(p.name for p in folder.iterdir()) == ["answers", "data", "own", "report", "set"]
+        and not temporary(folder)
+    )
 
 
 # --- two users, a dead worker
@@ -304,7 +396,8 @@ def as_nobody(do, *arguments):
         try:
             os.setgroups([]), os.setgid(65534), os.setuid(65534)
             try: said = f"done: {do(*arguments)}"
-            except Exception as error: said = f"{'told' if cli.mendable(error) else 'traceback'}: {cli.error_message(error)}"
+            except Exception as error:
+                said = f"{'told' if cli.mendable(error) else 'traceback'}: {cli.error_message(error)}"
             os.write(write, said.encode())
         finally: os._exit(0)
     os.close(write)
@@ -322,18 +415,29 @@ def test_two_users_on_one_cache_and_one_store(fake):
         again = lambda: evaluate(folder)
         assert ours() == ours() == 70  # twice: nobody may not be able to import what reading needs
         some_records(folder), evaluate(folder)
-        assert as_nobody(ours) == "done: 70" and as_nobody(seeds, folder / "own") == "done: {0}"  # what one made, another reads
+        # what one made, another reads
+        assert as_nobody(ours) == "done: 70" and as_nobody(seeds, folder / "own") == "done: {0}"
         for refused in (lambda: append(folder), lambda: some_records(folder, "theirs"), lambda: arrays(folder), again):
             said = as_nobody(refused)
-            assert said.startswith("told: Permission denied: /") and "belongs to root" in said and "the same command goes on" in said, said
+            assert (
+                said.startswith("told: Permission denied: /")
+                and "belongs to root" in said
+                and "the same command goes on" in said
+            ), said
         for path in (folder / "own", folder / "cache", *(folder / "cache").iterdir()): path.chmod(0o777)
-        assert as_nobody(lambda: Store(folder / "own").append(replace(one(7), experiment="other", key=""))).startswith("done")
+        assert as_nobody(
+            lambda: Store(folder / "own").append(replace(one(7), experiment="other", key=""))
+        ).startswith("done")
         Store(folder / "own").append(replace(one(8), experiment="other", key=""))  # root writes to nobody's file
-        assert {r.cell["seed"] for r in Store(folder / "own").records("other")} == {7, 8} and seeds(folder / "own") == {0}
+        assert (
+            {r.cell["seed"] for r in Store(folder / "own").records("other")} == {7, 8}
+            and seeds(folder / "own") == {0}
+        )
         part = folder / "own/.demo.x.part"
         part.write_text("half")
         os.utime(part, (time.time() - 60,) * 2)
-        assert as_nobody(lambda: atomic_write(folder / "own/demo.txt", b"x")) == "done: None"  # beside what root left half done
+        # beside what root left half done
+        assert as_nobody(lambda: atomic_write(folder / "own/demo.txt", b"x")) == "done: None"
         kept = next((folder / "cache").rglob("*-test.npz"))
         kept.chmod(0o600)
         assert as_nobody(ours).startswith("told: Permission denied") and kept.exists()  # not taken for a damaged one
@@ -351,8 +455,27 @@ class Deadly(torch.utils.data.Dataset):
 
 
 def test_a_worker_of_an_evaluation_that_dies(tmp_path):
-    asked = lambda workers: measure(lambda x: x.flatten(1)[:, :10].float(), as_source(Deadly()), ["brightness"], [1], "cifar10-c", tmp_path / "answers", workers=workers, batch=8, show=False)
+    asked = lambda workers: measure(
+        lambda x: x.flatten(1)[:, :10].float(),
+        as_source(Deadly()),
+        ["brightness"],
+        [1],
+        "cifar10-c",
+        tmp_path / "answers",
+        workers=workers,
+        batch=8,
+        show=False,
+    )
     with pytest.raises(RuntimeError, match="DataLoader worker") as error: asked(1)
     assert cli.mendable(error.value) and "ended from outside" in cli.error_message(error.value)
-    whole = measure(lambda x: x.flatten(1)[:, :10].float(), SET, ["brightness"], [1], "cifar10-c", workers=0, batch=8, show=False)
+    whole = measure(
+        lambda x: x.flatten(1)[:, :10].float(),
+        SET,
+        ["brightness"],
+        [1],
+        "cifar10-c",
+        workers=0,
+        batch=8,
+        show=False,
+    )
     assert torch.equal(asked(0).correct, whole.correct)  # and the next run goes on

@@ -166,8 +166,12 @@ def test_train_and_test_patches_are_apart(monkeypatch):
 
 def kept(model: nn.Module) -> dict:
     "All of a model that a caller could see change."
-    return {"weights": {k: v.clone() for k, v in model.state_dict().items()}, "modes": [m.training for m in model.modules()],
-            "free": [p.requires_grad for p in model.parameters()], "grads": [p.grad for p in model.parameters()]}
+    return {
+        "weights": {k: v.clone() for k, v in model.state_dict().items()},
+        "modes": [m.training for m in model.modules()],
+        "free": [p.requires_grad for p in model.parameters()],
+        "grads": [p.grad for p in model.parameters()],
+    }
 
 
 def untouched(before: dict, model: nn.Module) -> bool:

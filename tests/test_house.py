@@ -124,7 +124,7 @@ Path("found.json").write_text(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
-    "A copy of the checkout with a toy paper and a toy corruption, each copied from its template and exported; and a way to run commands in it."
+    "A copy of the checkout with a toy paper and a toy corruption from their templates; and a way to run commands in it."
     copy = tmp_path_factory.mktemp("copy")
     ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
     for name in ("nbs", "robustnb"): shutil.copytree(ROOT / name, copy / name, ignore=ignored)
@@ -188,7 +188,11 @@ def test_what_is_new_is_held_to_the_contracts(extended):
     ):
         with open(copy / "robustnb" / file, "a") as end: end.write(f"\n{line}\n")
     status, said, _ = run("lint-imports", "--no-cache")
-    assert status and "robustnb.papers.toy.protocol -> robustnb.papers.study.protocol" in said and "robustnb.contrib.toy_stripes -> robustnb.models" in said, said
+    assert (
+        status
+        and "robustnb.papers.toy.protocol -> robustnb.papers.study.protocol" in said
+        and "robustnb.contrib.toy_stripes -> robustnb.models" in said
+    ), said
 
 
 def test_the_audit_of_the_lock_is_told_in_a_few_lines():

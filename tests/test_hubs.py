@@ -1,4 +1,4 @@
-"""Models as people have them: hubs by stand-ins that run without the packages, and the packages themselves where they are installed."""
+"""Models as people have them: hubs by stand-ins, and the packages themselves where they are installed."""
 import sys
 import types
 from dataclasses import dataclass
@@ -86,7 +86,11 @@ def test_pictures_are_cut_as_the_hub_says(timm, tmp_path):
         (tmp_path / name).mkdir()
         Image.fromarray(rng.integers(256, size=(140, 160, 3), dtype=np.uint8)).save(tmp_path / name / "x.png")
     data = prepared_source(as_source(tmp_path), find_hub("timm:tiny").preparation).head()
-    theirs = transforms.Compose([transforms.Resize(32, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(24), transforms.PILToTensor()])
+    theirs = transforms.Compose([
+        transforms.Resize(32, transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(24),
+        transforms.PILToTensor(),
+    ])
     assert torch.equal(data.x[1], theirs(Image.open(tmp_path / "b/x.png")))
 
 
@@ -185,8 +189,16 @@ def test_torchvision_by_its_weights(monkeypatch):
     with pytest.raises(ModelError, match="download them elsewhere"): opened("resnet18", many)
 
 
-@pytest.mark.parametrize("answer, words", [(lambda y: (y, y), "first of 2"), (lambda y: [y[:, :3], y], "1 of the list"), (lambda y: {"pred": y, "loss": y.mean()}, "pred of the dict"),
-                                           (lambda y: y.softmax(1), "logarithm"), (lambda y: {"probs": y.softmax(1).half()}, "logarithm")])
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (lambda y: (y, y), "first of 2"),
+        (lambda y: [y[:, :3], y], "1 of the list"),
+        (lambda y: {"pred": y, "loss": y.mean()}, "pred of the dict"),
+        (lambda y: y.softmax(1), "logarithm"),
+        (lambda y: {"probs": y.softmax(1).half()}, "logarithm"),
+    ],
+)
 def test_answers_of_many_kinds(answer, words):
     torch.manual_seed(0)
     net = create("resnet20", seed=0).eval()
@@ -238,8 +250,13 @@ def test_onnxruntime_itself(tmp_path):
         helper.make_node("Gemm", ["m", "w", "b"], ["y"], transB=1)
     ]
     def written(batch, side):
-        graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, side, side])],
-                                  [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 10])], weights)
+        graph = helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, side, side])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 10])],
+            weights,
+        )
         save(
             helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8),
             tmp_path / f"{batch}.onnx"
@@ -341,10 +358,21 @@ def test_a_model_that_fails_midway_ends_in_a_sentence(robustnb, tmp_path, monkey
     for limit in (2, 99): (tmp_path / f"fails{limit}.py").write_text(FACTORY.replace("LIMIT", str(limit)))
     asked = ("--corruptions", "contrast", "--severities", "1,2,3", "--batch", 10, "--workers", 0)
     status, said, error = robustnb("evaluate", "fails2:net", "./digits", *asked)
-    assert status == 1 and "Traceback" not in error and "fails2:net failed on 10 images of shape (3, 32, 32): RuntimeError: CUDA out of memory. Tried (a smaller --batch needs less memory); answered blocks are kept" in error
+    assert status == 1 and "Traceback" not in error and (
+        "fails2:net failed on 10 images of shape (3, 32, 32): RuntimeError: CUDA out of memory. Tried "
+        "(a smaller --batch needs less memory); answered blocks are kept"
+    ) in error
     status, said, error = robustnb("evaluate", "fails99:net", "./digits", *asked, "--out", "report")
-    assert status == 0 and "outputs: 10; logits: logits of the dict" in said and "class 9 is j" in said and "logits of the dict" in (tmp_path / "report/report.html").read_text()
-    assert "note:" not in said and "note: digits is the data set of that name; the folder digits that lies here is ./digits" in robustnb("evaluate", "fails99:net", "digits", "--images", 5)[1]
+    assert (
+        status == 0
+        and "outputs: 10; logits: logits of the dict" in said
+        and "class 9 is j" in said
+        and "logits of the dict" in (tmp_path / "report/report.html").read_text()
+    )
+    assert "note:" not in said and (
+        "note: digits is the data set of that name; the folder digits that lies here is ./digits"
+        in robustnb("evaluate", "fails99:net", "digits", "--images", 5)[1]
+    )
     status, said, error = robustnb("evaluate", "fails99:net", "./digits", *asked, "--expect", "0.99")
     assert status == 2 and "10 clean images, and 0.99 was expected" in error
 

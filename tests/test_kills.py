@@ -25,7 +25,8 @@ from test_disk import TRIED, arrays, fake, files, one, seeds, temporary  # noqa:
 from test_experiments import SCRIPT, gone, lines, made  # noqa: F401 - made is a fixture
 
 MOMENTS = int(os.environ.get("ROBUSTNB_KILLS", 2))
-COUNTS = Path(os.environ["ROBUSTNB_FAULTS"]) / "kills" if "ROBUSTNB_FAULTS" in os.environ else None  # a line per kill, for the long form
+# a line per kill, for the long form
+COUNTS = Path(os.environ["ROBUSTNB_FAULTS"]) / "kills" if "ROBUSTNB_FAULTS" in os.environ else None
 LINUX = pytest.mark.skipif(not Path("/proc").exists(), reason="looks processes up in /proc")
 
 
@@ -116,7 +117,8 @@ def test_a_stopped_holder_of_the_lock_is_reported_and_waited_for(tmp_path, monke
 def test_eight_writers_and_eight_readers_on_one_store(tmp_path):
     times = 10 * MOMENTS
     def write(n):
-        for i in range(times): Store(tmp_path).append(one(0).__class__("demo", {"seed": i, "writer": n}, {"x": i}, "smoke"))
+        for i in range(times):
+            Store(tmp_path).append(one(0).__class__("demo", {"seed": i, "writer": n}, {"x": i}, "smoke"))
     def read(n):
         known = 0
         for _ in range(times):
@@ -142,7 +144,8 @@ def test_killed_at_a_random_moment(what, tmp_path, fake, warm, turns):  # noqa: 
     start = time.monotonic()
     assert ended(forked(do, whole)) == 0
     took, chance = time.monotonic() - start, random.Random(what)
-    for n in turns(MOMENTS + MOMENTS // 4):  # nine things eleven times, and the batches below: a hundred in `make test-faults`
+    # nine things eleven times, and the batches below: a hundred in `make test-faults`
+    for n in turns(MOMENTS + MOMENTS // 4):
         folder = tmp_path / str(n)
         folder.mkdir()
         prepare(folder)
@@ -151,14 +154,24 @@ def test_killed_at_a_random_moment(what, tmp_path, fake, warm, turns):  # noqa: 
         os.kill(pid, signal.SIGKILL)
         status = ended(pid)
         assert status in (0, -signal.SIGKILL)
-        took *= 1.1 if status else 0.8  # the first run imported something, or the machine is busier now: kills that come too late are none
-        if what not in ("weights that ship", "the site in its place"): holds(folder)  # between two renames these wait for the next run
+        # the first run imported something, or the machine is busier now: kills that come too late are none
+        took *= 1.1 if status else 0.8
+        if what not in ("weights that ship", "the site in its place"):
+            holds(folder)  # between two renames these wait for the next run
         for part in folder.rglob("*.part"): os.utime(part, (time.time() - 60,) * 2)  # a minute later
         assert ended(forked(do, folder)) == 0
         assert not temporary(folder) and not list(folder.rglob("*.before"))
         holds(folder)
-        if what != "evaluate": assert {k: v for k, v in files(folder).items() if "demo.jsonl" not in k} == {k: v for k, v in files(whole).items() if "demo.jsonl" not in k}
-        else: assert all((folder / p).read_bytes() == (whole / p).read_bytes() for p in ("answers/answers.jsonl", "report/table.csv"))
+        if what != "evaluate":
+            assert (
+                {k: v for k, v in files(folder).items() if "demo.jsonl" not in k}
+                == {k: v for k, v in files(whole).items() if "demo.jsonl" not in k}
+            )
+        else:
+            assert all(
+                (folder / p).read_bytes() == (whole / p).read_bytes()
+                for p in ("answers/answers.jsonl", "report/table.csv")
+            )
         for place in ("own", "results"): assert seeds(folder / place) == seeds(whole / place)
         shutil.rmtree(folder)
         if status: count(what)

@@ -17,7 +17,12 @@ def words(output: dict) -> str:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_outputs_name_no_machine(path):
-    found = [m[0] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] for output in cell.get("outputs", []) for m in OF_A_MACHINE.finditer(words(output))]
+    found = [
+        m[0]
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for output in cell.get("outputs", [])
+        for m in OF_A_MACHINE.finditer(words(output))
+    ]
     assert not found, f"{path.name}: stored outputs name {sorted(set(found))}; mend the warning, or run the cell again"
 
 

@@ -53,7 +53,12 @@ def test_motion_test_sees_a_wrong_direction(reference):
 def test_glass_copies_in_the_published_order(benchmark, severity):
     _, d, iterations = (int(v) for v in parameters("glass_blur", severity, benchmark))
     h, w = 32, 29
-    choice = torch.randint(0, 4 * d * d, (2, iterations, (h - 2 * d) * (w - 2 * d)), generator=torch.Generator().manual_seed(severity))
+    choice = torch.randint(
+        0,
+        4 * d * d,
+        (2, iterations, (h - 2 * d) * (w - 2 * d)),
+        generator=torch.Generator().manual_seed(severity),
+    )
     ours = glass_source(choice, h, w, d).numpy()
     for source, rounds in zip(ours, choice.numpy()):
         image = np.arange(h * w).reshape(h, w)

@@ -1,4 +1,4 @@
-"""The corruptions without draws give the published generators' bytes (tests/reference/deterministic.json says how they were made).
+"""Corruptions without draws give the published generators' bytes (tests/reference/deterministic.json says how made).
 
 Off by one in at most 0.5% of the samples of a corruption, severity and benchmark, and never by more. The reference holds
 256 or 512 pixels of each of 8 images, a third of them near the border, and the sum of each channel of the whole image,

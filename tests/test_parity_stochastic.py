@@ -63,7 +63,7 @@ def test_equal_in_distribution(name, benchmark, reference):
 
 
 def test_share_above():
-    "The facts' second bound: at most one percent of all values above 3.5. Runs after the comparisons; the 21 values of an image move together, so a single one says little."
+    "At most one percent of all values above 3.5; run last, as the 21 values of an image move together."
     if len(SHARES) < len(STOCHASTIC) * len(SIZES): pytest.skip("only some of the comparisons were run")
     above, total = (sum(part) for part in zip(*SHARES.values()))
     assert total >= 21 * 5 * len(STOCHASTIC) * sum(IMAGES.values())

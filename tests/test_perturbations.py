@@ -15,10 +15,17 @@ def test_distance_is_what_was_asked(seed, share, walls, direction):
     x = torch.rand(3, 1, 6, 6, generator=generator)
     x = {"digit": x * (x > 0.7), "uniform": x, "black": 0 * x}[walls]
     d = torch.randn(x.shape, generator=generator)
-    d = {"normal": d, "sign": d.sign(), "sparse": d * (d.abs() > 1), "steep": d * 10.0 ** torch.linspace(-6, 6, 36).view(6, 6)}[direction]
+    d = {
+        "normal": d,
+        "sign": d.sign(),
+        "sparse": d * (d.abs() > 1),
+        "steep": d * 10.0 ** torch.linspace(-6, 6, 36).view(6, 6),
+    }[direction]
     reach = torch.where(d > 0, 1 - x, torch.where(d < 0, x, 0)).flatten(1).double().norm(dim=1)
     moved = at_distance(x, d, float(share * reach.min()))
-    torch.testing.assert_close((moved - x).flatten(1).double().norm(dim=1), (share * reach.min()).expand(3), atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        (moved - x).flatten(1).double().norm(dim=1), (share * reach.min()).expand(3), atol=2e-6, rtol=0
+    )
     assert 0 <= moved.min() and moved.max() <= 1
     assert ((moved - x) * d >= 0).all()  # no pixel moves against its direction
     with pytest.raises(ValueError, match="out of reach"): at_distance(x, d, float(reach.max()) + 0.01)

@@ -1,4 +1,4 @@
-"""Odd images and numbers through everything that is registered or promised: it works, or raises the package's own error, and leaves all else alone.
+"""Odd images and numbers through all that is registered: it works, or raises the package's own error.
 
 Nothing here names an entry of a registry: a newcomer is tried unasked. `tests/odd.py` holds the inputs and what is looked at.
 """
@@ -13,7 +13,10 @@ import torch
 from torch import nn
 
 from odd import TRIED, Odd, arguments, attempt, batches, count, drawn, print_of, print_of_model, worldly
-from robustnb import adversarial, attacks, augment, calibration, contrastive, dem_hec, domain, entropy, gradcam, levels, metrics, resampling, robustness, statistics, training, uncertainty, worst_case
+from robustnb import (
+    adversarial, attacks, augment, calibration, contrastive, dem_hec, domain, entropy, gradcam, levels, metrics,
+    resampling, robustness, statistics, training, uncertainty, worst_case,
+)
 from robustnb.corruptions import REGISTRY, contributed, corrupt, find_contributed
 from robustnb.operations import OPERATIONS
 from robustnb.perturbations import PERTURBATIONS, at_distance, gaussian_at_distance, perturb
@@ -37,7 +40,7 @@ def seeds(seed=0): return torch.Generator().manual_seed(seed)
 
 
 class Any(nn.Module):
-    "A network that takes images of every size and number of channels; it has all that could be changed behind a caller's back."
+    "A network for images of every size and number of channels, with all that could be changed behind a caller's back."
     def __init__(self):
         super().__init__()
         self.first, self.norm, self.drop, self.head = nn.Linear(1, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(
@@ -72,8 +75,14 @@ TRANSFORMS = {
         for name in OPERATIONS
     },
     **{f"perturbation {which}": (lambda x, g, which=which: perturb(x, which, g)) for which in PERTURBATIONS},
-    **{f"augmentation {name}": (lambda x, g, name=name: getattr(augment, name)()(x, g)) for name in augment.__all__
-       if inspect.isclass(getattr(augment, name)) and issubclass(getattr(augment, name), augment.Augmentation) and "apply" in vars(getattr(augment, name)) | vars(getattr(augment, name).__mro__[1]) and name not in ("Augmentation", "Mixture")},
+    **{
+        f"augmentation {name}": (lambda x, g, name=name: getattr(augment, name)()(x, g))
+        for name in augment.__all__
+        if inspect.isclass(getattr(augment, name))
+        and issubclass(getattr(augment, name), augment.Augmentation)
+        and "apply" in vars(getattr(augment, name)) | vars(getattr(augment, name).__mro__[1])
+        and name not in ("Augmentation", "Mixture")
+    },
     "gaussian_at_distance": lambda x, g: gaussian_at_distance(x, 0.1, g, "nearest"),
     "policy": lambda x, g: POLICY(x, g),
     "fixed policy": lambda x, g: FIXED(x, g),
@@ -101,7 +110,9 @@ def hold_transform(name, odd: Odd):
     assert out.isfinite().all() and (
         not out.numel() or out.min() >= -1e-6 and out.max() <= (255 if out.dtype == torch.uint8 else 1 + 1e-3)
     )
-    assert not out.numel() or out.untyped_storage().data_ptr() != odd.x.untyped_storage().data_ptr(), "the result lies in the caller's memory"
+    assert (
+        not out.numel() or out.untyped_storage().data_ptr() != odd.x.untyped_storage().data_ptr()
+    ), "the result lies in the caller's memory"
     assert like(out, change(odd.plain, seeds(1))), "another layout, another result"
 
 
@@ -122,8 +133,14 @@ class Float(nn.Module):
 CNN = nn.Sequential(
     Float(), nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
 ).requires_grad_()
-ATTACKS = {name: getattr(module, name) for module in (attacks, worst_case) for name in module.__all__
-           if inspect.isfunction(found := getattr(module, name)) and list(inspect.signature(found).parameters)[:2] == ["model", "x"] and name != "autoattack"}
+ATTACKS = {
+    name: getattr(module, name)
+    for module in (attacks, worst_case)
+    for name in module.__all__
+    if inspect.isfunction(found := getattr(module, name))
+    and list(inspect.signature(found).parameters)[:2] == ["model", "x"]
+    and name != "autoattack"
+}
 GIVEN = dict(eps=0.05, step=0.02, steps=2, distance=0.1, batch=2, queries=3, unreachable="nearest")
 
 
@@ -167,7 +184,13 @@ ASKED = {
 
 
 def same(a, b):
-    return a.equals(b) if hasattr(a, "equals") else torch.equal(a, b) if isinstance(a, torch.Tensor) else type(a) is type(b) and (a == b or a != a) if not isinstance(a, (dict, tuple, list)) else all(same(p, q) for p, q in zip(a.values(), b.values())) if isinstance(a, dict) else all(map(same, a, b))
+    return (
+        a.equals(b) if hasattr(a, "equals")
+        else torch.equal(a, b) if isinstance(a, torch.Tensor)
+        else type(a) is type(b) and (a == b or a != a) if not isinstance(a, (dict, tuple, list))
+        else all(same(p, q) for p, q in zip(a.values(), b.values())) if isinstance(a, dict)
+        else all(map(same, a, b))
+    )
 
 
 def tensors(found):
@@ -225,7 +248,7 @@ def net_for(kind, outputs):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", KINDS)
 def test_objectives(name, turns):
-    "A step of training on odd images of four classes: the caller's set and the state of the process stay, and it is the step of plain images."
+    "A step of training on odd images is the step of plain ones; the caller's set and the state of the process stay."
     kind = KINDS[name]
     outputs = 4 if kind is contrastive.UniCL else 10  # one is the class vectors' head; others have some to spare
 
@@ -288,7 +311,8 @@ def test_networks(name, turns):
         count("networks")
         before, kept = worldly(), (print_of(odd.x), print_of_model(net))
         # PyTorch's own rule for every module: a tensor of inference mode meets weights that want a gradient under no_grad only
-        with torch.inference_mode(odd.layout == "within"), torch.set_grad_enabled(odd.layout != "inference"): out = net(odd.x)
+        with torch.inference_mode(odd.layout == "within"), torch.set_grad_enabled(odd.layout != "inference"):
+            out = net(odd.x)
         assert before == worldly() and kept == (print_of(odd.x), print_of_model(net)) and out.shape == (
             len(odd.x), net.head.out_features
         )
@@ -298,12 +322,18 @@ def test_networks(name, turns):
 
 # --- numbers to numbers
 
-COMMON = dict(probs="probs", logits="logits", y="labels", confidence="confidence", correct="correct", values="series", p="p-values", sets="sets", bins="bins", resamples="few", draws="few",
-              level="share", alpha="share", coverage="part", threshold="threshold", tau="temperature", temperature="temperature", r="correlation", n="points", v="embeddings", w="embeddings", z="embeddings")
+COMMON = dict(
+    probs="probs", logits="logits", y="labels", confidence="confidence", correct="correct", values="series",
+    p="p-values", sets="sets", bins="bins", resamples="few", draws="few", level="share", alpha="share",
+    coverage="part", threshold="threshold", tau="temperature", temperature="temperature", r="correlation",
+    n="points", v="embeddings", w="embeddings", z="embeddings",
+)
 SERIES = dict(x="series", y="series")
 OWN = {  # what the names of some arguments mean there
     "statistics": {**SERIES, "X": "table", "a": "series", "b": "series"},
-    "statistics.coefficients": dict(y="long series"), "statistics.multiple_correlation": dict(y="long series"), "statistics.p_range": dict(r="printed"), "statistics.attainable": dict(r="printed"), "statistics.printed_range": dict(text="printed"),
+    "statistics.coefficients": dict(y="long series"), "statistics.multiple_correlation": dict(y="long series"),
+    "statistics.p_range": dict(r="printed"), "statistics.attainable": dict(r="printed"),
+    "statistics.printed_range": dict(text="printed"),
     "gradcam": dict(a="maps", b="maps", clean_maps="maps", perturbed_maps="maps", q="part"),
     "attacks.softmax_entropy": dict(z="logits"), "dem_hec.distillation": dict(
         student="logits", teacher="logits"
@@ -313,11 +343,20 @@ OWN = {  # what the names of some arguments mean there
     ), "contrastive.unicl_loss": dict(u="embeddings"),
 }
 MODULES = (metrics, calibration, statistics, uncertainty, contrastive)
-MORE = {"attacks.softmax_entropy": attacks, "worst_case.margin": worst_case, "dem_hec.distillation": dem_hec, "entropy.activation_entropy": entropy, "adversarial.divergence": adversarial,
-        **{f"gradcam.{name}": gradcam for name in ("rank_correlation", "overlap", "cosine", "drift")}}
+MORE = {
+    "attacks.softmax_entropy": attacks,
+    "worst_case.margin": worst_case,
+    "dem_hec.distillation": dem_hec,
+    "entropy.activation_entropy": entropy,
+    "adversarial.divergence": adversarial,
+    **{f"gradcam.{name}": gradcam for name in ("rank_correlation", "overlap", "cosine", "drift")},
+}
 INNER = {  # get what one of the others has checked
-    "metrics.guesses", "metrics.check_logits", "metrics.check_probabilities", "metrics.confusion", "metrics.published_errors", "metrics.corruption_errors", "calibration.in_bins",
-    "calibration.reliability_picture", "calibration.under_shift", "contrastive.similarities", "contrastive.embedding_width", "contrastive.projection", "contrastive.linear_head", "contrastive.write_head", "metrics.check_answers", "calibration.check_resampling",
+    "metrics.guesses", "metrics.check_logits", "metrics.check_probabilities", "metrics.confusion",
+    "metrics.published_errors", "metrics.corruption_errors", "calibration.in_bins",
+    "calibration.reliability_picture", "calibration.under_shift", "contrastive.similarities",
+    "contrastive.embedding_width", "contrastive.projection", "contrastive.linear_head", "contrastive.write_head",
+    "metrics.check_answers", "calibration.check_resampling",
 }
 
 
@@ -389,7 +428,8 @@ def hold_number(name, made):
 
 
 LOSSES = {  # run in every step of a training: what does not fit is left to PyTorch's own errors
-    "contrastive.info_nce", "contrastive.supcon_loss", "contrastive.unicl_loss", "attacks.softmax_entropy", "worst_case.margin", "dem_hec.distillation", "adversarial.divergence", "entropy.activation_entropy",
+    "contrastive.info_nce", "contrastive.supcon_loss", "contrastive.unicl_loss", "attacks.softmax_entropy",
+    "worst_case.margin", "dem_hec.distillation", "adversarial.divergence", "entropy.activation_entropy",
 }
 ALONE = {"statistics.mean_variance", "statistics.hedges_g", "statistics.bootstrap_ci"}  # take a row of any length
 # of constant series

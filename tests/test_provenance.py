@@ -70,7 +70,12 @@ def test_a_move_to_another_module_makes_no_record_stale():
     start = re.search(r"^def derive_seed\b", text, re.M).start()
     end = start + re.search(r"\n(?=[^\s)#])", text[start:]).end()
     imports = "\n".join(line for line in text.splitlines() if re.match(r"(import|from) ", line))
-    moved = edited(**{module: lambda t: t[:start] + "from .elsewhere import derive_seed\n" + t[end:], "elsewhere": lambda t: f"{imports}\n\n{text[start:end]}"})
+    moved = edited(
+        **{
+            module: lambda t: t[:start] + "from .elsewhere import derive_seed\n" + t[end:],
+            "elsewhere": lambda t: f"{imports}\n\n{text[start:end]}",
+        }
+    )
     assert reached("derive_seed") and moved.find(module, "derive_seed").module == "elsewhere" and addresses(
         moved
     ) == addresses()
@@ -104,7 +109,17 @@ def met(changed, records, name):
 @pytest.mark.parametrize("kind", ["constant in the code", "row of severities.csv"])
 def test_a_changed_constant_of_one_corruption_reaches_exactly_the_records_that_met_it(kind):
     if kind == "constant in the code":
-        changed = edited(**{home("fog"): lambda text: re.sub(r"(^def fog\b.*?\n    )(\"[^\n]*\"\n)", r"\1\2    severity = 17\n", text, count=1, flags=re.M | re.S)})
+        changed = edited(
+            **{
+                home("fog"): lambda text: re.sub(
+                    r"(^def fog\b.*?\n    )(\"[^\n]*\"\n)",
+                    r"\1\2    severity = 17\n",
+                    text,
+                    count=1,
+                    flags=re.M | re.S,
+                )
+            }
+        )
     else:
         table = TODAY.assets["severities.csv"].decode()
         rows = [re.sub(r"(,fog,5,)[^,]*", r"\g<1>17", row) for row in table.splitlines(keepends=True)]
@@ -117,7 +132,10 @@ def test_a_changed_constant_of_one_corruption_reaches_exactly_the_records_that_m
 
 def test_a_contributed_corruption_reaches_only_what_names_it():
     "It is found by its module's name: a cell that asks for it is made of it, no other."
-    toy = "from ..corruptions import Corruption, register\ndef toy(x): return x * 0.9\nregister(Corruption('toy', toy, {}))\n"
+    toy = (
+        "from ..corruptions import Corruption, register\ndef toy(x): return x * 0.9\n"
+        "register(Corruption('toy', toy, {}))\n"
+    )
     with_toy, weaker = (
         edited(**{"contrib.toy": lambda _, text=text: text}) for text in (toy, toy.replace("0.9", "0.8"))
     )

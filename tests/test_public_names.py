@@ -9,7 +9,10 @@ NAMES = {
     "perturbations": "perturb gaussian_at_distance at_distance",
     "attacks": "ascend fgsm pgd raise_entropy fgsm_at_distance",
     "worst_case": "robust_accuracy standing apgd square autoattack margin",
-    "adversarial": "AdversarialTraining FreeAdversarialTraining Trades EnsembleAdversarial distill Distillation Softened Divided fine_tuning masking_checks gradient_alignment loss_surface",
+    "adversarial": (
+        "AdversarialTraining FreeAdversarialTraining Trades EnsembleAdversarial distill Distillation Softened "
+        "Divided fine_tuning masking_checks gradient_alignment loss_surface"
+    ),
     "training_sets": "imbalance mislabel add_perturbed orthogonal_array",
     "small_nets": "PlainNet cnn4 cnn8 cnn12 cnn16 vgg16_small",
     "repvgg": "RepVGG repvgg_a0 repvgg_a2 fuse",
@@ -23,24 +26,47 @@ NAMES = {
     "papers.eriep.protocol": "EriepCell eriep_cells run_eriep_cell Depths depths",
     "papers.eriep.large": "LargeCell large_cells run_large_cell table4_net table4_figure",
     "torchvision_nets": "small_stem alexnet_layers VisionTransformer",
-    "augment": "resized_crop Augmentation Chain PadCrop Flip Rotate TrivialAugment AutoAugment PartNoise AugMix Prime jensen_shannon BatchAugment JSD adapt_batchnorm",
+    "augment": (
+        "resized_crop Augmentation Chain PadCrop Flip Rotate TrivialAugment AutoAugment PartNoise AugMix Prime "
+        "jensen_shannon BatchAugment JSD adapt_batchnorm"
+    ),
     "formats": "Pictures",
     "papers.dem_hec.pretraining": "PretrainCell pretrain_cells pretrained",
-    "papers.dem_hec.protocol": "DemHecCell dem_hec_cells setting_of run_dem_hec_cell run_setting ablation slower FURTHER further_cells setting_name further seeds",
+    "papers.dem_hec.protocol": (
+        "DemHecCell dem_hec_cells setting_of run_dem_hec_cell run_setting ablation slower FURTHER further_cells "
+        "setting_name further seeds"
+    ),
     "benchmarks.dem_hec": "DemHECTiming dem_hec_timing_cells PlainDemHEC plain_training time_dem_hec",
     "papers.dem_hec.checks": "run_invariant_cell eq12",
     "papers.dem_hec.claims": "DemHecResults dem_hec_results dem_hec_verdicts",
     "papers.dem_hec.large": "LargeBase LargeCell large_cells run_large_cell large_net with_published missing",
-    "papers.dem_hec.report": "best shown pair_table compare_table method_ranking table3 table4 table6 subset_table shown_large clean_table ablation_results ablation_table effects",
+    "papers.dem_hec.report": (
+        "best shown pair_table compare_table method_ranking table3 table4 table6 subset_table shown_large "
+        "clean_table ablation_results ablation_table effects"
+    ),
     "entropy": "layer_entropy activation_entropy entropy_under_corruption universal",
-    "papers.dem_hec.entropies": "entropy_data gap rises gap_change separated rise_frame rise_table gap_table share_figure layer_figure rise_maps profile_figure likeness link links",
-    "gradcam": "grad_cam map_layers overlay picture_grid fig4_blur rank_correlation overlap cosine drift attention_drift",
+    "papers.dem_hec.entropies": (
+        "entropy_data gap rises gap_change separated rise_frame rise_table gap_table share_figure layer_figure "
+        "rise_maps profile_figure likeness link links"
+    ),
+    "gradcam": (
+        "grad_cam map_layers overlay picture_grid fig4_blur rank_correlation overlap cosine drift attention_drift"
+    ),
     "metrics": "ece nll brier",
     "mixing": "Mixup CutMix",
     "skip_nets": "SkipNet SkipBlock SqueezeExcite SKIP_NETS",
-    "calibration": "ece_interval ece_floor reliability_picture conformal_threshold conformal_sets set_coverage measures under_shift",
-    "uncertainty": "mc_dropout Ensemble LastLayerLaplace BayesLinear ELBO bayesian variational temperature_scale Tempered risk_coverage accuracy_at tune_precision log_evidence",
-    "domain": "dann_weight DANN adda mnist_m mnist_to_mnist_m mnist_to_digits digits_to_mnist clean_to_corrupted domain_pair tent two_ends gap_covered features proxy_a_distance feature_picture",
+    "calibration": (
+        "ece_interval ece_floor reliability_picture conformal_threshold conformal_sets "
+        "set_coverage measures under_shift"
+    ),
+    "uncertainty": (
+        "mc_dropout Ensemble LastLayerLaplace BayesLinear ELBO bayesian variational temperature_scale Tempered "
+        "risk_coverage accuracy_at tune_precision log_evidence"
+    ),
+    "domain": (
+        "dann_weight DANN adda mnist_m mnist_to_mnist_m mnist_to_digits digits_to_mnist clean_to_corrupted "
+        "domain_pair tent two_ends gap_covered features proxy_a_distance feature_picture"
+    ),
     "robustness": "evaluate measure",
     "sources": "BLOCK Source as_source open_source balanced_positions",
     "streaming": "Settings answer_blocks corrupt_unit unit_of Journal",

@@ -1,4 +1,4 @@
-"""Published sets in exactly their formats, generated small, through the program: opened, evaluated as they are, compared with our corruptions."""
+"""Published sets in exactly their formats, small: opened, evaluated as they are, compared with our corruptions."""
 import shutil
 import signal
 import sys

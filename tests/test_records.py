@@ -123,7 +123,10 @@ def test_a_failing_artefact_write_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_records_do_not_load_torch_or_pandas(tmp_path):
-    code = "import sys; from robustnb.lab.records import Store, inspect_records; Store(sys.argv[1]).records(); inspect_records(sys.argv[1]); print({'torch', 'pandas'} & set(sys.modules))"
+    code = (
+        "import sys; from robustnb.lab.records import Store, inspect_records; Store(sys.argv[1]).records(); "
+        "inspect_records(sys.argv[1]); print({'torch', 'pandas'} & set(sys.modules))"
+    )
     assert python(code, tmp_path).stdout == "set()\n"
 
 
@@ -133,8 +136,15 @@ def test_committed_records_are_sound():
 
 
 calm = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
-values = st.recursive(st.none() | st.booleans() | st.integers(-10**9, 10**9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1), inner, max_size=3), max_leaves=8)
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-10**9, 10**9)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @calm

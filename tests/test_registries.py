@@ -1,4 +1,4 @@
-"""Whatever is registered is tested unasked: a newcomer's corruption, operation, model, attack or objective meets the contract of its family.
+"""Whatever is registered is tested unasked: a newcomer meets the contract of its family.
 
 Nothing here names an entry, except to build the objectives that need something to begin with.
 """
@@ -186,8 +186,18 @@ def base_class(kind: type) -> bool:
 def with_defaults(kind: type, net=lambda: create("resnet20", seed=3)) -> Objective | None:
     "An instance: what its class offers as `example`, or of its arguments at the values that their names call for."
     if hasattr(kind, "example"): return kind.example()
-    known = {"policy": policy, "eps": lambda: 0.03, "models": lambda: [net(), net()], "target": lambda: sample("cifar10").take(slice(60, 120)),
-             "inner": CrossEntropy, "teacher": net, "augment": lambda: (lambda x, generator: x.flip(-1)), "beta": lambda: 1.0, "step": lambda: 0.01, "steps": lambda: 1}
+    known = {
+        "policy": policy,
+        "eps": lambda: 0.03,
+        "models": lambda: [net(), net()],
+        "target": lambda: sample("cifar10").take(slice(60, 120)),
+        "inner": CrossEntropy,
+        "teacher": net,
+        "augment": lambda: (lambda x, generator: x.flip(-1)),
+        "beta": lambda: 1.0,
+        "step": lambda: 0.01,
+        "steps": lambda: 1,
+    }
     needed = {
         n: p
         for n, p in inspect.signature(kind).parameters.items()

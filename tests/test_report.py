@@ -1,4 +1,4 @@
-"""Tables that a reader cannot mistake: the printed number as printed, a reduced run as such, nothing loaded from elsewhere."""
+"""Tables that none can mistake: the printed number as printed, a reduced run as such, nothing from elsewhere."""
 import html.parser
 from dataclasses import replace
 

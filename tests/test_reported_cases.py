@@ -1,4 +1,4 @@
-"""One test for each kind of fault that users of robustness tools reported: inputs of our own, beside those that were reported."""
+"""One test for each kind of fault that users of robustness tools reported, on inputs of our own."""
 import sys
 
 import numpy as np

@@ -53,7 +53,8 @@ def checkout(tmp_path, monkeypatch):
     "A miniature checkout; `page` adds a notebook to it."
     (tmp_path / "settings.ini").touch()
     (tmp_path / "made_grid.py").write_text(MODULE)
-    (tmp_path / "robustnb").mkdir()  # kernels import this copy: whoever edits the package meanwhile changes no hash here
+    # kernels import this copy: whoever edits the package meanwhile changes no hash here
+    (tmp_path / "robustnb").mkdir()
     for name, source in SOURCES.items():
         file = tmp_path / f"robustnb/{name.replace('.', '/')}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -70,14 +71,23 @@ def checkout(tmp_path, monkeypatch):
     def page(name, code, parameters='profile = "smoke"\nrecords = ""\nworkers = 1'):
         path = tmp_path / f"nbs/papers/{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
-        cells = [nbformat.v4.new_markdown_cell(f"# {name}"), nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(code)]
+        cells = [
+            nbformat.v4.new_markdown_cell(f"# {name}"),
+            nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell(code),
+        ]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
         return path
     return tmp_path, page
 
 
 def command(*words):
-    return subprocess.run([sys.executable, "-m", "robustnb.cli", "reproduce", "--profile", "smoke", "--workers", "2", *words], capture_output=True, text=True, timeout=180)
+    return subprocess.run(
+        [sys.executable, "-m", "robustnb.cli", "reproduce", "--profile", "smoke", "--workers", "2", *words],
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
 
 
 def assert_empty(folder): assert [p for p in folder.rglob("*") if p.is_file()] == []
@@ -101,7 +111,10 @@ def test_a_stopped_runner_leaves_nothing_behind_and_goes_on(checkout, sent, stat
     assert again.returncode == 0 and "demo/grid: done" in again.stdout, again.stdout + again.stderr
     assert set(map(int, lines(root / "started"))) == set(range(6)) - kept  # only the cells that were missing
     made = nbformat.read(root / ".robustnb/runs/smoke/papers/demo/grid.ipynb", as_version=4)
-    assert made.cells[-1].outputs[-1].data["text/plain"] == "[0, 2, 4, 6, 8, 10]" and made.metadata.robustnb.experiments == ["grid"]
+    assert (
+        made.cells[-1].outputs[-1].data["text/plain"] == "[0, 2, 4, 6, 8, 10]"
+        and made.metadata.robustnb.experiments == ["grid"]
+    )
     (record, *_) = Store(root / ".robustnb/records").records("grid")
     assert record.notebook == "nbs/papers/demo/grid.ipynb" and record.notebook_hash == made.metadata.robustnb.source
     assert sorted(p.name for p in (root / ".robustnb/runs/smoke/papers/demo").iterdir()) == ["grid.ipynb"]
@@ -110,19 +123,31 @@ def test_a_stopped_runner_leaves_nothing_behind_and_goes_on(checkout, sent, stat
 
 def test_failures_are_kept_for_reading_and_stop_nobody(checkout):
     root, page = checkout
-    offline = "import psutil\nassert 'ESTABLISHED' not in {c.status for c in psutil.Process().net_connections('inet')}"  # nor loopback
-    page("demo/a_crash", f"import os, signal, pathlib\nif pathlib.Path('bad').exists(): os.kill(os.getpid(), signal.SIGKILL)\n{offline}")
+    offline = (
+        "import psutil\n"
+        "assert 'ESTABLISHED' not in {c.status for c in psutil.Process().net_connections('inet')}"  # nor loopback
+    )
+    page(
+        "demo/a_crash",
+        "import os, signal, pathlib\n"
+        f"if pathlib.Path('bad').exists(): os.kill(os.getpid(), signal.SIGKILL)\n{offline}",
+    )
     asks = "from robustnb.lab.records import Store\nhelper = lambda shown: Store('.').records(shown)\nhelper('grid')"
     for name, shown in (("b_good", '["bread", "grid"]'), ("c_asks", '["bread"]')):
         page(f"demo/{name}", asks, f'profile = "smoke"\nrecords = ""\nworkers = 1\nexperiments = {shown}')
     (root / "bad").touch()
     crash, good, silent = reproduce(profile="smoke", workers=1, progress=False)
-    assert (crash.status, good.status, silent.status) == ("failed", "done", "failed") and "DeadKernelError" in crash.error
+    assert (
+        (crash.status, good.status, silent.status) == ("failed", "done", "failed")
+        and "DeadKernelError" in crash.error
+    )
     assert silent.error == "it asks for records of grid, which its parameter `experiments` does not name"
     kept = failed_copy(good.path.with_name("a_crash.ipynb"))
     assert crash.path == kept and "os.kill" in kept.read_text()
     (root / "bad").unlink()
-    assert [o.status for o in reproduce(["a_crash", "b_good"], "smoke", workers=1, progress=False)] == ["done", "up to date"]
+    assert [
+        o.status for o in reproduce(["a_crash", "b_good"], "smoke", workers=1, progress=False)
+    ] == ["done", "up to date"]
     assert not kept.exists() and not list(root.rglob("*.part.ipynb"))
 
 
@@ -131,7 +156,10 @@ def test_stale_records_run_again_when_asked(checkout):
     page("demo/grid", GRID)
     def run(**options):
         (root / "started").unlink(missing_ok=True)
-        return [o.status for o in reproduce(["grid"], "smoke", workers=1, progress=False, **options)], len(lines(root / "started"))
+        return (
+            [o.status for o in reproduce(["grid"], "smoke", workers=1, progress=False, **options)],
+            len(lines(root / "started")),
+        )
     assert run() == (["done"], 6)
     store = Store(root / ".robustnb/records")
     store.append(replace(store.records("grid")[0], code="0" * 16, time=""))
@@ -142,12 +170,19 @@ def test_what_is_refused_before_anything_runs(checkout):
     root, page = checkout
     page("demo/good", "open('ran', 'w')")
     page("demo/untagged", "1", parameters="x = 1")
-    for names, options, message in ((["demo"], {}, "untagged.ipynb: the cell tagged `parameters` lacks profile, records, workers"),
-                                    (["god"], {}, "no such notebook 'god'; did you mean"), (["good"], dict(parameters={"seeds": 1}), "no such parameter 'seeds'"),
-                                    (["good"], dict(profile="quik"), "did you mean 'quick'")):
-        with pytest.raises(ValueError, match=message): reproduce(names, **{"profile": "smoke", "progress": False, **options})
+    for names, options, message in (
+        (["demo"], {}, "untagged.ipynb: the cell tagged `parameters` lacks profile, records, workers"),
+        (["god"], {}, "no such notebook 'god'; did you mean"),
+        (["good"], dict(parameters={"seeds": 1}), "no such parameter 'seeds'"),
+        (["good"], dict(profile="quik"), "did you mean 'quick'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            reproduce(names, **{"profile": "smoke", "progress": False, **options})
     (root / ".robustnb/runs").mkdir(parents=True)
-    with FileLock(root / ".robustnb/runs/.lock"), pytest.raises(NotebookError, match="another `robustnb reproduce` is working in .robustnb/runs"):
+    with (
+        FileLock(root / ".robustnb/runs/.lock"),
+        pytest.raises(NotebookError, match="another `robustnb reproduce` is working in .robustnb/runs"),
+    ):
         reproduce(["good"], "smoke", progress=False)
     assert not (root / "ran").exists()
 
@@ -164,7 +199,12 @@ def test_lines_and_bars(monkeypatch, capsys):
     display = Display(2)
     display.begin("a/b"), display.update(state, [40.0]), display.end(outcome)
     text = capsys.readouterr().out
-    assert "[1/2] a/b: failed in 3 s" in text and "[bold]no[/bold]" in text and "x.failed.ipynb" in text and "cells" not in text
+    assert (
+        "[1/2] a/b: failed in 3 s" in text
+        and "[bold]no[/bold]" in text
+        and "x.failed.ipynb" in text
+        and "cells" not in text
+    )
     display.said -= 60
     display.begin("c"), display.update(state, [40.0])
     assert "c: 3 of 7 cells of grid, 1 failed  about 4 min left" in capsys.readouterr().out

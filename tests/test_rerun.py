@@ -1,4 +1,4 @@
-"""The check of `make reproduce` on made-up cells: nothing runs without data, what fails is told, the second time nothing runs."""
+"""`make reproduce` on made-up cells: nothing runs without data, what fails is told, the second time nothing runs."""
 from dataclasses import dataclass
 
 import pytest

@@ -30,7 +30,11 @@ def picture() -> str:
 
 
 def cell(kind: str, source: str, *outputs, tags=()) -> dict:
-    made = {"cell_type": kind, "metadata": {"tags": list(tags)} if tags else {}, "source": source.splitlines(keepends=True)}
+    made = {
+        "cell_type": kind,
+        "metadata": {"tags": list(tags)} if tags else {},
+        "source": source.splitlines(keepends=True),
+    }
     return {**made, "outputs": list(outputs), "execution_count": None} if kind == "code" else made
 
 
@@ -45,14 +49,29 @@ def display(**data) -> dict:
 
 LIBRARY = [
     cell("code", "#| default_exp shift"),
-    cell("markdown", "# Shift\n\n> Move images.\n\nThe loss is $\\frac{a}{b}$ and\n\n$$L = \\sum_i l_i$$ {#eq-loss}\n\nas in @eq-loss."),
+    cell(
+        "markdown",
+        "# Shift\n\n> Move images.\n\nThe loss is $\\frac{a}{b}$ and\n\n"
+        "$$L = \\sum_i l_i$$ {#eq-loss}\n\nas in @eq-loss.",
+    ),
     cell("code", "#| export\nfrom torch import Tensor"),
     cell("markdown", "## Moving"),
-    cell("code", '#| export\ndef shift(\n    x: Tensor,  # images, [B,C,H,W]\n    by: int = 1,  # pixels to the right\n) -> Tensor:  # [B,C,H,W]\n    "Move `x` to the right."\n    return x.roll(by, -1)'),
-    cell("code", "shift(x)", {"output_type": "execute_result", "metadata": {}, "execution_count": 1, "data": {"text/plain": "moved"}}),
+    cell(
+        "code",
+        '#| export\ndef shift(\n    x: Tensor,  # images, [B,C,H,W]\n    by: int = 1,  # pixels to the right\n'
+        ') -> Tensor:  # [B,C,H,W]\n    "Move `x` to the right."\n    return x.roll(by, -1)',
+    ),
+    cell(
+        "code",
+        "shift(x)",
+        {"output_type": "execute_result", "metadata": {}, "execution_count": 1, "data": {"text/plain": "moved"}},
+    ),
     cell("code", "#| hide\nimport nbdev; nbdev.nbdev_export()"),
 ]
-TABLE = '<div><table border="1" class="dataframe"><thead><tr><th>claim</th><th>ours</th></tr></thead><tbody><tr><td>one</td><td>0.5</td></tr></tbody></table></div>'
+TABLE = (
+    '<div><table border="1" class="dataframe"><thead><tr><th>claim</th><th>ours</th></tr></thead><tbody><tr>'
+    '<td>one</td><td>0.5</td></tr></tbody></table></div>'
+)
 RESULT = [
     cell("markdown", "# Figure 1\n\n> Accuracy falls with noise.\n\nSee @fig-noise, @tbl-ours and `shift`."),
     cell("code", "profile = 'smoke'", tags=["parameters"]),
@@ -65,10 +84,16 @@ RESULT = [
 def executed(profile: str, **papermill) -> tuple[list, dict]:
     "Cells and metadata of the result notebook after a run."
     cells = json.loads(json.dumps(RESULT))
-    cells[3]["outputs"] = [{"output_type": "stream", "name": "stderr", "text": ["cells:  50%|##   | 1/2\rcells: 100%|####| 2/2\n"]}, display(**{"image/png": picture()})]
+    cells[3]["outputs"] = [
+        {"output_type": "stream", "name": "stderr", "text": ["cells:  50%|##   | 1/2\rcells: 100%|####| 2/2\n"]},
+        display(**{"image/png": picture()}),
+    ]
     cells[4]["outputs"] = [display(**{"text/html": TABLE, "text/plain": "table"})]
     cells[2:2] = [cell("code", f"profile = {profile!r}", tags=["injected-parameters"])]
-    return cells, {"papermill": {"end_time": "2026-03-01T10:00:00+00:00", "duration": 75.2, "exception": None, **papermill}}
+    return (
+        cells,
+        {"papermill": {"end_time": "2026-03-01T10:00:00+00:00", "duration": 75.2, "exception": None, **papermill}},
+    )
 
 
 def sums_after_sums():
@@ -92,7 +117,14 @@ def test_copies_of_a_process_that_has_computed_compute():
 def repository(tmp_path):
     "A repository of three notebooks, one of them a result with a quick run."
     shutil.copy(ROOT / "_quarto.yml", tmp_path)
-    write(tmp_path / "nbs/index.ipynb", cell("markdown", "# robustnb\n\n> Reproduced.\n\nRead [Figure 1](papers/demo/fig1.ipynb) or [`shift`](12_shift.ipynb#api-shift)."))
+    write(
+        tmp_path / "nbs/index.ipynb",
+        cell(
+            "markdown",
+            "# robustnb\n\n> Reproduced.\n\nRead [Figure 1](papers/demo/fig1.ipynb) or "
+            "[`shift`](12_shift.ipynb#api-shift).",
+        ),
+    )
     write(tmp_path / "nbs/12_shift.ipynb", *LIBRARY)
     write(tmp_path / "nbs/papers/demo/fig1.ipynb", *RESULT)
     run(tmp_path, "quick")
@@ -114,7 +146,10 @@ def page(root: Path, name: str) -> str:
 
 
 def digest(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def test_library_page(repository):
@@ -147,14 +182,23 @@ def test_best_finished_run_is_shown(repository):
     assert "profile quick" in page(repository, "papers/demo/fig1")
     run(repository, "full")
     build(repository)
-    assert "profile full" in page(repository, "papers/demo/fig1") and "run failed" not in page(repository, "papers/demo/fig1")
+    assert (
+        "profile full" in page(repository, "papers/demo/fig1")
+        and "run failed" not in page(repository, "papers/demo/fig1")
+    )
     full = repository / ".robustnb/runs/full/papers/demo/fig1.ipynb"
     full.rename(full.with_name("fig1.failed.ipynb"))
     build(repository)
-    assert "profile quick" in page(repository, "papers/demo/fig1") and "The last full run failed" in page(repository, "papers/demo/fig1")
+    assert (
+        "profile quick" in page(repository, "papers/demo/fig1")
+        and "The last full run failed" in page(repository, "papers/demo/fig1")
+    )
     shutil.rmtree(repository / ".robustnb/runs")
     build(repository)
-    assert "Not run yet" in page(repository, "papers/demo/fig1") and "data:image/png" not in page(repository, "papers/demo/fig1")
+    assert (
+        "Not run yet" in page(repository, "papers/demo/fig1")
+        and "data:image/png" not in page(repository, "papers/demo/fig1")
+    )
 
 
 def test_run_of_older_code_says_so(repository):
@@ -165,11 +209,18 @@ def test_run_of_older_code_says_so(repository):
 
 def test_front_page_counts_the_verdicts(repository, monkeypatch):
     "The tagged cell becomes the table, from the records of the repository that is built."
-    write(repository / "nbs/index.ipynb", cell("markdown", "# robustnb"), cell("markdown", "To come.", tags=["verdicts"]))
+    write(
+        repository / "nbs/index.ipynb",
+        cell("markdown", "# robustnb"),
+        cell("markdown", "To come.", tags=["verdicts"]),
+    )
     build(repository)
     assert "not run" in page(repository, "index") and "To come." not in page(repository, "index")
     asked = []
-    counted = pd.DataFrame([("study", "measured", "fixed", "holds", True)] * 3, columns=["paper", "about", "reading", "verdict", "provisional"])
+    counted = pd.DataFrame(
+        [("study", "measured", "fixed", "holds", True)] * 3,
+        columns=["paper", "about", "reading", "verdict", "provisional"],
+    )
     monkeypatch.setattr(site, "verdicts", lambda store: asked.append(store) or counted)
     build(repository)
     assert "3 hold; all of the 3 provisional" in page(repository, "index")
@@ -184,10 +235,17 @@ def test_new_notebook_is_on_the_sidebar(repository):
     assert 0 < text.index("New table 2<") < text.index("New table 10<")
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ("[gone](14_gone.ipynb)", "leads nowhere"), ("[gone](12_shift.ipynb#gone)", "no such place"), ("![a](gone.png)", "missing"),
-    ("<img src='https://example.org/a.png'>", "another host"), ("see @fig-gone", "reference not resolved"), ("$\\nonsense$", "nonsense"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ("[gone](14_gone.ipynb)", "leads nowhere"),
+        ("[gone](12_shift.ipynb#gone)", "no such place"),
+        ("![a](gone.png)", "missing"),
+        ("<img src='https://example.org/a.png'>", "another host"),
+        ("see @fig-gone", "reference not resolved"),
+        ("$\\nonsense$", "nonsense"),
+    ],
+)
 def test_unsound_site_is_not_put_in_place(repository, wrong, message):
     "The build stops with the reason, and the site that was there stays."
     build(repository)
@@ -214,7 +272,7 @@ def kill_during(root: Path, owner, name: str, call: int) -> None:
 
 
 def test_killed_build_leaves_the_old_site(repository):
-    "A kill before the move loses nothing; a kill between its two renames is mended by the next build, even one that fails."
+    "A kill before the move loses nothing; one between its two renames is mended by the next build, even a failing one."
     build(repository)
     before = digest(repository / "_docs")
     kill_during(repository, site, "put_in_place", 1)
@@ -243,8 +301,11 @@ def test_foreign_folders_are_refused(repository):
 def test_quarto_is_used_where_it_is(repository, tmp_path_factory, monkeypatch, status):
     "A stand-in for Quarto on the PATH gets the staged folder; its failure is ours."
     bin = tmp_path_factory.mktemp("bin")
-    (bin / "quarto").write_text(f"#!/bin/sh\ntest \"$1\" = render || exit 9\ncd \"$2\" && test -f _quarto.yml -a -f 12_shift.ipynb -a -f assets/site.css || exit 8\n"
-                                f"mkdir _docs && echo '<p>by quarto</p>' > _docs/index.html\nexit {status}\n")
+    (bin / "quarto").write_text(
+        "#!/bin/sh\ntest \"$1\" = render || exit 9\n"
+        "cd \"$2\" && test -f _quarto.yml -a -f 12_shift.ipynb -a -f assets/site.css || exit 8\n"
+        f"mkdir _docs && echo '<p>by quarto</p>' > _docs/index.html\nexit {status}\n"
+    )
     (bin / "quarto").chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin}{os.pathsep}{os.environ['PATH']}")
     if status:
@@ -281,7 +342,10 @@ class served:
 
 # ---- in a browser
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]
 
 
 CUT_OFF = """() => {  // what stands beyond the right edge and in no box that scrolls
@@ -295,7 +359,10 @@ def chromium() -> str:
     "The browser's program; where there is none the test is skipped, or fails when ROBUSTNB_REQUIRE_BROWSER=1."
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
-        reason = "no Chromium on the PATH (chromium, chromium-browser or google-chrome); install it to run the browser test"
+        reason = (
+            "no Chromium on the PATH (chromium, chromium-browser or google-chrome); "
+            "install it to run the browser test"
+        )
         if os.environ.get("ROBUSTNB_REQUIRE_BROWSER") == "1": pytest.fail(reason)
         pytest.skip(reason)
     return program
@@ -334,21 +401,32 @@ def whole_site(tmp_path_factory):
 
 
 def test_site_in_a_browser(browser, whole_site):
-    "Every page loads without an error and from this host alone; figure, table and links are there; nothing overflows a phone."
+    "Every page loads without an error and from this host alone, with figure, table and links; nothing overflows a phone."
     pages = sorted(p.relative_to(whole_site).as_posix() for p in whole_site.rglob("*.html"))
     with served(whole_site) as address:
         context = browser.new_context(viewport={"width": 390, "height": 844})
         requests, errors, links = [], [], set()
         context.on("request", lambda request: requests.append(request.url))
         tab = context.new_page()
-        tab.on("console", lambda message: errors.append(f"{tab.url}: {message.text}") if message.type == "error" else None)
+        tab.on(
+            "console",
+            lambda message: errors.append(f"{tab.url}: {message.text}") if message.type == "error" else None,
+        )
         tab.on("pageerror", lambda error: errors.append(f"{tab.url}: {error}"))
-        tab.on("requestfailed", lambda request: errors.append(f"{request.url} failed") if "ABORTED" not in request.failure else None)  # aborted: we went on
-        tab.on("response", lambda answer: errors.append(f"{answer.url}: {answer.status}") if answer.status >= 400 else None)
+        tab.on(
+            "requestfailed",  # aborted: we went on
+            lambda request: errors.append(f"{request.url} failed") if "ABORTED" not in request.failure else None,
+        )
+        tab.on(
+            "response",
+            lambda answer: errors.append(f"{answer.url}: {answer.status}") if answer.status >= 400 else None,
+        )
         for name in pages:
             tab.goto(f"{address}/{name}", wait_until="load")
             assert tab.evaluate(CUT_OFF) == [], f"{name} is wider than a phone"
-            assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0 && i.naturalHeight > 0)"), f"{name}: a picture is empty"
+            assert tab.evaluate(
+                "[...document.images].every(i => i.complete && i.naturalWidth > 0 && i.naturalHeight > 0)"
+            ), f"{name}: a picture is empty"
             links |= set(tab.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.href.split('#')[0])"))
         tab.goto(f"{address}/papers/demo/fig1.html", wait_until="load")
         assert tab.evaluate("document.querySelector('main img').naturalWidth") == 120
@@ -372,7 +450,10 @@ def test_search_and_dark_theme(browser, whole_site):
         tab.fill("#quarto-search input", "pixels to the right")
         tab.wait_for_selector(".search-result")
         assert "12z_shift.html" in tab.locator(".search-result").first.get_attribute("href")
-        shade = "() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0) / 3"
+        shade = (
+            "() => getComputedStyle(document.body).backgroundColor"
+            ".match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0) / 3"
+        )
         assert tab.evaluate(shade) > 240
         tab.click(".quarto-color-scheme-toggle")
         tab.goto(f"{address}/12z_shift.html", wait_until="load")
@@ -381,12 +462,22 @@ def test_search_and_dark_theme(browser, whole_site):
 
 
 def test_a_site_is_current_until_anything_it_is_made_from_changes(tmp_path):
-    for name in ("nbs/a.ipynb", "results/study.jsonl", "robustnb/a.py", ".robustnb/runs/records/a.ipynb", "_quarto.yml", "_docs/index.html", f"_docs/{site.MARK}"):
+    for name in (
+        "nbs/a.ipynb",
+        "results/study.jsonl",
+        "robustnb/a.py",
+        ".robustnb/runs/records/a.ipynb",
+        "_quarto.yml",
+        "_docs/index.html",
+        f"_docs/{site.MARK}",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (1000, 2000 if name.startswith("_docs") else 1000))
     assert site.is_current(tmp_path)
-    for name in ("nbs/a.ipynb", "results/study.jsonl", "robustnb/a.py", ".robustnb/runs/records/a.ipynb", "_quarto.yml"):
+    for name in (
+        "nbs/a.ipynb", "results/study.jsonl", "robustnb/a.py", ".robustnb/runs/records/a.ipynb", "_quarto.yml"
+    ):
         os.utime(tmp_path / name, (3000, 3000))
         assert not site.is_current(tmp_path), name
         os.utime(tmp_path / name, (1000, 1000))

@@ -10,7 +10,9 @@ from robustnb.lab.reproduce import notebooks, reproduce
 
 def group(names, folder):
     "Notebooks with a store of their own."
-    return reproduce(names, profile="smoke", records=folder / "records", runs=folder / "runs", workers=1, progress=False)
+    return reproduce(
+        names, profile="smoke", records=folder / "records", runs=folder / "runs", workers=1, progress=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,5 +36,7 @@ def test_runs(runs, notebook):
     cells = json.loads(outcome.path.read_text())["cells"]
     outputs = [o for c in cells if c["cell_type"] == "code" for o in c["outputs"]]
     shown = [d for o in outputs for d in o.get("data", {})]
-    assert "image/png" in shown or "image/svg+xml" in shown or "text/html" in shown, "a result page shows a figure or a table"
+    assert (
+        "image/png" in shown or "image/svg+xml" in shown or "text/html" in shown
+    ), "a result page shows a figure or a table"
     assert not [o for o in outputs if o.get("name") == "stderr"], "warnings and bars do not belong on a page"

@@ -37,7 +37,13 @@ def test_spearman_is_scipys_and_sees_only_the_order(y, random):
 def test_exact_p_is_scipys_permutation_test(y):
     if np.ptp(y) == 0: return
     x = np.arange(5.0)
-    listed = stats.permutation_test((y,), lambda order: abs(stats.spearmanr(x, order).statistic), permutation_type="pairings", n_resamples=np.inf, alternative="greater")
+    listed = stats.permutation_test(
+        (y,),
+        lambda order: abs(stats.spearmanr(x, order).statistic),
+        permutation_type="pairings",
+        n_resamples=np.inf,
+        alternative="greater",
+    )
     assert permutation_p(x, y) == (pytest.approx(listed.pvalue), 0.0)
 
 
@@ -76,7 +82,10 @@ def test_columns_are_series_of_their_own():
     generator = np.random.default_rng(2)
     X, Y = generator.normal(size=(12, 3)), generator.normal(size=(12, 5))
     Y[:, 2] = 0.5
-    for together, alone in ((spearman(X[:, 0], Y), lambda y: spearman(X[:, 0], y)), (multiple_correlation(X, Y), lambda y: multiple_correlation(X, y))):
+    for together, alone in (
+        (spearman(X[:, 0], Y), lambda y: spearman(X[:, 0], y)),
+        (multiple_correlation(X, Y), lambda y: multiple_correlation(X, y)),
+    ):
         assert np.allclose(together, np.transpose([alone(y) for y in Y.T]), equal_nan=True) and np.isnan(together[0][2])
     assert np.allclose(theil_sen(X[:, 0], Y), [theil_sen(X[:, 0], y) for y in Y.T])
 

@@ -1,4 +1,4 @@
-"""Streams of corrupted images: the same bits whoever makes them, killed, divided or whole; flat memory; sets on disk."""
+"""Streams of corrupted images: the same bits whoever makes them, killed, divided or whole; flat memory; sets."""
 import ctypes
 import io
 import json
@@ -27,7 +27,10 @@ from robustnb.images import ImageSet, sample
 from robustnb.robustness import evaluate, measure
 from robustnb.scorecard import open_images
 from robustnb.sources import Held, as_source
-from robustnb.streaming import BlockJob, Journal, Settings, Work, answer_blocks, ask_piece, corrupt_unit, loader, pieces, stream_seed, unit_of, complete_units
+from robustnb.streaming import (
+    BlockJob, Journal, Settings, Work, answer_blocks, ask_piece, corrupt_unit, loader, pieces, stream_seed,
+    unit_of, complete_units,
+)
 
 ROWS = [("clean", 0), ("shot_noise", 3), ("glass_blur", 1)]
 
@@ -44,7 +47,12 @@ class Sums(nn.Module):
 
 def images(n=330, side=32):
     draw = torch.Generator().manual_seed(1)
-    return ImageSet(torch.randint(0, 256, (n, 3, side, side), generator=draw, dtype=torch.uint8), torch.arange(n) % 10, tuple("0123456789"), "made")
+    return ImageSet(
+        torch.randint(0, 256, (n, 3, side, side), generator=draw, dtype=torch.uint8),
+        torch.arange(n) % 10,
+        tuple("0123456789"),
+        "made",
+    )
 
 
 def forked(work, *arguments):
@@ -61,7 +69,8 @@ def ended(process):
     assert process.exitcode == 0, "hangs" if process.exitcode is None else f"ended with {process.exitcode}"
 
 
-def folder_bytes(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+def folder_bytes(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
 
 
 def pictures(folder, n=70, side=32, suffix=".png", **options):
@@ -74,15 +83,20 @@ def pictures(folder, n=70, side=32, suffix=".png", **options):
 
 # --- draws ---
 
-@pytest.mark.parametrize("name, side", [(name, 96) for name in CORRUPTIONS + EXTRA] + [(name, 32) for name in ("shot_noise", "motion_blur", "elastic_transform")])
+@pytest.mark.parametrize(
+    "name, side",
+    [(name, 96) for name in CORRUPTIONS + EXTRA]
+    + [(name, 32) for name in ("shot_noise", "motion_blur", "elastic_transform")],
+)
 def test_an_image_does_not_depend_on_its_company(name, side):
-    "A part of a block, in small batches, in another order of conditions, is the block's part; and bytes do not hang on threads."
+    "A part of a block, in small batches and another order of conditions, is the block's part; bytes hang on no threads."
     data, places = images(20, side), (3, 4, 17)
     unit = unit_of((3, side, side))
     def made(places, batch, rows):
         every, out = complete_units(places, unit, 20), {}
         for piece in pieces(BlockJob(0, places, rows), data.x[every], data.y[every], 20, unit, "imagenet-c", 0, batch):
-            for k in range(len(piece.x)): out[rows[piece.rows[k // len(piece.y)]], places[piece.start + k % len(piece.y)]] = piece.x[k]
+            for k in range(len(piece.x)):
+                out[rows[piece.rows[k // len(piece.y)]], places[piece.start + k % len(piece.y)]] = piece.x[k]
         return out
     whole = made(tuple(range(20)), 256, ((name, 2), (name, 5)))
     part = made(places, 2, ((name, 5),))
@@ -95,10 +109,15 @@ def test_a_worker_draws_as_the_process_that_asks():
     work = Work(data, [BlockJob(0, tuple(range(64)), (("gaussian_noise", 3),))], 64, "cifar10-c", 5, 256)
     here, there = next(iter(loader(work, 0))).x, next(iter(loader(work, 1))).x
     generator = torch.Generator().manual_seed(stream_seed("gaussian_noise", 3, 5, 0))
-    assert torch.equal(here, there) and torch.equal(here, corrupt(data.data.x, "gaussian_noise", 3, "cifar10-c", generator))
+    assert (
+        torch.equal(here, there)
+        and torch.equal(here, corrupt(data.data.x, "gaussian_noise", 3, "cifar10-c", generator))
+    )
 
 
-@pytest.mark.parametrize("options", [dict(workers=2), dict(workers=3, batch=9), dict(batch=1), dict(batch=5000)], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(workers=2), dict(workers=3, batch=9), dict(batch=1), dict(batch=5000)], ids=str
+)
 def test_workers_and_batches_do_not_matter(options):
     data, model = images(), Sums()
     one = measure(model, data, ["shot_noise", "glass_blur"], [2], show=False, workers=0)
@@ -113,7 +132,10 @@ def test_a_subset_answers_as_the_whole(side):
     whole = measure(model, data, ["frost", "impulse_noise"], [4], show=False)
     for positions in ([0], [79, 5, 70], range(1, 80, 9)):
         some = measure(model, data, ["impulse_noise"], [4], positions=positions, show=False)
-        assert torch.equal(some.correct, whole.correct[[0, 2]][:, sorted(positions)]) and torch.equal(some.confidence, whole.confidence[[0, 2]][:, sorted(positions)])
+        assert (
+            torch.equal(some.correct, whole.correct[[0, 2]][:, sorted(positions)])
+            and torch.equal(some.confidence, whole.confidence[[0, 2]][:, sorted(positions)])
+        )
 
 
 def test_the_global_generator_stays_and_the_source_is_not_written_to():
@@ -135,17 +157,32 @@ def on_a_card(large):
     torch.Generator = Generator
     def shown(name, x): return corrupt(x, name, 3, "imagenet-c", torch.Generator(x.device).manual_seed(0))
     with Checked(), Card():
-        for mistake in (lambda: torch.ones(2, device=CARD) + torch.ones(2), lambda: torch.rand(2, device=CARD, generator=Real()), lambda: torch.ones(2, device=CARD).numpy(),
-                        lambda: torch.ones(2)[torch.ones(1, device=CARD, dtype=torch.long)]):
+        for mistake in (
+            lambda: torch.ones(2, device=CARD) + torch.ones(2),
+            lambda: torch.rand(2, device=CARD, generator=Real()),
+            lambda: torch.ones(2, device=CARD).numpy(),
+            lambda: torch.ones(2)[torch.ones(1, device=CARD, dtype=torch.long)],
+        ):
             with pytest.raises((RuntimeError, TypeError)): mistake()
         for name in CORRUPTIONS + EXTRA:
             for x in (large, large.float() / 255):
-                y, bound = shown(name, x.to(CARD)), (1.0 if x.dtype == torch.uint8 else 1 / 255) * (name == "motion_blur")  # there by another order of sums
-                assert isinstance(y, OnCard) and (y.cpu().float() - shown(name, x).float()).abs().max() <= bound + 1e-6, name
-    source, rows, asked = as_source(images(9)), [("clean", 0), *((name, 3) for name in CORRUPTIONS + EXTRA if name != "motion_blur")], set()
+                # motion blur there by another order of sums
+                y, bound = shown(name, x.to(CARD)), (1.0 if x.dtype == torch.uint8 else 1 / 255) * (name == "motion_blur")
+                assert (
+                    isinstance(y, OnCard)
+                    and (y.cpu().float() - shown(name, x).float()).abs().max() <= bound + 1e-6
+                ), name
+    source, rows, asked = (
+        as_source(images(9)),
+        [("clean", 0), *((name, 3) for name in CORRUPTIONS + EXTRA if name != "motion_blur")],
+        set(),
+    )
     expected = answer_blocks(Sums(), source, rows, Settings("cifar10-c", show=False))
     for place in ("device", "cpu"):
-        settings = Settings("cifar10-c", corrupt_on=place, channels_last=True, dtype=torch.bfloat16, show=False, device="cuda", workers=0)
+        settings = Settings(
+            "cifar10-c", corrupt_on=place, channels_last=True, dtype=torch.bfloat16, show=False, device="cuda",
+            workers=0,
+        )
         with Checked(), Card():
             weight = Sums().weight.to(CARD)
             def model(x):
@@ -157,7 +194,10 @@ def on_a_card(large):
 
 
 def test_no_tensor_stays_behind_on_the_cpu():
-    assert forked(on_a_card, torch.randint(0, 256, (1, 3, 96, 96), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)) == 0
+    assert forked(
+        on_a_card,
+        torch.randint(0, 256, (1, 3, 96, 96), generator=torch.Generator().manual_seed(2), dtype=torch.uint8),
+    ) == 0
 
 
 # --- kills, shards ---
@@ -170,14 +210,21 @@ def killed_at(call, folder, workers=0):
             calls.append(1)
             if len(calls) == call: os.kill(os.getpid(), signal.SIGKILL)
             return super().forward(x)
-    answer_blocks(Deadly(), as_source(images()), ROWS, Settings("cifar10-c", batch=40, workers=workers, show=False), kept=Journal(folder))
+    answer_blocks(
+        Deadly(),
+        as_source(images()),
+        ROWS,
+        Settings("cifar10-c", batch=40, workers=workers, show=False),
+        kept=Journal(folder),
+    )
     Journal(folder).settle()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_many_moments_it_resumes_to_identical_bytes(tmp_path, workers):
     assert forked(killed_at, 0, tmp_path / "whole") == 0
-    for call in (1, 2, 6, 7, 5)[2 * bool(workers):]:  # each time from where the last one ended: within conditions and blocks and at their edges
+    # each time from where the last one ended: within conditions and blocks and at their edges
+    for call in (1, 2, 6, 7, 5)[2 * bool(workers):]:
         assert forked(killed_at, call, tmp_path / "torn", workers) == -signal.SIGKILL
     assert 4 < sum(map(len, Journal(tmp_path / "torn").read().values())) < 18  # of 6 blocks under 3 conditions
     file, = (tmp_path / "torn").glob("blocks-*")
@@ -223,7 +270,10 @@ def typed(words, folder):
 def test_ctrl_c_ends_an_evaluation_in_a_sentence(tmp_path, moment):
     (tmp_path / "slow_nets.py").write_text(SLOW)
     pictures(tmp_path / "pictures", 130)
-    words = ["evaluate", "slow_nets:net", "pictures", "--corruptions", "contrast,fog", "--severities", "1,2", "--workers", 2, "--out", "torn"]
+    words = [
+        "evaluate", "slow_nets:net", "pictures", "--corruptions", "contrast,fog", "--severities", "1,2",
+        "--workers", 2, "--out", "torn",
+    ]
     (tmp_path / "slow").touch()
     if moment == "opening": (tmp_path / "stuck").touch()
     process = multiprocessing.get_context("fork").Process(target=typed, args=(words, tmp_path))
@@ -250,11 +300,22 @@ def test_shards_in_any_number_make_the_bytes_of_one_run(tmp_path):
     whole = answer_blocks(model, data, ROWS, Settings("cifar10-c", show=False), kept=Journal(tmp_path / "one"))
     Journal(tmp_path / "one").settle()
     for n in (2, 5):
-        for i in reversed(range(n)): answer_blocks(model, data, ROWS, Settings("cifar10-c", shard=(i, n), show=False), kept=Journal(tmp_path / str(n), (i, n)))
+        for i in reversed(range(n)):
+            answer_blocks(
+                model,
+                data,
+                ROWS,
+                Settings("cifar10-c", shard=(i, n), show=False),
+                kept=Journal(tmp_path / str(n), (i, n)),
+            )
         Journal(tmp_path / str(n)).settle()
         assert folder_bytes(tmp_path / str(n)) == folder_bytes(tmp_path / "one")
-    assert torch.equal(answer_blocks(None, data, ROWS, Settings("cifar10-c", show=False), kept=Journal(tmp_path / "5")), whole)  # nobody is asked again
-    with pytest.raises(ValueError, match="holds no images for shard 6 of 7"): answer_blocks(model, data, ROWS, Settings("cifar10-c", shard=(6, 7), show=False))
+    # nobody is asked again
+    assert torch.equal(
+        answer_blocks(None, data, ROWS, Settings("cifar10-c", show=False), kept=Journal(tmp_path / "5")), whole
+    )
+    with pytest.raises(ValueError, match="holds no images for shard 6 of 7"):
+        answer_blocks(model, data, ROWS, Settings("cifar10-c", shard=(6, 7), show=False))
 
 
 # --- sources ---
@@ -269,11 +330,21 @@ class Items(Dataset):
 def test_every_kind_of_source_gives_the_same_answers(tmp_path):
     data = images(130)
     items = Items(data)
-    bytes_of = lambda batch: (torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p, _ in batch]), torch.tensor([y for _, y in batch]))
-    told = lambda given, **options: measure(Sums(), as_source(given, classes=data.classes), ["shot_noise"], [3], show=False, **options)
+    bytes_of = lambda batch: (
+        torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p, _ in batch]),
+        torch.tensor([y for _, y in batch]),
+    )
+    told = lambda given, **options: measure(
+        Sums(), as_source(given, classes=data.classes), ["shot_noise"], [3], show=False, **options
+    )
     expected = told(data)
-    for given, options in ((items, dict(workers=2)), (DataLoader(items, batch_size=7, num_workers=2), dict(workers=1)),
-                           (DataLoader(items, batch_size=50, collate_fn=bytes_of), dict(workers=2)), (Subset(items, range(130)), {}), (Held(data), {})):
+    for given, options in (
+        (items, dict(workers=2)),
+        (DataLoader(items, batch_size=7, num_workers=2), dict(workers=1)),
+        (DataLoader(items, batch_size=50, collate_fn=bytes_of), dict(workers=2)),
+        (Subset(items, range(130)), {}),
+        (Held(data), {}),
+    ):
         assert torch.equal(told(given, **options).confidence, expected.confidence), given
     floats = told(TensorDataset(data.float(), data.y))
     assert torch.equal(floats.correct[0], expected.correct[0])
@@ -282,7 +353,8 @@ def test_every_kind_of_source_gives_the_same_answers(tmp_path):
 def test_what_breaks_in_a_worker_is_told_as_it_is(tmp_path):
     folder = pictures(tmp_path / "set", 70)
     (folder / "3" / "9999.png").write_bytes(b"nothing")
-    with pytest.raises(RuntimeError, match="9999.png: no readable picture"): measure(Sums(), as_source(str(folder), size=32), ["fog"], [1], workers=2, show=False)
+    with pytest.raises(RuntimeError, match="9999.png: no readable picture"):
+        measure(Sums(), as_source(str(folder), size=32), ["fog"], [1], workers=2, show=False)
 
 
 def test_exif_turns_pictures_everywhere(tmp_path):
@@ -294,7 +366,11 @@ def test_exif_turns_pictures_everywhere(tmp_path):
     (tmp_path / "set/a").mkdir(parents=True)
     Image.fromarray(lying).save(tmp_path / "set/a/1.png", exif=exif)
     x, _ = as_source(str(tmp_path / "set"), size=30).block(0)
-    assert torch.equal(x, open_images(str(tmp_path / "set"), size=30).x) and x[0, 1, :14].min() > 250 and x[0, 1, 16:].max() < 5
+    assert (
+        torch.equal(x, open_images(str(tmp_path / "set"), size=30).x)
+        and x[0, 1, :14].min() > 250
+        and x[0, 1, 16:].max() < 5
+    )
     write_set(str(tmp_path / "set"), tmp_path / "out", ["brightness"], [1], form="png", own_size=True, show=False)
     with Image.open(tmp_path / "out/brightness/1/a/1.png") as picture:
         assert picture.size == (30, 50) and np.array(picture)[5, 5, 1] > 200 and not picture.getexif().get(0x0112)
@@ -304,7 +380,7 @@ def test_exif_turns_pictures_everywhere(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from Linux's /proc")
 def test_memory_stays_flat(tmp_path):
-    "512 pictures of 224 pixels are 77 MB, 231 in three conditions: as much is held for the later ones as for the first."
+    "512 pictures of 224 pixels are 77 MB, 231 in three conditions: later ones take no more than the first."
     draw, content = np.random.default_rng(0), []
     for _ in range(16):  # that many different ones are enough: what counts is that they are read
         file = io.BytesIO()
@@ -312,18 +388,26 @@ def test_memory_stays_flat(tmp_path):
         content.append(file.getvalue())
     (tmp_path / "set/a").mkdir(parents=True)
     for i in range(512): (tmp_path / f"set/a/{i:04}.jpg").write_bytes(content[i % 16])
-    code = f"from memory import held_while_asked; held_while_asked({str(tmp_path / 'set')!r}, {str(tmp_path / 'looks')!r})"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, timeout=300)  # afresh, as memory that is shared with a parent counts by halves
+    code = (
+        f"from memory import held_while_asked; held_while_asked({str(tmp_path / 'set')!r}, "
+        f"{str(tmp_path / 'looks')!r})"
+    )
+    # afresh, as memory that is shared with a parent counts by halves
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, timeout=300)
     looks = json.loads((tmp_path / "looks").read_text())
     assert len(looks) == 96 and max(looks) < 200, looks
-    early, late = min(looks[12:36]), min(looks[60:84])  # as low as it falls; 256 pictures lie between, and both workers are at work
+    # as low as it falls; 256 pictures lie between, and both workers are at work
+    early, late = min(looks[12:36]), min(looks[60:84])
     assert late - early < 20, looks  # those pictures would be 38 MB, and 115 in all conditions
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc only")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc only"
+)
 def test_free_memory_is_given_back_where_the_c_library_keeps_it(tmp_path):
     "Two batches of 9.6M samples are more than the 2**24 after which it is given back; and it is at the end."
-    ended(started(memory.freed_and_kept, 320, 2**24, tmp_path / "looks"))  # what is told to glibc holds for a whole process
+    # what is told to glibc holds for a whole process
+    ended(started(memory.freed_and_kept, 320, 2**24, tmp_path / "looks"))
     first, second, third, fourth, _, last = json.loads((tmp_path / "looks").read_text())
     assert second - first > 150 and fourth - third > 150, "glibc did not keep the buffer, so there is nothing to see"
     for now in (third, last): assert now - first < 100, f"{now - first:.0f} MB that nothing needs are kept"
@@ -362,22 +446,32 @@ def test_the_published_layout_of_arrays_reads_back(tmp_path, channels):
     manifest = write_set(data, tmp_path / "c", ["impulse_noise"], show=False)
     array, labels = np.load(tmp_path / "c/impulse_noise.npy"), np.load(tmp_path / "c/labels.npy")
     side = data.x.shape[-1]
-    assert array.shape == (5 * 66, side, side, channels) and array.dtype == np.uint8 and labels.tolist() == 5 * data.y.tolist()
+    assert (
+        array.shape == (5 * 66, side, side, channels)
+        and array.dtype == np.uint8
+        and labels.tolist() == 5 * data.y.tolist()
+    )
     for severity in (1, 4):
         again = torch.from_numpy(array[66 * (severity - 1):66 * severity]).permute(0, 3, 1, 2)
         assert torch.equal(again[64:], corrupt_unit(data.x[64:], 64, "impulse_noise", severity, "cifar10-c"))
-    assert set(manifest["files"]) == {"impulse_noise.npy", "labels.npy"} and manifest["constants"]["impulse_noise"]["1"] == [0.01]
+    assert (
+        set(manifest["files"]) == {"impulse_noise.npy", "labels.npy"}
+        and manifest["constants"]["impulse_noise"]["1"] == [0.01]
+    )
     assert json.loads((tmp_path / "c/manifest.json").read_text()) == manifest
 
 
 def test_large_pictures_keep_their_size_and_jpeg_is_imagenet_cs(tmp_path):
     draw = np.random.default_rng(0)
     (tmp_path / "set/dog").mkdir(parents=True)
-    Image.fromarray(draw.integers(0, 256, (30, 45, 3), dtype=np.uint8)).resize((900, 600)).save(tmp_path / "set/dog/x.jpeg")
+    Image.fromarray(
+        draw.integers(0, 256, (30, 45, 3), dtype=np.uint8)
+    ).resize((900, 600)).save(tmp_path / "set/dog/x.jpeg")
     write_set(str(tmp_path / "set"), tmp_path / "out", ["frost", "snow", "zoom_blur"], [3], own_size=True, show=False)
     for name in ("frost", "snow", "zoom_blur"):
         with Image.open(tmp_path / f"out/{name}/3/dog/x.JPEG") as picture:
-            assert picture.size == (900, 600) and picture.format == "JPEG" and picture.quantization[0][0] == 5  # 16 of the standard's table at quality 85: (16 * 30 + 50) // 100
+            # 16 of the standard's table at quality 85: (16 * 30 + 50) // 100
+            assert picture.size == (900, 600) and picture.format == "JPEG" and picture.quantization[0][0] == 5
 
 
 def test_ray_spreads_blocks(monkeypatch, tmp_path):
@@ -395,12 +489,20 @@ def test_ray_spreads_blocks(monkeypatch, tmp_path):
             return types.SimpleNamespace(remote=start)
         remote.wrap = wrap
         return wrap
-    ray = types.SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 1.0}, remote=remote, put=lambda x: x,
-                                wait=lambda refs, num_returns: ([refs[-1]], refs[:-1]), get=lambda ref: remote.wrap.work(*started[ref]))
+    ray = types.SimpleNamespace(
+        is_initialized=lambda: True,
+        cluster_resources=lambda: {"CPU": 1.0},
+        remote=remote,
+        put=lambda x: x,
+        wait=lambda refs, num_returns: ([refs[-1]], refs[:-1]),
+        get=lambda ref: remote.wrap.work(*started[ref]),
+    )
     monkeypatch.setitem(sys.modules, "ray", ray)
     data, model = as_source(images()), Sums()
     whole = answer_blocks(model, data, ROWS, Settings("cifar10-c", show=False), kept=Journal(tmp_path / "one"))
-    spread = answer_blocks(model, data, ROWS, Settings("cifar10-c", show=False, executor="ray"), kept=Journal(tmp_path / "ray"))
+    spread = answer_blocks(
+        model, data, ROWS, Settings("cifar10-c", show=False, executor="ray"), kept=Journal(tmp_path / "ray")
+    )
     assert torch.equal(spread, whole) and len(started) == 4
     for name in ("one", "ray"): Journal(tmp_path / name).settle()
     assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "ray")
@@ -409,9 +511,11 @@ def test_ray_spreads_blocks(monkeypatch, tmp_path):
 
 
 def test_every_unit_has_draws_of_its_own():
-    "The same grey picture everywhere: the noise on it differs between images, units, blocks, corruptions, severities and seeds."
+    "One grey picture: the noise on it differs between images, units, blocks, corruptions, severities and seeds."
     x = torch.full((64, 3, 32, 32), 128, dtype=torch.uint8)
-    made = lambda position=0, name="gaussian_noise", severity=3, seed=0: streaming.corrupt_unit(x, position, name, severity, "cifar10-c", seed)
+    made = lambda position=0, name="gaussian_noise", severity=3, seed=0: streaming.corrupt_unit(
+        x, position, name, severity, "cifar10-c", seed
+    )
     first = made()
     assert first.equal(made()) and not first[0].equal(first[1])
     others = [made(64), made(128), made(6400), made(seed=1), made(severity=4), made(name="speckle_noise")]

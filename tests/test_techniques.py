@@ -1,4 +1,4 @@
-"""The survey's bench: a new technique leaves other records as they are, verdicts follow from answers that are counted by hand, slips are computed."""
+"""The survey's bench: a newcomer leaves other records as they are, verdicts follow from answers counted by hand."""
 import json
 from pathlib import Path
 

@@ -59,7 +59,7 @@ def distance(a: nn.Module, b: nn.Module) -> float:
 @pytest.mark.parametrize("name", ["lenet5", "lenet5_relu_max"])
 @pytest.mark.parametrize("method", ["sgd", "adam"])
 def test_fit_is_the_plain_loop(digits, name, method):
-    "The loop as one writes it by hand, with PyTorch's own optimiser and the textbook LeNet-5, ends at the same weights."
+    "The loop written by hand, with PyTorch's own optimiser and the textbook LeNet-5, ends at the same weights."
     ours, plain = create(name, seed=0), create(name, seed=0)
     history = fit(ours, digits, recipe=Recipe(epochs=2, optimizer=method, lr=1e-3, momentum=0.0), seed=5, **QUIET)
 
@@ -93,9 +93,13 @@ def test_fit_is_the_plain_loop(digits, name, method):
     Recipe(optimizer="adamw", lr=0.01, weight_decay=1e-2)])
 def test_fused_optimisers_are_pytorchs_plain_ones(recipe):
     a, b = (nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2))
-    plain = {"sgd": lambda: torch.optim.SGD([b], recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov),
-             "adam": lambda: torch.optim.Adam([b], recipe.lr, weight_decay=recipe.weight_decay),
-             "adamw": lambda: torch.optim.AdamW([b], recipe.lr, weight_decay=recipe.weight_decay)}[recipe.optimizer]()
+    plain = {
+        "sgd": lambda: torch.optim.SGD(
+            [b], recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+        ),
+        "adam": lambda: torch.optim.Adam([b], recipe.lr, weight_decay=recipe.weight_decay),
+        "adamw": lambda: torch.optim.AdamW([b], recipe.lr, weight_decay=recipe.weight_decay),
+    }[recipe.optimizer]()
     fused = make_optimizer(recipe, [a])
     for _ in range(20):
         for p, optimizer in ((a, fused), (b, plain)):
@@ -143,10 +147,10 @@ def test_overfits_a_few_images(digits):
     assert history.rows[-1]["loss"] < 0.01 and accuracy(model, few) == 1
 
 
-# --- same seed, same weights --------------------------------------------------------------------------------------------
+# --- same seed, same weights ------------------------------------------------------------------------------------------
 
 def test_seed_decides_and_the_global_generator_is_left_alone(digits):
-    "Order of images, augmentation, dropout from PyTorch's generator: all of it follows the seed, whatever was drawn before."
+    "Order of images, augmentation, dropout from PyTorch's generator: all follows the seed, whatever was drawn before."
     recipe, models = Recipe(epochs=1, batch=32, augment=crop_flip), [small(0.3) for _ in range(3)]
     for model, seed, before in zip(models, (1, 1, 2), (10, 11, 12)):
         torch.manual_seed(before)
@@ -238,7 +242,7 @@ def train_until_killed(digits, file):
 
 
 def use_autograd_threads():
-    "A backward pass within 80 others starts autograd's pool of threads; a forked copy of this process cannot train then."
+    "A backward pass within 80 others starts autograd's pool of threads; then a forked copy cannot train."
     net = nn.Identity()
     for _ in range(80): net = partial(checkpoint, net, use_reentrant=True)
     net(torch.ones(3, requires_grad=True)).sum().backward()
@@ -289,7 +293,7 @@ def test_checkpoint_of_another_training_is_refused(digits, tmp_path, change):
     with pytest.raises(ValueError, match="data="): fit(small(), digits.take(slice(1, 320)), **settings)
 
 
-# --- stopping -----------------------------------------------------------------------------------------------------------
+# --- stopping ---------------------------------------------------------------------------------------------------------
 
 class Scripted(Objective):
     "A loss that is told in advance, one value an epoch."
@@ -326,7 +330,7 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(digits, tmp_pa
     assert len(saved["rows"]) == 2 and all(v.isfinite().all() for v in saved["model"].values())
 
 
-# --- objectives ---------------------------------------------------------------------------------------------------------
+# --- objectives -------------------------------------------------------------------------------------------------------
 
 class Diary(CrossEntropy):
     def __init__(self):
@@ -384,11 +388,19 @@ def test_history_measures_what_it_says(digits):
     assert torch.allclose(predict(model, digits, batch=7), predict(model, digits.float()), atol=1e-5)
 
 
-# --- several processes --------------------------------------------------------------------------------------------------
+# --- several processes ------------------------------------------------------------------------------------------------
 
 def train_as_one_of_two(rank, port, digits, folder):
-    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
-                       MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="")
+    os.environ |= dict(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        ACCELERATE_USE_CPU="true",
+        CUDA_VISIBLE_DEVICES="",
+    )
     AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
     model = create("lenet5", seed=rank)  # different on purpose: the weights of process 0 must win
     recipe = Recipe(epochs=2, batch=64, optimizer="sgd", lr=0.1, accumulate=2)
@@ -427,7 +439,7 @@ class Beside(Objective):
 
 @pytest.mark.parametrize("options, factor", [({}, 1.0), ({"part": {"weight_decay": 0.5}}, (1 - 0.1 * 0.5) ** 2)])
 def test_weight_decay_reaches_a_part_only_when_asked(options, factor):
-    "ERIEP's tables and UniCL's temperature shrank with the model; (1 - lr * decay) a step, by hand, where it is wanted."
+    "ERIEP's tables and UniCL's temperature shrank with the model; (1 - lr * decay) a step, by hand, where wanted."
     objective, net = Beside(options), nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     before = objective.part.weight.detach().clone()
     recipe = Recipe(epochs=1, batch=10, optimizer="sgd", lr=0.1, momentum=0.0, weight_decay=0.5)
@@ -466,7 +478,7 @@ def test_another_teacher_is_another_training(tmp_path):
     with pytest.raises(ValueError, match="another training"): tune(2)
 
 
-# --- more images than memory holds --------------------------------------------------------------------------------------
+# --- more images than memory holds ------------------------------------------------------------------------------------
 
 class Drawn(torch.utils.data.Dataset):
     "A dataset whose items are made when they are asked for, and whose labels only its items tell."

@@ -107,12 +107,15 @@ def test_every_pair_of_factors_meets_every_pair_of_levels_once(levels, factors):
 
 
 def test_bad_requests_say_what_would_do(train, labels, source):
-    for call, said in [(lambda: add_perturbed(train, "gausian", 1.0, 5), "did you mean 'gaussian'"), (lambda: balanced_choice(train, 500, seeded()), "only 200"),
-                       (lambda: add_perturbed(train, "fgsm", 1.0, 5), "source=MODEL"), (
-                           lambda: imbalance(train, 1.2), r"\[0,1\)"
-                       ),
-                       (lambda: mislabel(labels, 0.95), "at most LD 0.90"), (lambda: orthogonal_array(4), "prime"),
-                       (lambda: add_perturbed(train, "gaussian", -1.0, 5), ">= 0")]:
+    for call, said in [
+        (lambda: add_perturbed(train, "gausian", 1.0, 5), "did you mean 'gaussian'"),
+        (lambda: balanced_choice(train, 500, seeded()), "only 200"),
+        (lambda: add_perturbed(train, "fgsm", 1.0, 5), "source=MODEL"),
+        (lambda: imbalance(train, 1.2), r"\[0,1\)"),
+        (lambda: mislabel(labels, 0.95), "at most LD 0.90"),
+        (lambda: orthogonal_array(4), "prime"),
+        (lambda: add_perturbed(train, "gaussian", -1.0, 5), ">= 0"),
+    ]:
         with pytest.raises(ValueError, match=said): call()
 
 

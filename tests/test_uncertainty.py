@@ -1,4 +1,4 @@
-"""Mechanisms of robustnb.uncertainty: batch norm and modes, torchvision's dropout, `evaluate`, state, devices of generators."""
+"""Mechanisms of robustnb.uncertainty: batch norm, modes, torchvision's dropout, `evaluate`, state, generators."""
 import copy
 import math
 
@@ -72,8 +72,14 @@ def test_dropout_ends_also_after_an_error():
     assert torch.equal(predict(model, TEST), predict(model, TEST))
 
 
-@pytest.mark.parametrize("make", [
-    lambda: u.Ensemble([net(0), net(1)]), lambda: u.LastLayerLaplace(net(), 1.0).fit(TEST), lambda: u.Tempered(net(), 2.0)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: u.Ensemble([net(0), net(1)]),
+        lambda: u.LastLayerLaplace(net(), 1.0).fit(TEST),
+        lambda: u.Tempered(net(), 2.0),
+    ],
+)
 def test_models_are_evaluated_and_attacked_like_others(make):
     from robustnb.attacks import fgsm
 

@@ -18,7 +18,9 @@ def test_file_card_and_record_agree(names, card):
     content = weights_file(*names).read_bytes()
     record, = [r for r in Store("results").records("weights") if r.key == card["record"]]
     assert hashlib.sha256(content).hexdigest() == card["sha256"] == record.metrics["sha256"]
-    assert {k: card[k] for k in ("clean", "corrupted", "n", "bytes")} == {k: record.metrics[k] for k in ("clean", "corrupted", "n", "bytes")}
+    assert {k: card[k] for k in ("clean", "corrupted", "n", "bytes")} == {
+        k: record.metrics[k] for k in ("clean", "corrupted", "n", "bytes")
+    }
     assert len(content) == card["bytes"] and not record.dirty
 
 
@@ -31,7 +33,9 @@ def test_a_network_is_as_good_as_its_card(names, card):
 
 
 def test_nothing_else_lies_in_the_folder():
-    assert {p.name for p in FOLDER.iterdir()} == {f"{net}-{name}{end}" for net, name in shipped() for end in (".json", ".safetensors")}
+    assert {p.name for p in FOLDER.iterdir()} == {
+        f"{net}-{name}{end}" for net, name in shipped() for end in (".json", ".safetensors")
+    }
 
 
 def test_evaluate_takes_the_weights_of_the_data_set():
