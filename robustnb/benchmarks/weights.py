@@ -65,7 +65,7 @@ def images_for(cell: WeightsCell, split: str) -> ImageSet:
 
 
 def build_model(net: str, seed: int = 0) -> Classifier:
-    "A network before training; not by `create`, which reaches the weights that ship: each release would change records."
+    "A network before training; not by `create`, which reaches the weights that ship: a release would change records."
     with seeded(seed): return MODELS[net](classes=10)
 
 
