@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'CAPTIONS', 'SCHEMA', 'ANSWERS', 'PASSING', 'image_folder', 'two_meanings', 'namesakes', 'open_images',
-           'not_as_expected', 'identity', 'report_folder', 'Evaluation', 'merged', 'calibration_figure',
+           'not_as_expected', 'identity', 'pictures_in', 'report_folder', 'Evaluation', 'merged', 'calibration_figure',
            'same_constants', 'Scorecard', 'html_table', 'with_bounds', 'page', 'as_json', 'keep_answers',
            'read_answers', 'write_report', 'run_facts', 'lasting_facts', 'passing_facts']
 
@@ -150,6 +150,11 @@ def identity(
     return total.hexdigest()[:16]
 
 # %% ../nbs/55_scorecard.ipynb #95aba714
+def pictures_in(folder: Path) -> list[Path]:
+    "The pictures of one folder, if it is there."
+    return [p for p in folder.iterdir() if p.suffix.lower() in FORMATS] if folder.is_dir() else []
+
+
 def report_folder(
     out: Path | None,  # as asked for; None: a folder of its own below robustness/
     title: str,  # of model and images
@@ -161,12 +166,15 @@ def report_folder(
         raise ModelError(f"the report cannot go to {folder}: {taken} is a file")
     mark = folder / REPORT_MARK
     if folder.is_dir() and (mark.read_text() if mark.is_file() else "") != evaluation and (
-        mark.is_file() or (folder / "table.csv").exists()
+        mark.is_file() or any((folder / name).exists() for name in ("table.csv", "overview.csv", "report.html"))
     ):
         raise ModelError(
             f"{folder} holds the report of another evaluation (other weights, images, conditions or baseline); "
             "give another --out, or remove it"
         )
+    # marked, they would be left out of every evaluation
+    if picture := next((p for p in pictures_in(folder) if not mark.is_file()), None):
+        raise ModelError(f"{folder} holds pictures ({picture.name}); give a report a folder of its own")
     try: atomic_write(mark, evaluation.encode())
     except OSError as error: raise ModelError(f"the report cannot go to {folder}: {first_line(error)}") from None
     return folder

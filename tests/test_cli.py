@@ -144,6 +144,7 @@ def test_site_builds_and_serves(checkout, robustnb, monkeypatch):
     fake = types.ModuleType("robustnb.lab.site")
     fake.build, fake.serve = build, lambda out, port: calls.append(("serve", out, port))
     fake.verdicts_meanwhile = lambda root: nullcontext(types.SimpleNamespace(result=lambda: "verdicts"))
+    fake.refuse_foreign = lambda out, root: None
     monkeypatch.setitem(sys.modules, "robustnb.lab.site", fake), monkeypatch.setattr("robustnb.lab.site", fake, raising=False)
     status, printed, _ = robustnb("site")
     assert status == 0 and "the site is in _docs/index.html" in printed and "make view" in printed
@@ -151,6 +152,9 @@ def test_site_builds_and_serves(checkout, robustnb, monkeypatch):
     assert calls == [("build", checkout / "_docs", checkout, "verdicts"), ("serve", checkout / "_docs", 0)]
     robustnb("site", "--serve", "--out", "elsewhere")
     assert [c[0] for c in calls[2:]] == ["build", "serve"]
+    def refuse(out, root): raise ValueError("no site built by robustnb")
+    fake.refuse_foreign, fake.verdicts_meanwhile = refuse, None  # before pages and verdicts are made
+    assert robustnb("site", "--out", "foreign") == (2, "", "error: no site built by robustnb\n") and len(calls) == 4
 
 
 def test_claims_are_counted(checkout, robustnb, monkeypatch):
@@ -231,6 +235,79 @@ def test_odd_numbers_are_told(words, said, robustnb, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, error = robustnb(*words)
     assert status == 2 and said in " ".join(error.replace("│", " ").split()) and not list(tmp_path.iterdir())
+
+
+def below(folder): return sorted(folder.rglob("*"))
+
+
+EVALUATE = ("evaluate", "lenet5", "digits")
+
+
+@pytest.mark.parametrize("words, said", [
+    *(((*EVALUATE, option, given), said) for option, given, said in (
+        ("--images", 0, "greater than or equal to 1"), ("--severities", 0, "from 1 to 5, got 0"),
+        ("--severities", "9" * 5000, "such as 1,3,5; got '99"), ("--batch", 0, "greater than or equal to 1"),
+        ("--size", 0, "greater than or equal to 8"), ("--expect", 76, "less than or equal to 1"),
+        ("--expect", -1, "greater than or equal to 0"), ("--expect", "nan", "less than or equal to 1"),
+        ("--workers", 100000, "less than or equal to 1024"), ("--device", "nosuch", "no such device here 'nosuch'"),
+        ("--device", "meta", "known: cpu"), ("--corrupt-on", "gpu", "known: cpu, device"),
+        ("--out", "a" * 300, "name a shorter one"),
+        *(("--shard", given, "such as 0/2 and 1/2; got")
+          for given in ("2/2", "0/0", "a/b", "\u00b2/3", "9" * 5000 + "/1")),
+    )),
+    *((("corrupt", "digits", "--out", "x", option, given), said) for option, given, said in (
+        ("--images", 0, "greater than or equal to 1"), ("--severities", 0, "from 1 to 5, got 0"),
+        ("--workers", 100000, "less than or equal to 1024"),
+    )),
+    *((("run", "study", "--minutes", given), "greater than or equal to 0") for given in (-1, "nan")),
+    (("run", "study", "--minutes", 0), "give more than 0"), (("run", "study", "--profile", "huge"), "no such profile"),
+    (("rerun", "--workers", 0), "greater than or equal to 1"), (("rerun", "--workers", 10**5), "equal to 1024"),
+    *((("rerun", "--seeds", given), "seeds are whole numbers") for given in ("a", "", "1.5", "\u00b2")),
+    (("rerun", "--seeds", "0,-1"), "from 0 to 4294967295; got -1"),
+    *(((*words, "nbs/papers/demo/page.ipynb"), "is a file") for words in (
+        (*EVALUATE, "--out"), ("corrupt", "digits", "--out"), ("compare", "A", "B", "--out"), ("site", "--out"),
+        ("merge", "nbs", "--out"), ("records", "replay", "study", "--out"), ("records", "promote", "--records"),
+        ("data", "fetch", "mnist", "--data-dir"),
+    )),
+    *((("records", *words), "results holds no records") for words in (
+        ("verify",), ("attest",), ("attest", "study"), ("replay", "study"),
+    )),
+    (("records", "promote", "study", "--records", "nbs"), "nbs holds no records"),
+    (("compare", "nbs", "settings.ini"), "is no report"), (("compare", "nbs", "nbs/papers/.."), "was given twice"),
+], ids=lambda v: "-".join(map(str, v))[:60] if isinstance(v, tuple) else "")
+def test_odd_words_end_before_anything_is_done(checkout, robustnb, words, said):
+    before = below(checkout)
+    status, printed, told = robustnb(*words)
+    assert status == 2 and said in " ".join(told.replace("\u2502", " ").split()) and below(checkout) == before
+
+
+def test_a_file_that_was_named_for_the_records(checkout, robustnb, monkeypatch):
+    monkeypatch.setenv("ROBUSTNB_RECORDS", "settings.ini")
+    reading = "list", "claims", "records", "records list", "records check", "records promote"
+    for word in (*reading, "run study", "reproduce", "rerun"):
+        status, _, told = robustnb(*word.split())
+        assert status == 2 and "(ROBUSTNB_RECORDS)" in " ".join(told.replace("\u2502", " ").split()), word
+
+
+def test_nothing_is_written_among_the_images(checkout, robustnb):
+    from PIL import Image
+
+    for shade, name in ((0, "dark"), (255, "light")):
+        (checkout / f"pictures/{name}").mkdir(parents=True)
+        Image.new("RGB", (16, 16), (shade,) * 3).save(checkout / f"pictures/{name}/a.png")
+    (checkout / "nets.py").write_text("def make(): return lambda x: x.mean((2, 3))[:, :2]\n")
+    before, net = below(checkout), ("evaluate", "nets:make", "pictures", "--corruptions", "contrast")
+    for words, said in (
+        *(((*net, "--out", out), "such as --out pictures-report")
+          for out in ("pictures", "pictures/x", "pictures/dark")),
+        (("evaluate", "nets:make", "digits", "--clean", "pictures", "--out", "pictures/x"), "--out pictures-report"),
+        (("corrupt", "pictures", "--out", "pictures/x"), "such as --out pictures-c"),
+        (("corrupt", "pictures", "--out", "x", "--images", 10**10), "ask for 2 to 2"),
+        ((*net, "--images", 10**10), "ask for 2 to 2"), ((*net, "--shard", "8/9"), "enough for 1 at most, such as 0/1"),
+        ((*net, "--baseline", "nosuch"), "no such published baseline 'nosuch'; known: alexnet"),
+    ):
+        status, _, told = robustnb(*words)
+        assert status == 2 and said in told and below(checkout) == before, (words, told)
 
 
 def test_minutes_without_end():
