@@ -302,6 +302,7 @@ def stop_workers(running: list[Worker]) -> None:
     try:
         for worker in running:
             if worker.job is not None: worker.process.terminate()
+            else: worker.connection.close()  # an idle one ends when nobody can give it a job
         for worker in running: worker.process.join(3)
     finally:
         for worker in running:
