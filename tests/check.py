@@ -1,7 +1,6 @@
 """`make test`: every check that a change must pass, in order of cost, each with its name and seconds.
 
-A failing check does not stop the later ones; the exit status is 1 when any failed. Notebooks run beside pytest, since either waits
-for something now and then (a kill, a browser, the last long file); what they say is shown when they have ended.
+A failing check does not stop the later ones; the exit status is 1 when any failed.
 """
 import hashlib
 import os
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,9 +17,9 @@ CORES = os.cpu_count() or 2
 RESULTS = "^[_.a-z]"  # a result notebook has no number; papermill runs those, in test_smoke.py
 
 
-def run(*command, cwd=ROOT, log=None, **env):
-    "Run a command with this environment's programs first; exit status 0 is a pass. log: a file that gets its words."
-    return subprocess.run(command, cwd=cwd, stdout=log, stderr=log, env={**os.environ, **env}).returncode == 0
+def run(*command, cwd=ROOT, **env):
+    "Run a command with this environment's programs first; its exit status 0 is a pass."
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **env}).returncode == 0
 
 
 def digests(folder: Path, pattern: str) -> dict[str, str]:
@@ -70,7 +68,6 @@ def notebooks_run(*options: str, **env) -> bool:
     return sound
 
 
-NOTEBOOKS = "notebooks run (nbdev_test)"
 CHECKS = {
     "no second site description": no_nbdev_site,
     "exported package in sync": lambda: in_copy(
@@ -78,7 +75,9 @@ CHECKS = {
     ),
     "notebooks clean": lambda: in_copy("nbdev_clean", "nbs", "*.ipynb", "carries metadata; run nbdev_clean"),
     "layers": lambda: run("lint-imports", "--no-cache"),
-    NOTEBOOKS: lambda log=None: notebooks_run("--n_workers", str(CORES), "--do_print", log=log, OMP_NUM_THREADS="1"),
+    "notebooks run (nbdev_test)": lambda: notebooks_run(
+        "--n_workers", str(CORES), "--do_print", OMP_NUM_THREADS="1"
+    ),
     # one process more than cores: tests of kills, locks and clients wait for most of their time
     "pytest": lambda: run(
         sys.executable, "-m", "pytest", "-n", str(CORES + 1), "--dist", "loadfile", "--no-loadscope-reorder",
@@ -87,32 +86,18 @@ CHECKS = {
 }
 
 
-def timed(check, *log) -> tuple[bool, float]:
-    "Did it pass, and its seconds."
-    start = time.monotonic()
-    return check(*log), time.monotonic() - start
-
-
 def main() -> int:
     "Run all checks, or those whose name contains the first argument."
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     chosen = {name: check for name, check in CHECKS.items() if wanted in name}
     if not chosen: sys.exit(f"no check is named like {wanted!r}; known: {', '.join(CHECKS)}")
     results = {}
-    def show(name: str, ok: bool, seconds: float):
-        results[name] = ok, seconds
-        print(f"--- {name}: {'passed' if ok else 'FAILED'} in {seconds:.0f} s", flush=True)
-    beside = len(chosen) > 1 and chosen.pop(NOTEBOOKS, None)
-    with ThreadPoolExecutor(1) as aside, tempfile.TemporaryFile("w+") as log:
-        notebooks = beside and aside.submit(timed, beside, log)
-        for name, check in chosen.items():
-            print(f"\n--- {name}", flush=True)
-            show(name, *timed(check))
-        if notebooks:
-            ended = notebooks.result()
-            log.seek(0)
-            print(f"\n--- {NOTEBOOKS}\n{log.read()}", flush=True)
-            show(NOTEBOOKS, *ended)
+    for name, check in chosen.items():
+        print(f"\n--- {name}", flush=True)
+        start = time.monotonic()
+        ok = check()
+        results[name] = ok, time.monotonic() - start
+        print(f"--- {name}: {'passed' if ok else 'FAILED'} in {results[name][1]:.0f} s", flush=True)
     print(
         "\n"
         + "\n".join(

@@ -289,9 +289,10 @@ def test_a_file_that_was_named_for_the_records(checkout, robustnb, monkeypatch):
         assert status == 2 and "(ROBUSTNB_RECORDS)" in " ".join(told.replace("\u2502", " ").split()), word
 
 
-def test_nothing_is_written_among_the_images(checkout, robustnb):
+def test_nothing_is_written_among_the_images(checkout, robustnb, monkeypatch):
     from PIL import Image
 
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a compiled nets.py is nothing that was written among images
     for shade, name in ((0, "dark"), (255, "light")):
         (checkout / f"pictures/{name}").mkdir(parents=True)
         Image.new("RGB", (16, 16), (shade,) * 3).save(checkout / f"pictures/{name}/a.png")

@@ -380,7 +380,7 @@ def untried(cells: Iterable[dict], canaries: Iterable[dict]) -> list[str]:  # bo
 def reads_data(package: Package, piece: CodePiece) -> bool:
     "Is it among what `load` reaches? Canaries take the pictures that ship, so they cannot speak for it."
     where = Where(piece.module, piece.name.partition(".")[0])
-    return where in closure(package, "robustnb.data:load").definitions
+    return "data" in package.modules and where in closure(package, "robustnb.data:load").definitions
 
 # %% ../../nbs/lab/02_canaries.ipynb #e0f23581
 class Verdict(NamedTuple):
