@@ -343,6 +343,10 @@ def test_only_lines_that_a_revision_lacks_are_new(tmp_path):
     git("init"), git("add", "."), git("commit", "-m", "first")
     file.write_text('{"n":1}\n{"n":2}\n')
     assert canaries.added_notes(tmp_path, "HEAD") == [{"n": 2}] and len(canaries.added_notes(tmp_path)) == 2
+    git("branch", "young")
+    for name in ("yuong", "--yuong", "young:results"):
+        with pytest.raises(RecordError, match="no such revision '-*yuong'; did you mean 'young'|known: HEAD, .*young"):
+            canaries.added_notes(tmp_path, name)
 
 
 def test_records_that_an_answer_joins_to_todays_code_are_not_asked_about(monkeypatch, tmp_path):

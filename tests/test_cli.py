@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import pytest
 
 from robustnb import cli
-from robustnb.lab.records import Record, Store
+from robustnb.lab.experiments import run_cells
+from robustnb.lab.records import Record, RecordError, Store, open_store
 
 
 @pytest.fixture
@@ -55,8 +56,8 @@ def test_python_dash_m_and_help():
 @pytest.mark.parametrize("words, said", [
     (["lst"], "Did you mean 'list'?"),
     (["list", "--recods", "x"], "--records"),
-    (["reproduce", "--workers", "0"], "greater than or equal to 1"),
-    (["reproduce", "--workers", "two"], "valid integer"),
+    (["reproduce", "--workers", "0"], "got 0; allowed: a whole number from 1 to 1024; nearest: 1"),
+    (["reproduce", "--workers", "two"], "got two; allowed: a whole number from 1 to 1024"),
     (["reproduce", "--profile", "quik"], "no such profile 'quik'; did you mean 'quick'? known: smoke, quick, reduced, full"),
     (["reproduce", "demo/pag"], "did you mean 'demo/page'"),
     (["reproduce", "page", "--set", "seed=1"], "no such parameter 'seed'; did you mean 'seeds'"),
@@ -70,7 +71,7 @@ def test_python_dash_m_and_help():
     (["records", "promote", "--profile", "ful"], "did you mean 'full'"),
     (["records", "promote", "--profile", "smoke"], "'smoke' cannot be promoted; quick, reduced, full can"),
     (["data", "fetch", "mnst"], "did you mean 'mnist'"),
-    (["site", "--port", "99999"], "less than or equal to 65535"),
+    (["site", "--port", "99999"], "got 99999; allowed: a whole number from 0 to 65535; nearest: 65535"),
 ])
 def test_mistakes_are_told_with_the_nearest_right_thing(checkout, robustnb, words, said):
     Store(checkout / ".robustnb/records").append(Record("study", {"seed": 0}, {}, "smoke"))
@@ -228,8 +229,8 @@ def test_links_that_lead_nowhere_are_named(words, robustnb, tmp_path):
 @pytest.mark.parametrize("words, said", [
     (["evaluate", "lenet5", "mnist", "--severities", "1;2"], "severities are whole numbers with commas between, such as 1,3,5; got '1;2'"),
     (["corrupt", "mnist", "--out", "x", "--severities", "\u2460"], "severities are whole numbers"),
-    (["corrupt", "pictures", "--out", "x", "--size", "9999999"], "less than or equal to 8192"),
-    (["run", "study", "--minutes", "nan"], "greater than or equal to 0"),
+    (["corrupt", "pictures", "--out", "x", "--size", "9999999"], "nearest: 8192"),
+    (["run", "study", "--minutes", "nan"], "got nan; allowed: a number of at least 0"),
 ])
 def test_odd_numbers_are_told(words, said, robustnb, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -245,23 +246,23 @@ EVALUATE = ("evaluate", "lenet5", "digits")
 
 @pytest.mark.parametrize("words, said", [
     *(((*EVALUATE, option, given), said) for option, given, said in (
-        ("--images", 0, "greater than or equal to 1"), ("--severities", 0, "from 1 to 5, got 0"),
-        ("--severities", "9" * 5000, "such as 1,3,5; got '99"), ("--batch", 0, "greater than or equal to 1"),
-        ("--size", 0, "greater than or equal to 8"), ("--expect", 76, "less than or equal to 1"),
-        ("--expect", -1, "greater than or equal to 0"), ("--expect", "nan", "less than or equal to 1"),
-        ("--workers", 100000, "less than or equal to 1024"), ("--device", "nosuch", "no such device here 'nosuch'"),
+        ("--images", 0, "of at least 1; nearest: 1"), ("--severities", 0, "from 1 to 5, got 0"),
+        ("--severities", "9" * 5000, "such as 1,3,5; got '99"), ("--batch", 0, "nearest: 1"),
+        ("--size", 0, "nearest: 8"), ("--expect", 76, "nearest: 1.0"),
+        ("--expect", -1, "nearest: 0.0"), ("--expect", "nan", "from 0 to 1"),
+        ("--workers", 100000, "nearest: 1024"), ("--device", "nosuch", "no such device here 'nosuch'"),
         ("--device", "meta", "known: cpu"), ("--corrupt-on", "gpu", "known: cpu, device"),
         ("--out", "a" * 300, "name a shorter one"),
         *(("--shard", given, "such as 0/2 and 1/2; got")
           for given in ("2/2", "0/0", "a/b", "\u00b2/3", "9" * 5000 + "/1")),
     )),
     *((("corrupt", "digits", "--out", "x", option, given), said) for option, given, said in (
-        ("--images", 0, "greater than or equal to 1"), ("--severities", 0, "from 1 to 5, got 0"),
-        ("--workers", 100000, "less than or equal to 1024"),
+        ("--images", 0, "of at least 1; nearest: 1"), ("--severities", 0, "from 1 to 5, got 0"),
+        ("--workers", 100000, "nearest: 1024"),
     )),
-    *((("run", "study", "--minutes", given), "greater than or equal to 0") for given in (-1, "nan")),
+    *((("run", "study", "--minutes", given), "of at least 0") for given in (-1, "nan")),
     (("run", "study", "--minutes", 0), "give more than 0"), (("run", "study", "--profile", "huge"), "no such profile"),
-    (("rerun", "--workers", 0), "greater than or equal to 1"), (("rerun", "--workers", 10**5), "equal to 1024"),
+    (("rerun", "--workers", 0), "nearest: 1"), (("rerun", "--workers", 10**5), "nearest: 1024"),
     *((("rerun", "--seeds", given), "seeds are whole numbers") for given in ("a", "", "1.5", "\u00b2")),
     (("rerun", "--seeds", "0,-1"), "from 0 to 4294967295; got -1"),
     *(((*words, "nbs/papers/demo/page.ipynb"), "is a file") for words in (
@@ -273,6 +274,10 @@ EVALUATE = ("evaluate", "lenet5", "digits")
         ("verify",), ("attest",), ("attest", "study"), ("replay", "study"),
     )),
     (("records", "promote", "study", "--records", "nbs"), "nbs holds no records"),
+    *(((*words.split(), "--records", "nsb"), "no such folder 'nsb'; did you mean 'nbs'?") for words in (
+        "list", "claims", "records list", "records promote")),
+    *(((*words.split(), "--records", "nbs/../results/mine"), "where committed records are; name another, such as")
+      for words in ("run study", "reproduce", "rerun")),
     (("compare", "nbs", "settings.ini"), "is no report"), (("compare", "nbs", "nbs/papers/.."), "was given twice"),
 ], ids=lambda v: "-".join(map(str, v))[:60] if isinstance(v, tuple) else "")
 def test_odd_words_end_before_anything_is_done(checkout, robustnb, words, said):
@@ -287,6 +292,24 @@ def test_a_file_that_was_named_for_the_records(checkout, robustnb, monkeypatch):
     for word in (*reading, "run study", "reproduce", "rerun"):
         status, _, told = robustnb(*word.split())
         assert status == 2 and "(ROBUSTNB_RECORDS)" in " ".join(told.replace("\u2502", " ").split()), word
+
+
+def test_a_run_named_by_the_environment_never_writes_among_the_committed_records(checkout, robustnb, monkeypatch):
+    monkeypatch.setenv("ROBUSTNB_RECORDS", "results")
+    before = below(checkout)
+    for word in ("run study --profile smoke", "reproduce", "rerun"):
+        status, _, told = robustnb(*word.split())
+        assert status == 2 and "where committed records are" in " ".join(told.replace("\u2502", " ").split()), word
+    with pytest.raises(RecordError, match="where committed records are"):  # a notebook on its own, or a script
+        run_cells("demo", [Cell()], work, open_store(), "quick", progress=False)
+    assert below(checkout) == before and robustnb("records", "list")[0] == 0
+
+
+def test_no_lock_is_left_in_the_cache(checkout, robustnb, monkeypatch):
+    monkeypatch.setenv("ROBUSTNB_CACHE", str(checkout / "cache")), monkeypatch.setenv("ROBUSTNB_OFFLINE", "1")
+    for words in (("fetch", "mnist", "tiny_imagenet"), ("check",)):
+        assert "annot be had" in "".join(robustnb("data", *words)[1:]) or words == ("check",)
+        assert list((checkout / "cache/data").iterdir()) == []
 
 
 def test_nothing_is_written_among_the_images(checkout, robustnb, monkeypatch):

@@ -8,7 +8,8 @@ __all__ = ['ROUNDING', 'rebuild', 'cell_class', 'leaves', 'Comparison', 'number'
            'unpack', 'CodePiece', 'code_pieces', 'repeated', 'changed', 'unseen', 'offered', 'canaries_of', 'decisions',
            'untried', 'reads_data', 'Verdict', 'stale_groups', 'scope', 'compare_packages', 'today_of', 'pairs_of',
            'question', 'tries', 'append_note', 'refusal', 'attest', 'sampling_error', 'within_error', 'result_of',
-           'flips', 'replay', 'added_notes', 'package_of_note', 'faults', 'unnamed', 'unsound_canaries']
+           'flips', 'replay', 'check_revision', 'added_notes', 'package_of_note', 'faults', 'unnamed',
+           'unsound_canaries']
 
 # %% ../../nbs/lab/02_canaries.ipynb #5d8a7582
 import ast
@@ -34,7 +35,7 @@ from typing import Any, NamedTuple
 
 import robustnb
 
-from ..basics import progress
+from ..basics import nearest, progress
 from .experiments import ONE_THREAD, Job, Plan, attempt
 from .registry import experiments, find_experiment
 from .provenance import (Package, Where, address_of, choices_of, closure, digest, normal_form, package_at,
@@ -645,12 +646,22 @@ def replay(
     return list(notes.values())
 
 # %% ../../nbs/lab/02_canaries.ipynb #c5b83d57
+def check_revision(name: str, root: Path) -> None:  # root: of the checkout
+    "RecordError for a revision that git does not have."
+    def git(*words): return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+    if not git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}").returncode: return
+    branches = git("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags", "refs/remotes")
+    known = ["HEAD", *branches.stdout.split()]
+    raise RecordError(nearest(name, known, "revision") + "; or a commit by its number")
+
+
 def added_notes(
     root: Path,  # of the checkout
     since: str | None = None,  # a revision; None: all lines
 ) -> list[dict]:
-    "Lines of results/attested.jsonl that a revision does not have."
+    "Lines of results/attested.jsonl that a revision does not have; RecordError for one that git does not know."
     path = "results/attested.jsonl"
+    if since: check_revision(since, root)
     if not (root / path).is_file(): return []
     there = subprocess.run(["git", "-C", str(root), "show", f"{since}:{path}"], capture_output=True) if since else None
     known = set(there.stdout.splitlines()) if there and not there.returncode else set()

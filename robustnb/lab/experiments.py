@@ -37,7 +37,8 @@ from tqdm import tqdm
 from ..basics import atomic_write, usable_cores
 from .provenance import address_of
 from .records import (PROFILES, Record, RecordError, Store, artefact_bytes, chain, code_hash, encode,
-                                  frame, notes, provenance, record_key, stale as made_by_other_code, write_file)
+                                  frame, notes, provenance, record_key, stale as made_by_other_code, uncommitted,
+                                  write_file)
 from .registry import ChoiceError, check_choice, experiments, find_experiment
 
 # %% ../../nbs/lab/10_experiments.ipynb #61793f8d
@@ -620,6 +621,7 @@ def run_cells(
     stale = os.environ.get("ROBUSTNB_STALE") == "1" if stale is None else stale
     jobs = missing_jobs(cells, plan, cost, resume, stale, needs)
     if not computing(): jobs = leave_out(jobs, plan, len(cells))
+    if jobs: uncommitted(store.path)
     if minutes is not None: jobs.sort(key=lambda job: cells.index(job.cell))
     tracker, failures = Tracker(plan, jobs, len(cells), progress), []
     with (

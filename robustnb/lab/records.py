@@ -9,9 +9,9 @@ __all__ = ['PROFILES', 'FORMAT', 'NOTES', 'FRAME_COLUMNS', 'NAME', 'LINE_BYTES',
            'append_line', 'sync_folder', 'write_file', 'Line', 'read_lines', 'repository', 'git_state', 'read_sources',
            'imports_in', 'modules_used', 'code_hash', 'notebook_hash', 'provenance', 'encode', 'decode', 'newest',
            'note_use', 'Store', 'artefact_bytes', 'flat', 'describe_machine', 'frame', 'open_store', 'best_profile',
-           'at_least', 'notes', 'read_notes', 'chain', 'addresses_today', 'State', 'state', 'attested', 'replayed',
-           'is_timing', 'why_stale', 'stale', 'warm', 'address_then', 'migrate', 'verify', 'refusals', 'folder_bytes',
-           'promote', 'Finding', 'check_file', 'inspect_records', 'declare']
+           'at_least', 'uncommitted', 'notes', 'read_notes', 'chain', 'addresses_today', 'State', 'state', 'attested',
+           'replayed', 'is_timing', 'why_stale', 'stale', 'warm', 'address_then', 'migrate', 'verify', 'refusals',
+           'folder_bytes', 'promote', 'Finding', 'check_file', 'inspect_records', 'declare']
 
 # %% ../../nbs/lab/01_records.ipynb #800dba4c
 import dataclasses
@@ -595,6 +595,18 @@ def at_least(
     "The profiles whose records may stand for one: better ones before it; smoke only for itself."
     if profile == PROFILES[0]: return PROFILES[:1]
     return PROFILES[:PROFILES.index(profile or PROFILES[1]) - 1:-1]
+
+# %% ../../nbs/lab/01_records.ipynb #a8da4ad7
+def uncommitted(
+    folder: Path,  # that records are written into
+) -> Path:
+    "The folder, if it is not in the checkout's results/. RecordError where it is."
+    root = repository()
+    if root is None or not Path(folder).resolve().is_relative_to((root / "results").resolve()): return folder
+    raise RecordError(
+        f"{folder} is where committed records are; name another, such as .robustnb/records:"
+        " robustnb records promote copies from there"
+    )
 
 # %% ../../nbs/lab/01_records.ipynb #2a4ad9b8
 def notes(
