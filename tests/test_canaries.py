@@ -320,6 +320,20 @@ def test_an_attestation_is_checked_against_git(line):
     assert "canaries are named" in canaries.faults(line | dict(canaries=9), root / "results", root)[0]
 
 
+HOURS = {"run_attention_cell": "protocol", "run_weights_cell": "base net"}  # settings that stand for a long training
+
+
+def test_canaries_take_every_decision_of_their_records():
+    store, by_function = Store(records.repository() / "results"), {}
+    measured = ("survival", "real-size", "real-size-wall")  # of a machine, as timings are
+    for r in store.records():
+        if not records.is_timing(r) and r.experiment not in measured: by_function.setdefault(r.function, []).append(r.cell)
+    for function, cells in by_function.items():
+        lacking = canaries.untried(cells, (c.cell for c in canaries.offered(canaries.today_of(function))))
+        known = HOURS.get(function.partition(":")[2], "").split()
+        assert {text.partition(" ")[0].partition(".")[0] for text in lacking} <= {*known}, (function, lacking)
+
+
 def test_lines_that_this_branch_adds_are_checked():
     """The merge base is that with origin's main or with main; where this is main itself, the newest three lines are
     looked at (`robustnb records verify` looks at all, two CPU seconds each)."""

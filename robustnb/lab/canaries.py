@@ -350,7 +350,7 @@ def offered(
     }
     there = importlib.import_module(module)
     given = getattr(there, "canaries", list)()
-    cells = [c for c in given if isinstance(c, cell_class(getattr(there, name)))]  # a module may have two functions
+    cells = [c for c in given if type(c) is cell_class(getattr(there, name))]  # a module may have several functions
     cells = cells or list(dict.fromkeys(c for d in mine.values() for c in d.cells(PROFILES[0])))
     return [Canary(next(iter(mine), name.replace("_", "-")), function, to_json(c, finite=True)) for c in cells]
 

@@ -128,4 +128,4 @@ baseline = Baseline()
 # %% ../../../nbs/papers/dem_hec/02_baseline.ipynb #ca57c002
 def canaries() -> list[BaselineCell]:
     "A tiny cell that meets every corruption."
-    return [BaselineCell(data="sample", epochs=1, batch=100, images=20, severities=(3,))]
+    return [BaselineCell(data="sample", epochs=1, batch=100, warmup=0.5, images=20, severities=(3,))]

@@ -133,6 +133,6 @@ experiment = Experiment("pretraining", run_pretrain_cell, pretrain_cells, cost)
 
 # %% ../../../nbs/papers/dem_hec/01_pretraining.ipynb #ca57c001
 def canaries() -> list[PretrainCell]:
-    "Tiny cells that use each precision of the records."
+    "Tiny cells that use each precision of the records, without a warm-up and with one."
     tiny = dict(data="sample", train_images=20, epochs=1, batch=10)
-    return [PretrainCell("resnet20", precision=p, **tiny) for p in ("fp32", "bf16")]
+    return [PretrainCell("resnet20", precision=p, warmup=w, **tiny) for p, w in (("fp32", 0.0), ("bf16", 0.5))]

@@ -468,11 +468,17 @@ further, seeds = Further(function=run_setting), AblationSeeds(function=run_setti
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #ca59c001
 def canaries() -> list[DemHecCell]:
-    "Tiny cells that use each method, corruption and setting of the records."
+    "Tiny cells that use each method, corruption and setting of the records, and the network that ships."
     base = PretrainCell(data="sample", train_images=20, epochs=1, batch=10, warmup=0.5)
     tiny = DemHecCell(base, train_images=20, epochs=1, batch=10, warmup=0.5, images=10, severities=(3,), entropies=4)
     found, half = [canonical(replace(tiny, method=method)) for method in METHODS], replace(base, precision="bf16")
     found += [replace(tiny, base=half, precision="bf16", corruptions=("fog",))]
     least = replace(tiny, corruptions=("fog",), entropies=0)
     settings = [change for change in (*ablations("resnet20").values(), *FURTHER.values()) if change]
-    return found + [replace(least, **change) for change in settings]
+    found += [replace(least, **change) for change in settings]
+    ready = replace(SHIPPED, data="sample")
+    shipped = ShippedCell(
+        ready, train_images=20, epochs=1, batch=10, warmup=0.5, images=10, severities=(3,), entropies=0
+    )
+    seven = replace(shipped, corruptions=SEVEN)
+    return [*found, seven, canonical(replace(shipped, method="standard", corruptions=("fog",)))]

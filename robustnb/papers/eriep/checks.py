@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIMILARITIES', 'SHOWN', 'attention', 'invariants', 'AttentionCell', 'attention_cells', 'network_of', 'example_maps',
-           'run_attention_cell', 'InvariantCell', 'identity_errors', 'Watched', 'sync_notes', 'planted', 'acts_alone',
-           'run_invariant_cell', 'Invariants']
+           'run_attention_cell', 'canaries', 'InvariantCell', 'identity_errors', 'Watched', 'sync_notes', 'planted',
+           'acts_alone', 'run_invariant_cell', 'Invariants']
 
 # %% ../../../nbs/papers/eriep/15_checks.ipynb #4e90c1f2
 import warnings
@@ -109,6 +109,11 @@ def run_attention_cell(
 
 
 attention = Experiment("eriep-attention", run_attention_cell, attention_cells)
+
+# %% ../../../nbs/papers/eriep/15_checks.ipynb #1e64e815
+def canaries() -> list[AttentionCell]:
+    "Tiny cells that use each reading and the net of the records."
+    return [*attention_cells("smoke"), AttentionCell("smoke", "cnn8", "standard", images=20)]
 
 # %% ../../../nbs/papers/eriep/15_checks.ipynb #047738e7
 @dataclass(frozen=True)
