@@ -419,7 +419,7 @@ def list_records(records: ReadRecords = None) -> None:
                     str(len(mine)),
                     str(len(committed)),
                     max(r.time for r in every)[:16].replace("T", " "),
-                    ", ".join(f"{n} {s}" for s, n in Counter(map(str, map(state, every))).items()),
+                    ", ".join(f"{n} {s}" for s, n in Counter(state(r).short for r in every).items()),
                     str(sum(bool(r.dirty) for r in every)),
                 )
     out.print(table)

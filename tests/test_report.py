@@ -14,7 +14,7 @@ from robustnb.lab import report as lab_report
 from robustnb.papers.study import report
 from robustnb.lab.verdicts import paper_table, verdicts
 from robustnb.papers.study.claims import StudyFacts, study_tables
-from robustnb.lab.records import Record, Store, encode
+from robustnb.lab.records import Record, State, Store, encode
 from robustnb.statistics import coefficients, holm, spearman
 from robustnb.papers.study.protocol import GRIDS, study_cells
 
@@ -188,6 +188,19 @@ def test_a_reduced_run_says_so_in_words():
     assert "Quick" in texts["quick"] and "Smoke" in texts["smoke"] and "Reduced" not in texts["full"]
     assert "3 models" in texts["quick"] and "3 seeds" in texts["quick"] and "2026-02-01 to 2026-02-03" in texts["quick"]
     for text in texts.values(): Parsed(text)
+
+
+def test_a_long_declaration_is_folded(monkeypatch):
+    reason = "Nothing but <b>names</b> has changed. " + "And here is why, at length. " * 20
+    monkeypatch.setattr(lab_report, "state", lambda record: State("declared", reason.strip()))
+    made = [Record("study", dict(seed=seed), {}, "full") for seed in range(2)]
+    for shown in (lab_report.banner(made, "full"), lab_report.provenance_line(made)):
+        line, _, folded = shown.data.partition("<details>")
+        assert "2 declared (Nothing but &lt;b&gt;names&lt;/b&gt; has changed. …)" in line and "at length" not in line
+        assert folded.count("And here is why") == 20 and "<b>" not in folded
+        Parsed(shown.data)
+    monkeypatch.setattr(lab_report, "state", lambda record: State("attested", "3 canaries"))
+    assert "<details>" not in lab_report.banner(made, "full").data
 
 
 def test_verdicts_are_words_and_claims_are_escaped(tmp_path):

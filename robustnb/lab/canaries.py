@@ -6,9 +6,9 @@
 __all__ = ['ROUNDING', 'rebuild', 'cell_class', 'leaves', 'Comparison', 'number', 'compare_results', 'in_lab', 'cell_function',
            'interrupted', 'calls_in', 'weights_in', 'answer_request', 'program', 'Canary', 'CanaryError', 'run_under',
            'unpack', 'CodePiece', 'code_pieces', 'repeated', 'changed', 'unseen', 'offered', 'canaries_of', 'decisions',
-           'untried', 'reads_data', 'Verdict', 'stale_groups', 'scope', 'compare_packages', 'today_of', 'pairs_of',
-           'question', 'tries', 'append_note', 'refusal', 'attest', 'sampling_error', 'within_error', 'result_of',
-           'flips', 'replay', 'check_revision', 'added_notes', 'package_of_note', 'faults', 'unnamed',
+           'untried', 'reads_data', 'Verdict', 'stale_groups', 'scope', 'still_to_find', 'compare_packages', 'today_of',
+           'pairs_of', 'question', 'tries', 'append_note', 'refusal', 'attest', 'sampling_error', 'within_error',
+           'result_of', 'flips', 'replay', 'check_revision', 'added_notes', 'package_of_note', 'faults', 'unnamed',
            'unsound_canaries']
 
 # %% ../../nbs/lab/02_canaries.ipynb #5d8a7582
@@ -420,6 +420,16 @@ def scope(
     return {k: v for c in every for k, v in c.definitions.items()}, {k: v for c in every for k, v in c.assets.items()}
 
 
+def still_to_find(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:  # both: leaves of kept files
+    "Leaves of then without those of a folder that is gone, if one of now's holds every value of it."
+    folder = lambda name: "/".join(name.split("/")[:2])
+    held, holds = {}, {}
+    for found, kept in ((then, held), (now, holds)):
+        for name, value in found.items(): kept.setdefault(folder(name), set()).add(value)
+    moved = {f for f, values in held.items() if f not in holds and any(values <= there for there in holds.values())}
+    return {name: value for name, value in then.items() if folder(name) not in moved}
+
+
 def compare_packages(
     old: Path,
     new: Path,
@@ -430,7 +440,7 @@ def compare_packages(
     (then, here), differs, added, rounded = (run_under(old, cells), run_under(new, cells, trace=True)), [], [], []
     for name, a, b in [
         *((f"canary {i + 1}", a, b) for i, (a, b) in enumerate(zip(then["cells"], here["cells"]))),
-        ("kept", then["kept"], here["kept"]),
+        ("kept", still_to_find(then["kept"], here["kept"]), here["kept"]),
     ]:
         result = compare_results(a, b, rounding)
         rounded += result.rounded

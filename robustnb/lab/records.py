@@ -9,9 +9,9 @@ __all__ = ['PROFILES', 'FORMAT', 'NOTES', 'FRAME_COLUMNS', 'NAME', 'LINE_BYTES',
            'append_line', 'sync_folder', 'write_file', 'Line', 'read_lines', 'repository', 'git_state', 'read_sources',
            'imports_in', 'modules_used', 'code_hash', 'notebook_hash', 'provenance', 'encode', 'decode', 'newest',
            'note_use', 'Store', 'artefact_bytes', 'flat', 'describe_machine', 'frame', 'open_store', 'best_profile',
-           'at_least', 'uncommitted', 'notes', 'read_notes', 'chain', 'addresses_today', 'State', 'state', 'attested',
-           'replayed', 'is_timing', 'why_stale', 'stale', 'warm', 'address_then', 'migrate', 'verify', 'refusals',
-           'folder_bytes', 'promote', 'Finding', 'check_file', 'inspect_records', 'declare']
+           'at_least', 'uncommitted', 'notes', 'read_notes', 'chain', 'addresses_today', 'in_short', 'State', 'state',
+           'attested', 'replayed', 'is_timing', 'why_stale', 'stale', 'warm', 'address_then', 'migrate', 'verify',
+           'refusals', 'folder_bytes', 'promote', 'Finding', 'check_file', 'inspect_records', 'declare']
 
 # %% ../../nbs/lab/01_records.ipynb #800dba4c
 import dataclasses
@@ -663,12 +663,25 @@ def addresses_today(
 DIFFERS = "replayed: differs"
 
 
+def in_short(
+    text: str,
+    most: int = 160,  # characters, >= 1
+) -> str:
+    "The first sentence of a text, or as many of its words as there is room for; a mark where something follows."
+    first = re.split(r"(?<=[.!?])\s", text.strip(), maxsplit=1)[0]
+    if len(first) > most: first = text[:most].rpartition(" ")[0] or text[:most]
+    return first if first == text.strip() else f"{first} …"
+
+
 class State(NamedTuple):
     "How a record stands to today's code."
     word: str  # current | attested | declared | replayed | replayed: differs | stale
-    detail: str = ""  # in a few words
+    detail: str = ""  # in a few words; of a declaration, as long as its author made it
 
     def __str__(self) -> str: return f"{self.word} ({self.detail})" if self.detail else self.word
+
+    @property
+    def short(self) -> str: return str(self._replace(detail=in_short(self.detail)))
 
 
 def state(record: Record) -> State:

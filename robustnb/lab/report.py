@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRINTED_NUMBER', 'COLOURS', 'STATE_NOTES', 'number', 'probability', 'with_interval', 'table', 'badge',
-           'verdict_table', 'verdict_counts', 'code_state', 'made_before', 'banner', 'provenance_line', 'beside',
-           'beside_table', 'format_estimate', 'format_difference', 'second_line', 'theme', 'alone', 'draw_series',
-           'percent', 'format_points', 'is_number', 'statement', 'cell_text', 'evidence', 'tally', 'growth']
+           'verdict_table', 'verdict_counts', 'code_state', 'long_reasons', 'made_before', 'banner', 'provenance_line',
+           'beside', 'beside_table', 'format_estimate', 'format_difference', 'second_line', 'theme', 'alone',
+           'draw_series', 'percent', 'format_points', 'is_number', 'statement', 'cell_text', 'evidence', 'tally',
+           'growth']
 
 # %% ../../nbs/lab/30_report.ipynb #efe81b3d
 import html
@@ -172,13 +173,20 @@ STATE_NOTES = {
 
 
 def code_state(records: list[Record]) -> str:
-    "How records stand to today's code: all current, or how many are what."
-    counts = Counter(map(str, map(state, records)))
+    "How records stand to today's code: all current, or how many are what; long reasons in short."
+    counts = Counter(map(state, records))
     return (
         "all records are current"
-        if set(counts) == {"current"}
-        else ", ".join(f"{n} {html.escape(word)}" for word, n in counts.most_common())
+        if {stands.word for stands in counts} == {"current"}
+        else ", ".join(f"{n} {html.escape(stands.short)}" for stands, n in counts.most_common())
     )
+
+
+def long_reasons(records: list[Record]) -> str:  # HTML; "" where `code_state` says all
+    "What `code_state` cut short, to be unfolded."
+    counts = Counter(map(state, records))
+    whole = [f"<p>{n} {html.escape(str(stands))}</p>" for stands, n in counts.most_common() if stands.short != str(stands)]
+    return f"<details><summary>Reasons in full</summary><small>{''.join(whole)}</small></details>" if whole else ""
 
 
 def made_before(
@@ -223,7 +231,7 @@ def banner(
     aged, colour = made_before(old), "#0173b2" if profile == "full" else "#b35900"
     return HTML(
         f"<div class='callout' style='border-left:.3em solid {colour};padding:.6em 1em;margin:1em"
-        f" 0'><strong>{title}.</strong>{text}<br><small>{', '.join(parts)}.{aged}</small></div>"
+        f" 0'><strong>{title}.</strong>{text}<br><small>{', '.join(parts)}.{aged}</small>{long_reasons(records)}</div>"
     )
 
 # %% ../../nbs/lab/30_report.ipynb #f5061213
@@ -238,7 +246,7 @@ def provenance_line(
     codes = sorted({r.address[:8] or r.code[:8] or "unknown" for r in records})
     return HTML(
         f"<p><small>Commit {', '.join(map(html.escape, commits))}; code {', '.join(map(html.escape, codes))};"
-        f" {code_state(records)}.</small></p>"
+        f" {code_state(records)}.</small></p>{long_reasons(records)}"
     )
 
 # %% ../../nbs/lab/30_report.ipynb #b9a4dd38
