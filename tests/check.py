@@ -12,9 +12,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SKIP_FOLDERS = "^([_.]|papers$|benchmarks$)"
 CORES = os.cpu_count() or 2
-RESULTS = "^[_.a-z]"  # a result notebook has no number; papermill runs those, in test_smoke.py
 
 
 def run(*command, cwd=ROOT, **env):
@@ -60,14 +58,6 @@ def no_nbdev_site() -> bool:
     return not found
 
 
-def notebooks_run(*options: str, **env) -> bool:
-    "The library and the lab, then the numbered notebooks of papers and benchmarks."
-    sound = run("nbdev_test", "--skip_folder_re", SKIP_FOLDERS, *options, **env)
-    for folder in ("nbs/papers", "nbs/benchmarks"):
-        sound &= run("nbdev_test", "--path", folder, "--skip_file_re", RESULTS, *options, **env)
-    return sound
-
-
 CHECKS = {
     "no second site description": no_nbdev_site,
     "exported package in sync": lambda: in_copy(
@@ -75,9 +65,7 @@ CHECKS = {
     ),
     "notebooks clean": lambda: in_copy("nbdev_clean", "nbs", "*.ipynb", "carries metadata; run nbdev_clean"),
     "layers": lambda: run("lint-imports", "--no-cache"),
-    "notebooks run (nbdev_test)": lambda: notebooks_run(
-        "--n_workers", str(CORES), "--do_print", OMP_NUM_THREADS="1"
-    ),
+    "notebooks run (nbdev_test)": lambda: run(sys.executable, "tests/notebooks.py", OMP_NUM_THREADS="1"),
     # one process more than cores: tests of kills, locks and clients wait for most of their time
     "pytest": lambda: run(
         sys.executable, "-m", "pytest", "-n", str(CORES + 1), "--dist", "loadfile", "--no-loadscope-reorder",

@@ -1,27 +1,22 @@
 """Every result notebook runs through papermill at `smoke` size and shows what it promises."""
 import json
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from robustnb.lab.reproduce import notebooks, reproduce
-
-
-def group(names, folder):
-    "Notebooks with a store of their own."
-    return reproduce(
-        names, profile="smoke", records=folder / "records", runs=folder / "runs", workers=1, progress=False
-    )
+from robustnb.lab.reproduce import Run, kernels, notebooks, prepare, run_one
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    "Two groups at once, one of them Dem-HEC's: notebooks of one paper share cells."
-    groups = [[n.name for n in notebooks() if (n.paper == "dem_hec") == own] for own in (True, False)]
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        outcomes = pool.map(group, groups, [tmp_path_factory.mktemp("smoke") for _ in groups])
-        return {o.name: o for same in outcomes for o in same}
+    "Two groups at once, one of them Dem-HEC's: notebooks of one paper share cells. All kernels are copies of one process."
+    folder = tmp_path_factory.mktemp("smoke")
+    root, chosen = prepare([], None, "smoke", {})
+    run = Run(root, folder / "runs", "smoke", {}, folder / "records", False, 1, False, False, None)
+    groups = [[n for n in chosen if (n.paper == "dem_hec") == own] for own in (True, False)]
+    with kernels(chosen, run) as run, ThreadPoolExecutor(2) as pool:
+        ended = pool.map(lambda group: [run_one(n, run, lambda state: None) for n in group], groups)
+        return {o.name: o for group in ended for o in group}
 
 
 def test_there_are_result_notebooks():

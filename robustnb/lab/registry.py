@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPERS', 'BENCHMARKS', 'Paper', 'find_papers', 'papers', 'paper_folder', 'paper_named', 'main_readings', 'imported',
-           'ChoiceError', 'check_choice', 'Experiment', 'by_profile', 'experiments', 'find_experiment', 'new_paper']
+           'ChoiceError', 'check_choice', 'Experiment', 'by_profile', 'experiments', 'find_experiment', 'function_of',
+           'new_paper']
 
 # %% ../../nbs/lab/05_registry.ipynb #c4f0b077
 import importlib.util
@@ -135,6 +136,14 @@ def find_experiment(
     try: return imported(known[name])
     except (ImportError, AttributeError) as error:
         raise ChoiceError(f"experiment {name!r} is not there yet: {error}") from None
+
+
+def function_of(
+    experiment: str,  # its name
+) -> str:  # module:name
+    "Where the function of an experiment's cells is; errors of `find_experiment`."
+    function = find_experiment(experiment).function
+    return f"{function.__module__}:{function.__qualname__}"
 
 # %% ../../nbs/lab/05_registry.ipynb #192b54e9
 def new_paper(

@@ -28,6 +28,7 @@ import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -274,7 +275,7 @@ def failed_copy(out: Path) -> Path:
 SERVER = """
 import gc, importlib, json, os, select, signal, sys
 from robustnb.lab.experiments import die_with_parent
-runner, modules, folders = json.loads(sys.argv.pop(1))
+runner, modules, folders, experiments = json.loads(sys.argv.pop(1))
 die_with_parent(runner)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 sys.modules["debugpy"] = None  # nobody steps through these kernels; each would compile it anew for half a second
@@ -287,6 +288,11 @@ if folders:
     from robustnb.lab import records
     try: records.warm(records.Store(*folders))
     except Exception: pass  # a damaged record: likewise
+if experiments:
+    from robustnb.lab import provenance, registry
+    for name in experiments:
+        try: provenance.address_of(registry.function_of(name))
+        except Exception: pass  # an experiment that is not there: likewise
 gc.freeze()  # a copy's collections need not look through what it was born with
 
 def kernel(request):
@@ -334,8 +340,9 @@ class KernelServer:
         modules: list[str],  # imported once, before the first kernel
         folders: tuple[Path, ...] = (),  # of records that are read once, likewise
         threads: int | None = None,  # of a kernel, unless OMP_NUM_THREADS says; None: as many as torch takes
+        experiments: Iterable[str] = (),  # whose functions' addresses are computed once, likewise
     ):
-        given = json.dumps([os.getpid(), [*PRELOAD, *modules], list(map(str, folders))])
+        given = json.dumps([os.getpid(), [*PRELOAD, *modules], list(map(str, folders)), list(experiments)])
         # as ipykernel sets it, which here comes after the import
         env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
         if threads: env.setdefault("OMP_NUM_THREADS", str(threads))
@@ -817,7 +824,8 @@ def kernels(chosen: list[Notebook], run: Run):
     threads = None if run.compute else max(1, usable_cores() // max(1, run.workers))
     many = len(chosen) > 2
     modules = [*modules_of(chosen), *TABLES * many, *TRAINING * (many and run.compute)]
-    server = KernelServer(run.root, modules, run.shown.paths, threads)
+    asked = dict.fromkeys(name for notebook in chosen for name in notebook.experiments or ())
+    server = KernelServer(run.root, modules, run.shown.paths, threads, asked if many and run.compute else ())
     try: yield replace(run, server=server)
     finally: server.close()
 
