@@ -24,7 +24,7 @@ from ...robustness import Answers, ask, summarise, tabulate
 @dataclass(frozen=True)
 class BaselineCell:
     "A network, how it is trained on clean images, and what it is put through."
-    net: str = "resnet20"  # resnet20 | resnet56
+    net: str = "resnet20"  # resnet20 | resnet56 | thin_resnet
     data: str = "cifar10"  # a name that `load` knows; sample: the embedded CIFAR-10 images
     seed: int = 0  # initial weights, order of images, crops
     epochs: int = 200
@@ -49,12 +49,13 @@ PROTOCOLS = {
 
 def baseline_cells(
     profile: str = "full",  # smoke | quick | full
-    nets: tuple = ("resnet20",),
+    nets: tuple = (),  # empty: resnet20, in smoke the thin one
     seeds: tuple = (0,),
     **options,  # fields of `BaselineCell` that replace the profile's
 ) -> list[BaselineCell]:
     "The networks of a profile."
     if profile not in PROTOCOLS: raise ValueError(nearest(profile, PROTOCOLS, "profile"))
+    nets = nets or (("thin_resnet",) if profile == "smoke" else ("resnet20",))
     return [BaselineCell(net=net, seed=seed, **{**PROTOCOLS[profile], **options}) for net in nets for seed in seeds]
 
 # %% ../../../nbs/papers/dem_hec/02_baseline.ipynb #cb22fc54
