@@ -75,38 +75,26 @@ def planned(seed: int = 0) -> list[Checked]:
         "wrong labels": dict(factor="label", level=0.3, per_class=0),
         "noisy and FGSM copies": dict(factor="dual", level=(8.0, 8.0), per_class=80),
     }
-    found = [
-        Checked("Dem-HEC", "a clean network", "pretraining", replace(CLEAN, seed=seed), run_pretrain_cell, "cifar10")
-    ]
-    found += [
-        Checked("study", title, "study", replace(STUDY, seed=seed, **change), run_study_cell, "mnist")
-        for title, change in study.items()
-    ]
-    found += [
-        Checked(
-            "ERIEP",
-            reading.replace("_", " "),
-            "eriep",
-            plain_eriep(replace(ERIEP_CELL, reading=reading, seed=seed)),
-            run_eriep_cell,
-            "cifar10",
-        )
-        for reading in ("through_n", "literal", "augment", "standard")
-    ]
-    return (
-        found
-        + [
+    clean, eriep, hec = replace(CLEAN, seed=seed), replace(ERIEP_CELL, seed=seed), replace(DEM_HEC, seed=seed)
+    words = lambda name: name.replace("_", " ")
+    return [
+        Checked("Dem-HEC", "a clean network", "pretraining", clean, run_pretrain_cell, "cifar10"),
+        *(
+            Checked("study", title, "study", replace(STUDY, seed=seed, **change), run_study_cell, "mnist")
+            for title, change in study.items()
+        ),
+        *(
+            Checked("ERIEP", words(r), "eriep", plain_eriep(replace(eriep, reading=r)), run_eriep_cell, "cifar10")
+            for r in ("through_n", "literal", "augment", "standard")
+        ),
+        *(
             Checked(
-                "Dem-HEC",
-                f"fine-tuned: {method.replace('_', ' ')}",
-                "dem-hec",
-                plain_dem_hec(replace(DEM_HEC, method=method, seed=seed)),
-                run_shipped_cell,
-                "cifar10",
+                "Dem-HEC", f"fine-tuned: {words(m)}", "dem-hec", plain_dem_hec(replace(hec, method=m)),
+                run_shipped_cell, "cifar10",
             )
-            for method in ("dem_hec", "standard")
-        ]
-    )
+            for m in ("dem_hec", "standard")
+        ),
+    ]
 
 # %% ../nbs/63_rerun.ipynb #5e5e0009
 def untimed(value: Any) -> Any:

@@ -79,6 +79,12 @@ def test_mistakes_are_told_with_the_nearest_right_thing(checkout, robustnb, word
     assert status == 2 and said in " ".join(complained.replace("│", " ").split()) and "Traceback" not in complained
 
 
+def test_help_tells_defaults_that_are_no_values(robustnb):
+    for words, said in ((("evaluate",), "[default: that of the data set]"), (("records", "promote"), "[default: all]")):
+        status, printed, _ = robustnb(*words, "-h")
+        assert status == 0 and said in " ".join(printed.replace("\u2502", " ").split())
+
+
 def test_bugs_keep_their_traceback(checkout, monkeypatch):
     monkeypatch.setattr(cli, "notebooks", lambda: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["robustnb", "list"])

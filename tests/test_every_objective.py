@@ -10,7 +10,7 @@ import socket
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from processes import started
+from processes import join_pair, started
 from test_registries import base_class, objectives, with_defaults
 from torch import nn
 
@@ -169,17 +169,7 @@ def one_of_two(rank, port, folder):
     import warnings
 
     warnings.simplefilter("ignore")
-    os.environ |= dict(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        ACCELERATE_USE_CPU="true",
-        CUDA_VISIBLE_DEVICES="",
-    )
-    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
+    join_pair(rank, port)
     found = {}
     for name, kind in TWO.items():
         trained, weights, _ = halves(kind, name, folder, "two")

@@ -8,8 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState
-from processes import started
+from processes import join_pair, started
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -391,17 +390,7 @@ def test_history_measures_what_it_says(digits):
 # --- several processes ------------------------------------------------------------------------------------------------
 
 def train_as_one_of_two(rank, port, digits, folder):
-    os.environ |= dict(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        ACCELERATE_USE_CPU="true",
-        CUDA_VISIBLE_DEVICES="",
-    )
-    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
+    join_pair(rank, port)
     model = create("lenet5", seed=rank)  # different on purpose: the weights of process 0 must win
     recipe = Recipe(epochs=2, batch=64, optimizer="sgd", lr=0.1, accumulate=2)
     history = fit(model, digits, recipe=recipe, progress=False, checkpoint=folder / "c.pt")

@@ -185,7 +185,8 @@ def code_state(records: list[Record]) -> str:
 def long_reasons(records: list[Record]) -> str:  # HTML; "" where `code_state` says all
     "What `code_state` cut short, to be unfolded."
     counts = Counter(map(state, records))
-    whole = [f"<p>{n} {html.escape(str(stands))}</p>" for stands, n in counts.most_common() if stands.short != str(stands)]
+    cut = [(stands, n) for stands, n in counts.most_common() if stands.short != str(stands)]
+    whole = [f"<p>{n} {html.escape(str(stands))}</p>" for stands, n in cut]
     return f"<details><summary>Reasons in full</summary><small>{''.join(whole)}</small></details>" if whole else ""
 
 
