@@ -7,9 +7,9 @@ __all__ = ['RESERVED', 'SERVER', 'PRELOAD', 'TABLES', 'TRAINING', 'RENDERED', 'N
            'declared', 'read_notebook', 'exports_module', 'notebooks', 'matching', 'choose', 'parse_setting',
            'same_kind', 'check_parameters', 'store_state', 'inputs', 'up_to_date', 'failed_copy', 'KernelServer',
            'ForkedKernel', 'Kernel', 'register_engine', 'imported_by', 'modules_of', 'Execution', 'Outcome', 'explain',
-           'keep', 'fullest', 'undeclared', 'Run', 'kernel_environment', 'execute', 'read_state', 'in_words', 'still',
-           'last_duration', 'Display', 'prepare', 'only_runner', 'is_fresh', 'run_one', 'run_all', 'kernels',
-           'render_all', 'render', 'reproduce']
+           'keep', 'fullest', 'undeclared', 'Run', 'kernel_environment', 'left_word', 'execute', 'read_state',
+           'in_words', 'still', 'last_duration', 'Display', 'prepare', 'only_runner', 'is_fresh', 'run_one', 'run_all',
+           'kernels', 'render_all', 'render', 'reproduce']
 
 # %% ../../nbs/lab/40_reproduce.ipynb #08f513b7
 import ast
@@ -636,6 +636,12 @@ def kernel_environment(run: Run, notebook: Notebook, folder: Path) -> dict:
     return env | ({"ROBUSTNB_DATA": str(run.data_dir)} if run.data_dir else {})
 
 # %% ../../nbs/lab/40_reproduce.ipynb #d71393d8
+def left_word(folder: Path) -> tuple[list[str], list[dict]]:  # experiments asked for; cells that were not run
+    "What the kernel of a notebook left in its folder."
+    def lines(name): return (folder / name).read_text().splitlines() if (folder / name).exists() else []
+    return sorted({word for line in lines("used") for word in line.split()}), list(map(json.loads, lines("not_run")))
+
+
 def execute(
     notebook: Notebook,
     run: Run,
@@ -663,16 +669,11 @@ def execute(
         if execution.error is not None:
             if execution.part.exists(): os.replace(execution.part, failed_copy(out))
             return Outcome(notebook.name, "failed", seconds, failed_copy(out), explain(execution.error))
-        used = sorted(set((folder / "used").read_text().split())) if (folder / "used").exists() else []
+        used, lacking = left_word(folder)
         if (others := undeclared(notebook, used)) and (not run.compute or run.profile == PROFILES[0]):  # it cost little
             os.replace(execution.part, failed_copy(out))
             why = f"it asks for records of {', '.join(others)}, which its parameter `experiments` does not name"
             return Outcome(notebook.name, "failed", seconds, failed_copy(out), why)
-        lacking = (
-            [json.loads(line) for line in (folder / "not_run").read_text().splitlines()]
-            if (folder / "not_run").exists()
-            else []
-        )
     commit, dirty = git_state(run.root)
     keep(
         execution, out,
