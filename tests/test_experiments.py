@@ -1,5 +1,6 @@
 """Cells under SIGKILL, Ctrl-C and crashes. The cells themselves send the signals, so no test depends on timing."""
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from robustnb import cluster
 from robustnb.lab import experiments
 from robustnb.lab.experiments import CellsFailed, run_cells
 from robustnb.lab.records import Record, Store
@@ -273,7 +275,9 @@ def test_ray_that_is_missing_is_named(tmp_path, made, monkeypatch):
 class FakeRay:
     "What of Ray is asked for; tasks run when their result is fetched, the last first."
     class exceptions:
+        class RayTaskError(Exception): pass
         class RaySystemError(Exception): pass
+        class GetTimeoutError(Exception): pass
 
     def __init__(self, fails=None): self.options, self.cancelled, self.work, self.fails = [], [], {}, fails
     def is_initialized(self): return True
@@ -282,7 +286,9 @@ class FakeRay:
     def wait(self, refs, num_returns, timeout): return [refs[-1]], refs[:-1]
     def cancel(self, ref, force): self.cancelled.append(ref)
 
-    def get(self, ref):
+    def put(self, value): return value
+
+    def get(self, ref, timeout):
         if self.fails: raise self.fails
         return self.work[ref]()
 
@@ -302,9 +308,9 @@ def test_a_cluster_gets_what_cells_need_and_records_come_home_once(tmp_path, mad
     monkeypatch.setitem(sys.modules, "ray", ray := FakeRay())
     cells = [made.Cell(0), made.Cell(1, "raise"), made.Cell(2)]
     fetch = ray.get
-    def get(ref):
+    def get(ref, timeout):
         if ref == 2 and not (tmp_path / "records").exists(): run(made, [made.Cell(2)])  # another run was faster
-        return fetch(ref)
+        return fetch(ref, timeout)
     ray.get = get
     with pytest.raises(CellsFailed, match="(?s)1 of 3 cells.*ValueError: no good"):
         run(made, cells, executor="ray", needs=lambda cell: {"cpus": 2} if cell.seed else {})
@@ -333,10 +339,10 @@ def test_a_lost_head_or_ctrl_c_keeps_what_is_recorded(tmp_path, made, monkeypatc
         return [], []
     def interrupted(ray): raise KeyboardInterrupt
     cells = [made.Cell(0), made.Cell(1), made.Cell(2)]
-    monkeypatch.setattr(experiments.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
     for number, (then, error, message, cancelled) in enumerate(
         [
-            (lost, experiments.ClusterGone, "its head at .* does not answer.; finished cells are recorded", []),
+            (lost, cluster.ClusterGone, "its head at .* does not answer.; finished cells are recorded", []),
             (interrupted, KeyboardInterrupt, None, [0]),
         ],
         1,
@@ -347,30 +353,52 @@ def test_a_lost_head_or_ctrl_c_keeps_what_is_recorded(tmp_path, made, monkeypatc
         )
         with pytest.raises(error, match=message): run(made, cells, executor="ray")
         assert len(Store(tmp_path / "records").records("demo", "smoke")) == number and ray.cancelled == cancelled
-        assert experiments.head_answers("127.0.0.1:1") is False
     monkeypatch.setitem(sys.modules, "ray", FakeRay())
     # none ran twice
     assert list(run(made, cells, executor="ray").twice) == [0, 2, 4] and len(lines(tmp_path / "started")) == 3
 
 
-def test_a_head_that_listens_is_there():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        assert experiments.head_answers(f"127.0.0.1:{server.getsockname()[1]}", 1)
+def test_a_cell_that_finds_no_network_is_no_lost_cluster(tmp_path, made, monkeypatch):
+    "Ray gives an error of a task both classes, its own and the task's."
+    class Both(FakeRay.exceptions.RayTaskError, ConnectionError): pass
+    monkeypatch.setitem(sys.modules, "ray", FakeRay(Both("no route to host")))
+    with pytest.raises(CellsFailed, match="2 of 2 cells.*(?s:.*)no route to host"):
+        run(made, [made.Cell(0), made.Cell(1)], executor="ray")
+
+
+def test_the_head_is_looked_for_while_tasks_end_too(tmp_path, made, monkeypatch):
+    "Ray counts down its minute whatever tasks do."
+    monkeypatch.setattr(cluster, "LOOK", -1.0)
+    monkeypatch.setattr(cluster, "head_answers", lambda address: False)
+    monkeypatch.setitem(sys.modules, "ray", ray := FakeRay())
+    ray.get_runtime_context = lambda: SimpleNamespace(gcs_address="10.0.0.1:6379")
+    with pytest.raises(cluster.ClusterGone, match="its head at 10.0.0.1:6379 does not answer"):
+        run(made, [made.Cell(0), made.Cell(1)], executor="ray")
+
+
+def test_cells_look_for_data_where_their_run_does(tmp_path, made, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", ray := FakeRay())
+    monkeypatch.setenv("ROBUSTNB_DATA", "data")
+    run(made, [made.Cell(0)], executor="ray")
+    assert ray.options[0]["runtime_env"]["env_vars"]["ROBUSTNB_DATA"] == "data"
 
 
 def test_an_address_without_a_cluster_is_said(made, monkeypatch):
-    def refused(**options): raise ConnectionError("Could not find any running Ray instance.\nmore")
+    "Ray, as it joins, has its own answer to SIGTERM: the caller's is put back."
+    def refused(**options):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise ConnectionError("Could not find any running Ray instance.\nmore")
+    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setitem(sys.modules, "ray", ray := FakeRay())
     ray.is_initialized, ray.init = lambda: False, refused
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(
-        experiments.ClusterGone,
-        match="no Ray cluster answers at 10.0.0.1:6379 .Could not find any running Ray instance..",
-    ):
-        run(made, [made.Cell(0)], executor="ray")
+    for address, said in (("auto", "Could not find any running Ray instance."), ("127.0.0.1:1", "nothing listens")):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(cluster.ClusterGone, match=f"no Ray cluster answers at {address} .{said}"):
+            run(made, [made.Cell(0)], executor="ray")
     monkeypatch.delenv("RAY_ADDRESS")
     with pytest.raises(ConnectionError):
         run(made, [made.Cell(0)], executor="ray")  # a fault of this machine is no question of an address
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_second_ctrl_c_while_workers_are_stopped_leaves_none():

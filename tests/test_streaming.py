@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import memory
 from processes import started
+from test_experiments import FakeRay
 
 from robustnb import corrupted_sets, streaming
+from robustnb.cluster import ClusterGone
 from robustnb.corrupted_sets import write_set
 from robustnb.corruptions import CORRUPTIONS, EXTRA, corrupt
 from robustnb.images import ImageSet, sample
@@ -475,39 +477,44 @@ def test_large_pictures_keep_their_size_and_jpeg_is_imagenet_cs(tmp_path):
 
 
 def test_ray_spreads_blocks(monkeypatch, tmp_path):
-    "On a cluster that is played by this process: the same bytes, and what is kept is not asked again."
-    import sys
-    import types
-
-    started = []
-    def remote(**needs):
-        def wrap(work):
-            def start(*arguments):
-                started.append(arguments)
-                return len(started) - 1
-            wrap.work = work
-            return types.SimpleNamespace(remote=start)
-        remote.wrap = wrap
-        return wrap
-    ray = types.SimpleNamespace(
-        is_initialized=lambda: True,
-        cluster_resources=lambda: {"CPU": 1.0},
-        remote=remote,
-        put=lambda x: x,
-        wait=lambda refs, num_returns: ([refs[-1]], refs[:-1]),
-        get=lambda ref: remote.wrap.work(*started[ref]),
-    )
-    monkeypatch.setitem(sys.modules, "ray", ray)
+    "On a cluster that is played by this process: the same bytes; what is kept is not asked again, be it a condition."
+    monkeypatch.setitem(sys.modules, "ray", ray := FakeRay())
     data, model = as_source(images()), Sums()
-    whole = answer_blocks(model, data, ROWS, Settings("cifar10-c", show=False), kept=Journal(tmp_path / "one"))
-    spread = answer_blocks(
-        model, data, ROWS, Settings("cifar10-c", show=False, executor="ray"), kept=Journal(tmp_path / "ray")
-    )
-    assert torch.equal(spread, whole) and len(started) == 4
-    for name in ("one", "ray"): Journal(tmp_path / name).settle()
-    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "ray")
-    answer_blocks(model, data, ROWS, Settings("cifar10-c", show=False, executor="ray"), kept=Journal(tmp_path / "ray"))
-    assert len(started) == 4
+    def told(folder, rows=ROWS, **options):
+        settings = Settings("cifar10-c", show=False, **options)
+        return answer_blocks(model, data, rows, settings, kept=Journal(tmp_path / folder))
+    whole, spread = told("one"), told("ray", executor="ray")
+    assert torch.equal(spread, whole) and len(ray.work) == 6
+    assert torch.equal(told("ray", executor="ray"), whole) and len(ray.work) == 6
+    told("begun", ROWS[:1])
+    told("begun", shard=(1, 3))
+    assert torch.equal(told("begun", executor="ray"), whole) and len(ray.work) == 6 + 4  # of 6 blocks 2 were whole
+    for name in ("one", "ray", "begun"): Journal(tmp_path / name).settle()
+    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "ray") == folder_bytes(tmp_path / "begun")
+
+
+def test_what_goes_wrong_on_a_cluster_is_said_as_it_is_here(monkeypatch, tmp_path):
+    "A task's own error comes without Ray around it; a lost head and a lost task keep what was answered."
+    class Wrapped(FakeRay.exceptions.RayTaskError): cause = ValueError("no picture")
+    data, model, settings = as_source(images()), Sums(), Settings("cifar10-c", show=False, executor="ray")
+    for raised, error, said, cancelled in (
+        (Wrapped("ray::on_worker"), ValueError, "^no picture$", 4),
+        (FakeRay.exceptions.RaySystemError("gone"), ClusterGone, "cluster is gone .gone.; finished blocks are kept", 0),
+        (MemoryError("worker"), ClusterGone, "lost 4 times .* .MemoryError: worker.; finished blocks are kept", 4),
+        (KeyboardInterrupt(), KeyboardInterrupt, "^$", 5),
+    ):
+        monkeypatch.setitem(sys.modules, "ray", ray := FakeRay())
+        fetch, journal = ray.get, Journal(tmp_path / type(raised).__name__)
+        def get(ref, timeout):
+            if ref < 5: raise raised  # after the first that ends
+            return fetch(ref, timeout)
+        ray.get = get
+        with pytest.raises(error, match=said): answer_blocks(model, data, ROWS, settings, kept=journal)
+        assert list(journal.read()) == [5] and len(ray.cancelled) == cancelled
+    def unsent(value): raise TypeError("cannot pickle 'Session' object")
+    ray.put = unsent
+    with pytest.raises(ValueError, match="cannot be sent to a cluster .*'Session'.* by --shard"):
+        answer_blocks(model, data, ROWS, settings, kept=Journal(tmp_path / "unsent"))
 
 
 def test_every_unit_has_draws_of_its_own():
