@@ -49,7 +49,8 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"the command line needs {error.name}: pip install 'robustnb[lab]'") from None
 
 from .basics import cache_dir, nearest, remove_locks
-from .lab.experiments import EXECUTORS, CellsFailed, ClusterGone, environment, run_experiment, usable_cores
+from .cluster import ClusterGone
+from .lab.experiments import EXECUTORS, CellsFailed, environment, run_experiment, usable_cores
 from .lab.registry import ChoiceError, check_choice
 from .lab.records import (PROFILES, RecordError, Store, inspect_records, declare, open_store, promote,
                                   repository, replayed, state, uncommitted, verify)
@@ -148,7 +149,7 @@ Workers = Annotated[
 ]
 Stale = Annotated[bool, typer.Option("--stale", help="Run cells again that other code recorded")]
 Reuse = Annotated[bool, typer.Option("--reuse", help="Take finished cells from the committed results/ too")]
-Executor = Annotated[str, typer.Option("--executor", "--engine", help="local, or ray for a cluster")]
+Executor = Annotated[str, typer.Option("--executor", "--engine", help="local, or ray for a cluster whose nodes have data and package at the same paths")]
 Address = Annotated[
     str | None,
     typer.Option(
