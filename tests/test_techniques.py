@@ -38,7 +38,7 @@ def test_a_new_technique_leaves_the_addresses_of_the_others():
 
 
 def test_cells_have_one_place_and_whole_seeds():
-    places = list(planned_cells("quick").values())
+    places = list(planned_cells("reduced").values())
     assert len(set(places)) == len(places) and {seed for *_, seed in places} == {0, 1, 2}
     assert group_of(protocol.BenchCell("net_skip", n_attacked=0)) == ("net", ("net_skip",)) and group_of(
         domains.DomainCell("dann", "mnist_m")
@@ -47,14 +47,14 @@ def test_cells_have_one_place_and_whole_seeds():
 
 def bench(store, right):
     "Records of the bench's cells: right(technique, column) is the share of 20 answers that are right."
-    for cell in protocol.bench_cells("quick"):
+    for cell in protocol.bench_cells("reduced"):
         if not cell.n_attacked: continue
         arrays = {
             column: (np.arange(20) < 20 * right(cell.technique, column)).astype(np.float32)
             for column in ("clean", "worst", "pgd", "fgsm", "transfer", "loss_fgsm", "loss_pgd")
         }
         store.append(
-            Record("techniques", cell, dict(train=1.0), "quick"), {"answers.npz": encode("answers.npz", arrays)}
+            Record("techniques", cell, dict(train=1.0), "reduced"), {"answers.npz": encode("answers.npz", arrays)}
         )
     return store
 
@@ -62,7 +62,7 @@ def bench(store, right):
 def test_verdicts_by_hand(tmp_path):
     worth = {("pgd", "worst"): 0.5, ("pgd", "pgd"): 0.5, ("fgsm", "fgsm"): 1.0, ("standard", "loss_pgd"): 1.0}
     table = verdicts(
-        "techniques", bench(Store(tmp_path), lambda t, c: 0.9 if c == "clean" else worth.get((t, c), 0.0)), "quick",
+        "techniques", bench(Store(tmp_path), lambda t, c: 0.9 if c == "clean" else worth.get((t, c), 0.0)), "reduced",
         resamples=100
     ).set_index("id")
     assert table.verdict["T-01"] == "holds" and table.verdict["T-03a"] == "holds" and table.verdict["T-03b"] == "fails"

@@ -224,7 +224,7 @@ PROTOCOLS = {
         data="sample", images=100, held=50, epochs=1, steps=2, n_test=40, n_corrupted=4, severities=(1, 5),
         n_attacked=20, n_worst=20
     ),
-    "quick": dict(images=2_000, epochs=3, n_test=500, n_corrupted=50, n_attacked=100, n_worst=50),
+    "quick": dict(images=1_000, held=300, epochs=2, n_test=300, n_corrupted=20, n_attacked=50, n_worst=20),
     "reduced": {},
     "full": dict(
         net="resnet20", images=45_000, held=5_000, epochs=30, batch=128, steps=10, n_test=10_000, n_corrupted=10_000,

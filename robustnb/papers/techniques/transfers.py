@@ -114,8 +114,9 @@ def run_transfer_cell(
 # %% ../../../nbs/papers/techniques/13_transfers.ipynb #8674e630
 TARGET_SIZES = (50, 200, 1_000)
 PROTOCOLS = {
-    "smoke": dict(data="sample", images=150, epochs=1, steps=6, held=40, n_test=40), "quick": {},
-    "reduced": dict(images=20_000, steps=1_000, n_test=4_000),
+    "smoke": dict(data="sample", images=150, epochs=1, steps=6, held=40, n_test=40),
+    "quick": dict(images=1_000, steps=60, held=100, n_test=500),
+    "reduced": {},
     "full": dict(images=25_000, epochs=10, steps=5_000, n_test=4_000)
 }
 
@@ -128,7 +129,7 @@ def transfer_cells(profile: str) -> list[TransferCell]:
     ) if profile == "smoke" else TARGET_SIZES
     return [
         TransferCell(way, n, seed, source, **PROTOCOLS[profile])
-        for seed in ((0,) if profile == "smoke" else (0, 1, 2))
+        for seed in ((0,) if profile in ("smoke", "quick") else (0, 1, 2))
         for source in sources
         for n in sizes
         for way in WAYS
