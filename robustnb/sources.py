@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'REPORT_MARK', 'FORMATS', 'SPLIT_FOLDERS', 'LARGEST_FILE', 'LABELS', 'Source', 'Held', 'FromBlocks', 'Unread',
-           'Later', 'ModelError', 'first_line', 'class_outputs', 'is_report', 'leads_back', 'pictures_of',
-           'class_folders', 'ambiguous', 'class_listing', 'natural_size', 'ends', 'PictureFiles', 'folder_source',
-           'is_grey', 'as_tensor', 'stacked', 'known_labels', 'known_classes', 'FromDataset', 'InOrder',
-           'loader_source', 'tar_members', 'tar_label', 'Member', 'TarFiles', 'as_source', 'open_source',
-           'balanced_positions']
+           'Later', 'ModelError', 'class_outputs', 'is_report', 'leads_back', 'pictures_of', 'class_folders',
+           'ambiguous', 'class_listing', 'natural_size', 'ends', 'PictureFiles', 'folder_source', 'is_grey',
+           'as_tensor', 'stacked', 'known_labels', 'known_classes', 'FromDataset', 'InOrder', 'loader_source',
+           'tar_members', 'tar_label', 'Member', 'TarFiles', 'as_source', 'open_source', 'balanced_positions']
 
 # %% ../nbs/04_sources.ipynb #6e76f635
 import bisect
@@ -27,7 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .basics import nearest
+from .basics import first_line, nearest
 from .data import load, places
 from .formats import (PICTURES, READERS, ROOTS, PICTURE_SIZES, DataError, class_names, eight_bits, on_white,
                               listed, open_square)
@@ -160,11 +159,6 @@ class Later:
 # %% ../nbs/04_sources.ipynb #f64ab21e
 class ModelError(ValueError):
     "A model, its weights or its images cannot be used, and why."
-
-
-def first_line(error: BaseException) -> str:
-    "What an error says, in a line."
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 # %% ../nbs/04_sources.ipynb #9ea79b5c
 def class_outputs(

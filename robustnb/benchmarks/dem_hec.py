@@ -5,15 +5,13 @@
 # %% auto #0
 __all__ = ['PASS_COUNTS', 'TIMED_SEGMENTS', 'MEASURES', 'benchmark', 'DemHECTiming', 'dem_hec_timing_cells', 'repeated_images',
            'memory_format_of', 'unused', 'same_draws', 'plain_optimizer', 'Stopwatch', 'plain_ascent', 'plain_loss',
-           'PlainDemHEC', 'ClockedDemHEC', 'one_thread', 'time_step', 'plain_training', 'time_pretraining',
-           'time_dem_hec']
+           'PlainDemHEC', 'ClockedDemHEC', 'time_step', 'plain_training', 'time_pretraining', 'time_dem_hec']
 
 # %% ../../nbs/benchmarks/04_dem_hec.ipynb #223baf7d
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -30,6 +28,7 @@ from ..lab.timing import speedup, median_seconds
 from ..layers import Classifier, freeze, seeded
 from ..papers.dem_hec.pretraining import NETS, PretrainCell, recipe_of
 from ..lab.timing import weight_difference, turns
+from ..streaming import one_thread
 from ..training import Recipe, TrainingRun, crop_flip, derive_seed, fit, takes_channels_last
 
 # %% ../../nbs/benchmarks/04_dem_hec.ipynb #96524d2c
@@ -218,15 +217,6 @@ class ClockedDemHEC(DemHEC):
         self.seconds.append(time.process_time() - self.last)
         self.found.append(self.between(run.step))
         self.last = time.process_time()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    "A single thread for a block."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(threads)
 
 # %% ../../nbs/benchmarks/04_dem_hec.ipynb #658cc529
 def time_step(

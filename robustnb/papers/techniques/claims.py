@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'AT', 'INTERPOLATIONS', 'SIZES', 'FUNCTIONS', 'CLAIM_WORDS', 'TRIED_PROFILES', 'LOADED', 'group_of',
-           'seed_of', 'planned_cells', 'profile_records', 'resample_counts', 'column', 'protocol_angles', 'Bench',
+           'seed_of', 'planned_cells', 'profile_records', 'image_counts', 'column', 'protocol_angles', 'Bench',
            'dropout_error', 'printed_names', 'BenchResults', 'results_of', 'techniques_verdicts']
 
 # %% ../../../nbs/papers/techniques/20_claims.ipynb #5ba6ac21
@@ -72,7 +72,7 @@ def profile_records(store: Store, profile: str) -> list[Record]:
 
 # %% ../../../nbs/papers/techniques/20_claims.ipynb #753a5d84
 @lru_cache(maxsize=16)
-def resample_counts(n: int, resamples: int) -> np.ndarray:  # [1+R,n] float64
+def image_counts(n: int, resamples: int) -> np.ndarray:  # [1+R,n] float64
     "How often each of n test images counts in each resample; drawn once for all columns."
     return image_draws(n, resamples, 0).numpy().astype(np.float64)
 
@@ -93,7 +93,7 @@ def column(
             raise Missing(f"column {name} of {record.cell.get('technique', record.experiment)}")
         return np.full(resamples + 1, float(value))
     share = arrays[name].astype(np.float64)
-    counts = resample_counts(len(share), resamples)
+    counts = image_counts(len(share), resamples)
     if name.endswith("_ece"): return np.abs(counts @ share).sum(1) / len(share)
     if name.endswith("_aurc"): return np.maximum(record.metrics[name] + (counts - 1) @ share, 0)
     return counts @ share / len(share)
