@@ -11,17 +11,17 @@ __all__ = ['MARKUP', 'app', 'out', 'err', 'Profile', 'OWN', 'Records', 'ReadReco
            'Commands', 'reachable', 'goes_to', 'can_hold', 'kept_in', 'read_from', 'about', 'on_cluster', 'checkout',
            'resumable', 'shown_path', 'quoted_experiments', 'executed_profile', 'list_notebooks', 'outcome_line',
            'data_of', 'data_needed', 'with_data', 'reproduce_notebooks', 'some_time', 'run_cells_of', 'records_default',
-           'list_records', 'experiments_in', 'committed', 'promote_records', 'check_records', 'verify_records', 'tell',
-           'attest_records', 'replay_records', 'show_claims', 'whole_numbers', 'chosen_conditions', 'baseline_of',
-           'published_set', 'published_rows', 'clean_images', 'in_one_line', 'clear_name', 'as_text', 'check_device',
-           'on_device', 'lies_apart', 'open_published_set', 'open_published_model', 'check_published_model',
-           'planned_published', 'evaluate_published', 'with_weights', 'tell_comparison', 'evaluate_several',
-           'compare_reports', 'shard_of', 'check_share', 'write_card', 'report_or_shard', 'interruptible', 'going_on',
-           'settle_options', 'settle_published', 'unsized', 'open_images_and_model', 'check_constants', 'ready_model',
-           'planned_evaluation', 'find_target', 'run_evaluation', 'evaluate_model', 'open_one', 'evaluate_one',
-           'list_weights', 'merge_shards', 'corrupt_set', 'pages_from_records', 'build_site', 'renewed_site',
-           'chosen_seeds', 'tell_rerun', 'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_published',
-           'check_data', 'mendable', 'worker_died', 'others', 'error_message', 'main']
+           'list_records', 'experiments_in', 'committed_store', 'promote_records', 'check_records', 'verify_records',
+           'tell', 'attest_records', 'replay_records', 'show_claims', 'whole_numbers', 'chosen_conditions',
+           'baseline_of', 'published_set', 'published_rows', 'clean_images', 'in_one_line', 'clear_name', 'as_text',
+           'check_device', 'on_device', 'lies_apart', 'open_published_set', 'open_published_model',
+           'check_published_model', 'planned_published', 'evaluate_published', 'with_weights', 'tell_comparison',
+           'evaluate_several', 'compare_reports', 'shard_of', 'check_share', 'write_card', 'report_or_shard',
+           'interruptible', 'going_on', 'settle_options', 'settle_published', 'unsized', 'open_images_and_model',
+           'check_constants', 'ready_model', 'planned_evaluation', 'find_target', 'run_evaluation', 'evaluate_model',
+           'open_one', 'evaluate_one', 'list_weights', 'merge_shards', 'corrupt_set', 'pages_from_records',
+           'build_site', 'renewed_site', 'chosen_seeds', 'tell_rerun', 'rerun_here', 'image_set', 'fetch_data',
+           'where_data', 'check_published', 'check_data', 'mendable', 'worker_died', 'others', 'error_message', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import errno
@@ -478,7 +478,7 @@ def experiments_in(store: Store) -> tuple[str, ...]:
     )
 
 
-def committed() -> Store:
+def committed_store() -> Store:
     "The committed records. RecordError where there are none."
     store = Store((repository() or Path.cwd()) / "results")
     experiments_in(store)
@@ -535,7 +535,7 @@ def verify_records(
     "Compute the addresses of committed records and of attestations again, from git, and compare."
     from robustnb.lab.canaries import added_notes, faults
 
-    committed()
+    committed_store()
     root = repository() or Path.cwd()
     lines, found, wrong = added_notes(root, since), verify(root / "results"), []
     for note in lines:
@@ -579,7 +579,7 @@ def attest_records(
     "Run a few tiny cells under the code of stale records and under today's; equal bits carry the records over."
     from robustnb.lab.canaries import CanaryError, attest
 
-    folder = committed().path
+    folder = committed_store().path
     known = experiments_in(Store(folder))
     if experiment: check_choice(experiment, known, "experiment")
     if because is not None:
@@ -613,7 +613,7 @@ def replay_records(
     "Run real cells under today's code and hold them against the committed records."
     from robustnb.lab.canaries import replay
 
-    results = committed().path
+    results = committed_store().path
     check_choice(experiment, experiments_in(Store(results)), "experiment")
     new = results.parent / into
     uncommitted(new)
