@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ALLOWED = {"basics", "images", "resampling", "statistics"}  # of the library, for the lab
+ALLOWED = {"basics", "cluster", "images", "resampling", "statistics"}  # of the library, for the lab
 
 
 def modules() -> dict[str, Path]:
