@@ -47,7 +47,7 @@ class Sums(torch.nn.Module):  # whole numbers as logits: exact in any order
 class Slow(Sums):
     def forward(self, x):
         here = Path(__file__).parent
-        if len(x) > 2:  # not when it is tried
+        if len(x) > 16:  # not when it is tried
             with open(here / "started", "a") as file: file.write(f"{os.getpid()}\\n")
             time.sleep(0.3)
             told = len((here / "started").read_text().split())
@@ -208,11 +208,12 @@ def test_an_evaluation_that_is_interrupted_or_loses_the_head_goes_on_from_its_bl
     def behead(program): cluster.remove_node(cluster.head_node, allow_graceful=False)
     for least, stop, status, said in (
         (1, interrupt, 130, "interrupted: answered blocks are kept"),
-        (3, behead, 2, "the cluster is gone .* finished blocks are kept"),
+        (2, behead, 2, "the cluster is gone .* finished blocks are kept"),
     ):
         (tmp_path / "most").write_text(str(started(tmp_path) + 2))  # whatever begins later waits to be stopped
         program = begin("--out", "there", "--engine", "ray", "--address", cluster.address)
-        while kept() < least and program.poll() is None: time.sleep(0.05)
+        late = time.monotonic() + 240
+        while kept() < least and program.poll() is None and time.monotonic() < late: time.sleep(0.05)
         stop(program)
         text = program.communicate(timeout=300)[0]
         assert program.returncode == status and re.search(said, text) and "Traceback" not in text, text
