@@ -6,10 +6,10 @@
 __all__ = ['ROUNDING', 'rebuild', 'cell_class', 'leaves', 'Comparison', 'is_number', 'compare_results', 'in_lab', 'cell_function',
            'interrupted', 'calls_in', 'weights_in', 'answer_request', 'program', 'Canary', 'CanaryError', 'run_under',
            'unpack', 'CodePiece', 'code_pieces', 'repeated', 'changed', 'unseen', 'offered', 'canaries_of', 'decisions',
-           'untried', 'reads_data', 'Verdict', 'stale_groups', 'scope', 'still_to_find', 'compare_packages', 'today_of',
-           'pairs_of', 'ask_in_turn', 'question', 'tries', 'append_note', 'refusal', 'attest', 'sampling_error',
-           'within_error', 'result_of', 'flips', 'replay', 'check_revision', 'added_notes', 'package_of_note', 'faults',
-           'unnamed', 'unsound_canaries']
+           'untried', 'vocabulary', 'strange', 'reads_data', 'Verdict', 'stale_groups', 'scope', 'still_to_find',
+           'compare_packages', 'today_of', 'pairs_of', 'ask_in_turn', 'question', 'tries', 'append_note', 'refusal',
+           'attest', 'sampling_error', 'within_error', 'result_of', 'flips', 'replay', 'check_revision', 'added_notes',
+           'package_of_note', 'faults', 'unnamed', 'unsound_canaries']
 
 # %% ../../nbs/lab/02_canaries.ipynb #5d8a7582
 import ast
@@ -378,6 +378,22 @@ def untried(cells: Iterable[dict], canaries: Iterable[dict]) -> list[str]:  # bo
     return sorted(f"{k} = {v!r}" for k, v in {d for c in cells for d in decisions(c)} - tried)
 
 
+def vocabulary(package: Package, function: str) -> set[str]:  # function: module:name
+    "The strings in the modules that a function reaches."
+    modules = {where.module for where in closure(package, function).definitions}
+    nodes = (n for m in modules for n in ast.walk(ast.parse(package.sources.modules[m])))
+    return {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
+
+def strange(
+    known: set[str],  # of `vocabulary`
+    cell: dict,  # plain settings
+) -> list[str]:
+    "A cell's decisions whose words a function does not know: it came before them."
+    told = {(k, v) for k, v in decisions(cell) if isinstance(v, str) and v not in ("a number", "")}
+    return sorted(f"{k} = {v!r}" for k, v in told if v not in known)
+
+
 def reads_data(package: Package, piece: CodePiece) -> bool:
     "Is it among what `load` reaches? Canaries take the pictures that ship, so they cannot speak for it."
     where = Where(piece.module, piece.name.partition(".")[0])
@@ -482,8 +498,10 @@ def ask_in_turn(
     ran, cells, differs, added, digests, rounded = set(), [], [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         there, package = unpack(commit, root, Path(folder)), Path(robustnb.__file__).parents[1]
+        known = vocabulary(package_at(commit, root), function)
         for turn, more in enumerate(tries(here, lambda: unseen(wanted, ran), package_today())):
             if here != function: more = [c._replace(function=function) if c.function == here else c for c in more]
+            if not turn: more = [c for c in more if not strange(known, c.cell)]
             try: found = compare_packages(there, package, more, ROUNDING)
             except CanaryError:
                 if not turn: raise
