@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MODELESS', 'TRAINING_ATTACKS', 'CHECKS', 'ramped', 'Collapse', 'collapsed', 'Adversarial', 'modeless', 'both',
-           'check_batch_norm', 'AdversarialTraining', 'gradient_alignment', 'fine_tuning', 'FreeAdversarialTraining',
-           'divergence', 'Trades', 'EnsembleAdversarial', 'check_temperature', 'Divided', 'Softened', 'Distillation',
-           'distill', 'excess', 'survivors', 'Connected', 'zero_gradients', 'Doubted', 'more_steps', 'single_step',
-           'unbounded', 'random_noise', 'black_box', 'gradients_there', 'by_radius', 'masking_checks', 'loss_surface',
-           'surface_picture']
+           'check_batch_norm', 'AdversarialTraining', 'gradient_alignment', 'fine_tuning', 'RobustStopping',
+           'FreeAdversarialTraining', 'divergence', 'Trades', 'EnsembleAdversarial', 'check_temperature', 'Divided',
+           'Softened', 'Distillation', 'distill', 'excess', 'survivors', 'Connected', 'zero_gradients', 'Doubted',
+           'more_steps', 'single_step', 'unbounded', 'random_noise', 'black_box', 'gradients_there', 'by_radius',
+           'masking_checks', 'loss_surface', 'surface_picture']
 
 # %% ../nbs/44_adversarial.ipynb #4d06018f
 import math
@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from .attacks import ascend, borrowed, fgsm, label_loss, pgd, random_offset
 from .basics import nearest
-from .images import ImageSet
+from .images import ImageSet, sample
 from .basics import progress as progress_bar
 from .dem_hec import distillation, snapshot
 from .layers import Classifier, Normalize, head_outputs
 from .perturbations import check_unit_images
 from .training import History, Loss, Objective, Recipe, TrainingRun, derive_seed, fit, to_unit
+from .transfer import Stopping
 from .worst_case import robust_accuracy, standing
 
 # %% ../nbs/44_adversarial.ipynb #7dafd4b9
@@ -248,6 +249,42 @@ def fine_tuning(
         recipe, epochs=epochs, lr=share * recipe.lr, warmup=min(recipe.warmup, epochs / 4), milestones=(),
         schedule="constant" if recipe.schedule == "step" else recipe.schedule,
     )
+
+# %% ../nbs/44_adversarial.ipynb #5c15428c
+class RobustStopping(Stopping):
+    "Around an objective: ends with the weights of the epoch that PGD left most held-out images (Rice et al. 2020)."
+
+    def __init__(
+        self,
+        inner: Objective,
+        held: ImageSet,  # of the training set, but neither trained on nor tested on
+        eps: float = 8 / 255,  # radius of PGD in the maximum norm, in (0,1]
+        steps: int = 10,  # of PGD, of a quarter of the radius each, from a random start
+        patience: int = 10**9,  # epochs without progress after which training ends; by default it does not
+    ):
+        if not 0 < eps <= 1: raise ValueError(f"eps is a radius in [0,1] pixels, above 0, got {eps}")
+        super().__init__(inner, held, patience)
+        self.eps, self.steps = eps, steps
+
+    @classmethod
+    def example(cls) -> "RobustStopping":
+        return cls(AdversarialTraining("fgsm_rs", 0.1, watch=0), sample("mnist", "test").take(slice(0, 20)), 0.1, 2)
+
+    @property
+    def name(self) -> str: return f"Robust{super().name[:-1]}, eps={self.eps!r}, steps={self.steps})"
+
+    def attacked(self, run: TrainingRun) -> ImageSet:
+        "The held-out images under PGD; an epoch's draws are its own, so that a resumed training makes the same."
+        draws, found = torch.Generator().manual_seed(derive_seed(run.seed, run.epoch, "robust stopping")), []
+        for x, y in zip(self.held.x.split(250), self.held.y.split(250)):
+            x, y = to_unit(x.to(run.device)), y.to(run.device)
+            found.append(pgd(run.model, x, y, self.eps, self.eps / 4, self.steps, generator=draws).cpu())
+        return replace(self.held, x=torch.cat(found))
+
+    def after_epoch(self, run: TrainingRun):
+        clean, self.held = self.held, self.attacked(run)
+        try: super().after_epoch(run)
+        finally: self.held = clean
 
 # %% ../nbs/44_adversarial.ipynb #22b8666d
 class FreeAdversarialTraining(Adversarial):
