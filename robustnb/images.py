@@ -42,6 +42,8 @@ class ImageSet:
                 f"{self.name}: labels must lie in 0..{len(self.classes) - 1}, these span"
                 f" {int(self.y.min())}..{int(self.y.max())}"
             )
+        # data, and no variable: a training would leave its gradient in the caller's images
+        if self.x.requires_grad: object.__setattr__(self, "x", self.x.detach())
 
     def __len__(self): return len(self.y)
 

@@ -279,6 +279,18 @@ def test_objectives(name, turns):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_images_that_require_a_gradient_get_none():
+    "Neither those that are trained on nor those of another domain."
+    def images(): return torch.rand(8, 3, 32, 32, generator=seeds(), requires_grad=True)
+    own, other = images(), images()
+    labels, quiet = torch.arange(8) % 4, dict(device="cpu", progress=False)
+    training.fit(net_for(training.CrossEntropy, 10), as_set(own, labels), None, STEP, **quiet)
+    training.fit(net_for(domain.DANN, 10), as_set(own, labels), domain.DANN(as_set(other, labels)), STEP, **quiet)
+    domain.tent(NET, other, batch=2, passes=2)
+    assert all(x.grad is None and x.requires_grad for x in (own, other))
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", KINDS)
 def test_objectives_with_too_few_outputs(name):
     "No training on labels that the network cannot give, but where the head is not asked."
