@@ -43,7 +43,7 @@ class ImageSet:
                 f" {int(self.y.min())}..{int(self.y.max())}"
             )
         # data, and no variable: a training would leave its gradient in the caller's images
-        if self.x.requires_grad: object.__setattr__(self, "x", self.x.detach())
+        if getattr(self.x, "requires_grad", False): object.__setattr__(self, "x", self.x.detach())
 
     def __len__(self): return len(self.y)
 

@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from nbdev.test import nbdev_test
+import nbdev.test
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 WARM = ("torch", "torchvision", "torch._dynamo", "accelerate", "pandas", "matplotlib.pyplot", "scipy.stats", "sklearn")
@@ -25,6 +25,16 @@ def skipped() -> str:
     return "|".join(["^[_.]", *(f"^{re.escape(name)}$" for name in sorted(names))])
 
 
+def alone(*args, run=nbdev.test.test_nb, **options):
+    "The test of a notebook; what it leaves in the environment ends with it."
+    before = dict(os.environ)
+    try: return run(*args, **options)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 if __name__ == "__main__":
+    nbdev.test.test_nb = alone
     for name in WARM: importlib.import_module(name)
-    nbdev_test(n_workers=os.cpu_count() or 2, do_print=True, skip_folder_re="^[_.]", skip_file_re=skipped())
+    nbdev.test.nbdev_test(n_workers=os.cpu_count() or 2, do_print=True, skip_folder_re="^[_.]", skip_file_re=skipped())
