@@ -35,6 +35,8 @@ def alone(*args, run=nbdev.test.test_nb, **options):
 
 
 if __name__ == "__main__":
-    nbdev.test.test_nb = alone
+    import notebooks  # this file by its name: a notebook puts itself in the place of __main__
+
+    nbdev.test.test_nb = notebooks.alone
     for name in WARM: importlib.import_module(name)
     nbdev.test.nbdev_test(n_workers=os.cpu_count() or 2, do_print=True, skip_folder_re="^[_.]", skip_file_re=skipped())
