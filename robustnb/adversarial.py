@@ -263,6 +263,7 @@ class RobustStopping(Stopping):
         patience: int = 10**9,  # epochs without progress after which training ends; by default it does not
     ):
         if not 0 < eps <= 1: raise ValueError(f"eps is a radius in [0,1] pixels, above 0, got {eps}")
+        if steps < 1: raise ValueError(f"PGD takes at least 1 step, got {steps}")
         super().__init__(inner, held, patience)
         self.eps, self.steps = eps, steps
 

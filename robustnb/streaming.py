@@ -31,9 +31,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .attacks import borrowed
-from .basics import atomic_write, usable_cores
-from .cluster import (RETRIES, ClusterGone, check_needs, connect, ended, first_line, handed, in_folder,
-                              nodes_of)
+from .basics import atomic_write, first_line, usable_cores
+from .cluster import RETRIES, ClusterGone, check_needs, connect, ended, handed, in_folder, nodes_of
 from .corruptions import check_range, corrupt
 from .data import STREAMS
 from .metrics import check_logits, guesses
