@@ -575,6 +575,10 @@ def attest_records(
     because: Annotated[
         str | None, typer.Option(help="Declare by hand, with this reason, and run nothing", show_default=False)
     ] = None,
+    since: Annotated[str | None, typer.Option(
+        help="Ask only about what has changed after this revision, and for all records [default: their own commits]",
+        show_default=False,
+    )] = None,
 ) -> None:
     "Run a few tiny cells under the code of stale records and under today's; equal bits carry the records over."
     from robustnb.lab.canaries import CanaryError, attest
@@ -584,6 +588,7 @@ def attest_records(
     if experiment: check_choice(experiment, known, "experiment")
     if because is not None:
         if not experiment: raise ChoiceError("a declaration speaks for one experiment; name it")
+        if since: raise ChoiceError("--because runs nothing, so there is no --since to compare with; give one of them")
         same = declare(experiment, because, folder)
         return out.print(
             f"{len(same)} pairs of addresses declared equal" if same else f"no record of {experiment} is stale"
@@ -591,12 +596,13 @@ def attest_records(
     refused = 0
     # timings are never attested
     for name in [experiment] if experiment else [n for n in known if not n.startswith("benchmark-")]:
-        try: verdicts = attest(name, folder, show=True)
+        try: verdicts = attest(name, folder, show=True, since=since)
         except (CanaryError, LookupError) as error:
             out.print(f"{name}: not attested: {error}", markup=False)
             refused += 1
             continue
-        if not verdicts: out.print(f"no record of {name} is stale")
+        nothing = f"no function of {name} has changed since {since}" if since else f"no record of {name} is stale"
+        if not verdicts: out.print(nothing, markup=False)
         for verdict in verdicts: tell(verdict)
         refused += sum(not v.equal for v in verdicts)
     if refused: raise typer.Exit(1)

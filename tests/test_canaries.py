@@ -174,6 +174,21 @@ def test_the_note_is_one_that_a_chain_reads(bakery, monkeypatch):
     assert chain(then, {today}, [note]) == [note] and note["because"] == "" and note["commits"][0] == "c" * 40
 
 
+def test_one_change_alone_may_be_asked_about(bakery, monkeypatch):
+    _, (then, today) = question_about(bakery, monkeypatch, ("x * 3", "3 * x"), [FLAT, RISEN])
+    monkeypatch.setattr(records, "package_today", canaries.package_today)
+    monkeypatch.setattr(canaries, "commit_of", lambda *_: "d" * 40)
+    old = Record("toy", {"x": 1.0, "raised": True}, {}, "quick", function="robustnb.toy:bake", address="0" * 16)
+    asked, = canaries.changed_groups([old], Path.cwd(), "v1")
+    assert asked == (old.function, "d" * 40)
+    note = canaries.question("toy", old.function, [old], Path.cwd(), asked[1]).note
+    assert note["same"] == [[then, today]] and note["commits"][0] == "d" * 40
+    earlier = dict(note, same=[[old.address, then]])  # what joined the record to the code of that revision
+    assert chain(old.address, {today}, [earlier, note]) == [earlier, note]
+    monkeypatch.setattr(canaries, "package_at", lambda *_: canaries.package_today())
+    assert canaries.changed_groups([old], Path.cwd(), "v1") == {}
+
+
 def test_no_note_where_a_number_differs_or_a_definition_was_not_met(bakery, monkeypatch, tmp_path):
     unmet, _ = question_about(bakery, monkeypatch, ("x * 3", "3 * x"), [FLAT])
     assert not unmet.equal and unmet.unseen == ["toy.rise"] and not unmet.differs
@@ -296,6 +311,12 @@ def test_a_refused_attestation_says_why_records_stay_stale(bakery, monkeypatch, 
     assert note["addresses"] == [then]
     monkeypatch.setattr(records, "notes", lambda kind: [note] if kind == "refused" else [])
     assert str(records.state(record)) == "stale (no canary ran toy.rise)"
+
+
+def test_a_line_names_a_function_as_then_or_as_today():
+    old, today = "robustnb.baselines:run_baseline_cell", "robustnb.papers.dem_hec.baseline:run_baseline_cell"
+    assert canaries.goes_by(old, old) and canaries.goes_by(old, today) and not canaries.goes_by(today, old)
+    assert not canaries.goes_by("robustnb.gone:run_gone_cell", today)
 
 
 @pytest.fixture(scope="module")

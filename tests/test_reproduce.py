@@ -1,7 +1,11 @@
 """The runner under signals: the notebook's own cells send them, so no test depends on timing."""
+import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +15,7 @@ from filelock import FileLock
 
 import robustnb
 from robustnb.lab.records import SOURCES, Store
-from robustnb.lab.reproduce import Kernel, NotebookError, Outcome, failed_copy, reproduce
+from robustnb.lab.reproduce import Execution, Kernel, NotebookError, Outcome, failed_copy, reproduce
 from test_experiments import gone, lines
 
 MODULE = """
@@ -119,6 +123,25 @@ def test_a_stopped_runner_leaves_nothing_behind_and_goes_on(checkout, sent, stat
     assert record.notebook == "nbs/papers/demo/grid.ipynb" and record.notebook_hash == made.metadata.robustnb.source
     assert sorted(p.name for p in (root / ".robustnb/runs/smoke/papers/demo").iterdir()) == ["grid.ipynb"]
     assert [o.status for o in reproduce(profile="smoke", workers=7, progress=False)] == ["up to date"]
+
+
+class LastWords(Execution):
+    "Is interrupted, and writes its copy only after it was told to end, as papermill does."
+    def run(self):
+        told = threading.Event()
+        self.kernel = types.SimpleNamespace(signal=lambda number: told.set())
+        os.kill(os.getpid(), signal.SIGINT)
+        told.wait(), time.sleep(0.3)
+        self.part.write_text("{}")
+        self.ended.set()
+
+
+@pytest.mark.parametrize("times", range(3))
+def test_a_copy_written_after_the_interruption_goes_too(tmp_path, times):
+    with pytest.raises(KeyboardInterrupt), LastWords(tmp_path, tmp_path / "part", {}, {}, tmp_path) as execution:
+        execution.start()
+        while not execution.ended.wait(10): pass
+    assert execution.ended.is_set() and not (tmp_path / "part").exists()
 
 
 def test_failures_are_kept_for_reading_and_stop_nobody(checkout):

@@ -6,10 +6,11 @@
 __all__ = ['ROUNDING', 'rebuild', 'cell_class', 'leaves', 'Comparison', 'is_number', 'compare_results', 'in_lab', 'cell_function',
            'interrupted', 'calls_in', 'weights_in', 'answer_request', 'program', 'Canary', 'CanaryError', 'run_under',
            'unpack', 'CodePiece', 'code_pieces', 'repeated', 'changed', 'unseen', 'offered', 'canaries_of', 'decisions',
-           'untried', 'vocabulary', 'strange', 'reads_data', 'Verdict', 'stale_groups', 'scope', 'still_to_find',
-           'compare_packages', 'today_of', 'pairs_of', 'ask_in_turn', 'question', 'tries', 'append_note', 'refusal',
-           'attest', 'sampling_error', 'within_error', 'result_of', 'flips', 'replay', 'check_revision', 'added_notes',
-           'package_of_note', 'faults', 'unnamed', 'unsound_canaries']
+           'untried', 'vocabulary', 'strange', 'reads_data', 'Verdict', 'stale_groups', 'changed_groups', 'scope',
+           'still_to_find', 'compare_packages', 'today_of', 'pairs_of', 'pairs_since', 'ask_in_turn', 'question',
+           'tries', 'append_note', 'refusal', 'attest', 'sampling_error', 'within_error', 'result_of', 'flips',
+           'replay', 'commit_of', 'added_notes', 'package_of_note', 'subjects', 'goes_by', 'faults', 'unnamed',
+           'unsound_canaries']
 
 # %% ../../nbs/lab/02_canaries.ipynb #5d8a7582
 import ast
@@ -424,6 +425,18 @@ def stale_groups(
         found.setdefault((r.function, first.setdefault(key, r.commit)), []).append(r)
     return found
 
+
+def changed_groups(
+    records: list[Record], root: Path, since: str  # a revision
+) -> dict[tuple[str, str], list[Record]]:  # function as that revision names it, its commit -> records
+    "Records, stale or not, of functions that are not what they were at a revision."
+    commit = commit_of(since, root)
+    old, found = package_at(commit, root), {}
+    for r in records:
+        names = [f for f in (today_of(r.function), r.function) if address_of(f, {}, old)]
+        if names: found.setdefault((names[0], commit), []).append(r)
+    return {key: some for key, some in found.items() if pairs_since(key[0], some, old)}
+
 # %% ../../nbs/lab/02_canaries.ipynb #94b867ba
 def scope(
     package: Package,
@@ -487,6 +500,13 @@ def pairs_of(function: str, records: list[Record], root: Path) -> list[list[str]
     return [list(pair) for pair in sorted(found) if pair[0] != pair[1]]
 
 
+def pairs_since(function: str, records: list[Record], old: Package) -> list[list[str]]:
+    "Addresses under an older code and today of what records ask of a function, whatever code made them."
+    then_and_today = lambda cell: (*addresses_today(function, cell, old), *addresses_today(function, cell))
+    found = {then_and_today(cell) for cell in ({}, *(r.cell for r in records))}
+    return [list(pair) for pair in sorted(found) if len(pair) == 2 and pair[0] != pair[1]]
+
+
 def ask_in_turn(
     function: str,  # as the records name it
     here: str,  # and as it is named today
@@ -520,9 +540,10 @@ def question(
     function: str,  # as the records name it
     records: list[Record],  # of one function and one content
     root: Path,  # of the checkout
+    since: str | None = None,  # a commit in place of the records' own: what joins them to it is there already
 ) -> Verdict:
     "Run the canaries of a function under the records' commit and here."
-    commit, here = records[0].commit, today_of(function)
+    commit, here = since or records[0].commit, today_of(function)
     old, new = package_at(commit, root), package_today()
     (before, assets), (after, assets_now) = scope(old, function, records), scope(new, here, records)
     wanted, at_import = (
@@ -536,7 +557,8 @@ def question(
         uncalled = sorted(label(p) for p in left if not reads_data(new, p))
         left = [p for p in left if reads_data(new, p)]
     note = dict(
-        experiment=experiment, same=pairs_of(here, records, root), canaries=len(cells), because="", how="canaries",
+        experiment=experiment, canaries=len(cells), because="", how="canaries",
+        same=pairs_since(function, records, old) if since else pairs_of(here, records, root),
         function=function, cells=[c._asdict() for c in cells], changed=[label(p) for p in wanted],
         imported=[n for n in at_import], ran=len(ran), digests=digests, added=sorted(set(added)), uncalled=uncalled,
         rounded=dict(numbers=len(rounded), largest=max(rounded, default=0.0)),
@@ -582,18 +604,22 @@ def attest(
     folder: str | Path,  # of records; new lines go to its attested.jsonl
     root: Path | None = None,  # of the checkout; None: this one
     show: bool = False,  # a progress bar
-) -> list[Verdict]:  # empty: nothing is stale
+    since: str | None = None,  # a revision: ask for all records, and only about what has changed after it
+) -> list[Verdict]:  # empty: nothing is stale, or nothing has changed
     "Ask canaries whether the stale records of an experiment are what today's code would give."
     root = root or repository()
     if root is None: raise RecordError("attest compares with commits; there is no checkout here")
     if git_state(root)[1]:
         raise RecordError("attest speaks for a commit; there are uncommitted changes in robustnb/ or nbs/")
     newest = lambda item: max((r.time for r in item[1]), default="")
-    asked = sorted(stale_groups(Store(folder).records(experiment), root).items(), key=newest, reverse=True)
+    records = Store(folder).records(experiment)
+    groups = changed_groups(records, root, since) if since else stale_groups(records, root)
+    asked = sorted(groups.items(), key=newest, reverse=True)
     verdicts = []
-    for (function, _), records in progress(asked, f"attest {experiment}", len(asked)) if show else asked:
-        if records and not any(map(stale, records)): continue  # an answer before this one joined them to today's code
-        try: verdict = question(experiment, function, records, root)
+    for (function, commit), records in progress(asked, f"attest {experiment}", len(asked)) if show else asked:
+        # an answer before this one may have joined them to today's code
+        if not since and records and not any(map(stale, records)): continue
+        try: verdict = question(experiment, function, records, root, *[commit] * bool(since))
         except CanaryError as error:  # a note is missing: nothing was compared
             # the folder was a temporary one
             why = re.sub(r" under /\S+", f" under {records[0].commit[:8]}", str(error))
@@ -686,13 +712,14 @@ def replay(
     return list(notes.values())
 
 # %% ../../nbs/lab/02_canaries.ipynb #c5b83d57
-def check_revision(name: str, root: Path) -> None:  # root: of the checkout
-    "RecordError for a revision that git does not have."
+def commit_of(revision: str, root: Path) -> str:  # root: of the checkout
+    "The commit that a revision names; RecordError for one that git does not have."
     def git(*words): return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-    if not git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}").returncode: return
+    found = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    if not found.returncode: return found.stdout.strip()
     branches = git("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags", "refs/remotes")
     known = ["HEAD", *branches.stdout.split()]
-    raise RecordError(nearest(name, known, "revision") + "; or a commit by its number")
+    raise RecordError(nearest(revision, known, "revision") + "; or a commit by its number")
 
 
 def added_notes(
@@ -701,7 +728,7 @@ def added_notes(
 ) -> list[dict]:
     "Lines of results/attested.jsonl that a revision does not have; RecordError for one that git does not know."
     path = "results/attested.jsonl"
-    if since: check_revision(since, root)
+    if since: since = commit_of(since, root)
     if not (root / path).is_file(): return []
     there = subprocess.run(["git", "-C", str(root), "show", f"{since}:{path}"], capture_output=True) if since else None
     known = set(there.stdout.splitlines()) if there and not there.returncode else set()
@@ -717,6 +744,19 @@ def package_of_note(note: dict, root: Path) -> Package:
     return package_at(found[0], root) if found else package_today()
 
 
+def subjects(note: dict, records: list[Record], old: Package) -> list[Record]:
+    "The records that a line speaks of: made by its older code, or joined to that by other lines."
+    either = {address for pair in note["same"] for address in pair}
+    made = [r for r in records if r.address in either]
+    return made or [r for r in records if addresses_today(note["function"], r.cell, old) & either]
+
+
+def goes_by(function: str, name: str) -> bool:  # both robustnb.module:name
+    "Is this the name of a record's function, then or today?"
+    try: return name == function or name == today_of(function)
+    except CanaryError: return False  # it is not there any more
+
+
 def faults(
     note: dict,  # a line of attested.jsonl
     folder: str | Path,  # of records
@@ -726,24 +766,24 @@ def faults(
     "What is wrong with a line, as far as git can tell; LookupError where git lacks the records' commit."
     if note["because"]: return []  # declared by hand, and shown as such
     function, (old, new) = note["function"], (package_at(note["commits"][0], root), package_of_note(note, root))
-    records = [r for r in Store(folder).records(note["experiment"]) if r.function == function]
+    records = [r for r in Store(folder).records(note["experiment"]) if goes_by(r.function, function)]
     settings = {canonical_json(s): s for s in ({}, *(r.cell for r in records))}.values()
     then = {address_of(function, s, old) for s in settings}
     here = {a for s in settings for a in addresses_today(function, s, new)}
     wrong = [f"{a} is no address of {function} in {note['commits'][0][:8]}" for a, _ in note["same"] if a not in then]
     wrong += [f"{b} is no address of {function} in the code that attested" for _, b in note["same"] if b not in here]
-    mine = [r.cell for r in records if any(r.address in pair for pair in note["same"])]
-    if note.get("uncalled"): wrong += untried(mine, [c["cell"] for c in note["cells"] if c["function"] == function])
-    return wrong + unnamed(note, records, old, new) + unsound_canaries(note, root, run)
+    mine = subjects(note, records, old)
+    canary_cells = [c["cell"] for c in note["cells"] if c["function"] == function]
+    if note.get("uncalled"): wrong += untried([r.cell for r in mine], canary_cells)
+    return wrong + unnamed(note, mine, old, new) + unsound_canaries(note, root, run)
 
 
 # %% ../../nbs/lab/02_canaries.ipynb #59677a7f
-def unnamed(note: dict, records: list[Record], old: Package, new: Package) -> list[str]:
+def unnamed(note: dict, mine: list[Record], old: Package, new: Package) -> list[str]:
     "Changed functions that a line does not name."
     function, name = note["function"], note["function"].partition(":")[2]
     places = [function, *(f"robustnb.{m}:{name}" for m, text in new.sources.modules.items() if f"def {name}(" in text)]
     here = next((f for f in places if address_of(f, {}, new)), function)
-    mine = [r for r in records if any(r.address in pair for pair in note["same"])]
     if not mine or not address_of(here, {}, new): return []
     (before, _), (after, _) = scope(old, function, mine), scope(new, here, mine)
     found = [f"{p.module}.{p.name}" for p in changed(old, new, before, after)]

@@ -507,13 +507,14 @@ class Execution:
     root: Path  # its working folder
     kernel: Kernel = field(default_factory=Kernel)
     error: BaseException | None = None
+    ended: threading.Event = field(default_factory=threading.Event)  # after Ctrl-C, `Thread.join` would say so too early
 
-    def start(self) -> "Execution":
-        "Begin."
+    def __enter__(self) -> "Execution": return self
+
+    def start(self) -> None:
+        "Begin: inside the `with`, which ends what has begun."
         self.part.parent.mkdir(parents=True, exist_ok=True)
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-        return self
+        threading.Thread(target=self.run, daemon=True).start()
 
     def run(self) -> None:
         "Let papermill execute the notebook; an error is kept."
@@ -525,16 +526,23 @@ class Execution:
                 language="python", progress_bar=False, kernel=self.kernel, env=self.env, folder=str(self.root),
             )
         except BaseException as error: self.error = error
+        finally: self.ended.set()
 
     def stop(self, grace: float = 5.0) -> None:
         "End kernel and workers."
         try:
-            if self.thread.is_alive():
+            if not self.ended.is_set():
                 self.kernel.signal(signal.SIGINT)
-                self.thread.join(grace)
-        finally:
+                self.ended.wait(grace)
+        finally:  # a second Ctrl-C ends the wait
             self.kernel.signal(signal.SIGKILL)
-            self.thread.join(15)  # papermill writes its last words
+            for _ in range(60):  # papermill writes its last words, or is about to start a kernel
+                if self.ended.wait(1): break
+                self.kernel.signal(signal.SIGKILL)
+
+    def __exit__(self, *_) -> None:
+        try: self.stop()
+        finally: self.part.unlink(missing_ok=True)  # whatever interrupts, nothing half-finished stays
 
 # %% ../../nbs/lab/40_reproduce.ipynb #fb3007d5
 @dataclass(frozen=True)
@@ -553,14 +561,14 @@ def explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def keep(execution: Execution, out: Path, note: dict) -> None:
+def keep(part: Path, out: Path, note: dict) -> None:
     "Put a finished copy in its place."
-    notebook = json.loads(execution.part.read_text(encoding="utf-8"))
+    notebook = json.loads(part.read_text(encoding="utf-8"))
     about = notebook["metadata"].get("papermill", {})
     for name in ("input_path", "output_path", "environment_variables"): about.pop(name, None)
     notebook["metadata"]["robustnb"] = note
     atomic_write(out, json.dumps(notebook, indent=1, ensure_ascii=False).encode())
-    for path in (execution.part, failed_copy(out)): path.unlink(missing_ok=True)
+    failed_copy(out).unlink(missing_ok=True)
 
 # %% ../../nbs/lab/40_reproduce.ipynb #881c9b6f
 RENDERED = "records"  # the folder of pages that were made from records
@@ -649,40 +657,33 @@ def execute(
 ) -> Outcome:
     "Execute a notebook and keep its copy."
     out, start, values = run.out(notebook), time.monotonic(), run.values(notebook)
-    wanted = inputs(notebook, values)
-    with tempfile.TemporaryDirectory(prefix="robustnb-") as folder:
+    wanted, part = inputs(notebook, values), out.with_name(f".{out.stem}.part.ipynb")
+    with tempfile.TemporaryDirectory(prefix="robustnb-") as folder, Execution(
+        notebook.path, part, values, kernel_environment(run, notebook, Path(folder)), run.root, Kernel(run.server)
+    ) as execution:
         folder = Path(folder)
-        execution = Execution(
-            notebook.path, out.with_name(f".{out.stem}.part.ipynb"), values, kernel_environment(run, notebook, folder),
-            run.root, Kernel(run.server),
-        ).start()
-        try:
-            while execution.thread.is_alive():
-                execution.thread.join(0.2)
-                watch(read_state(folder / "progress.json"))
-        except BaseException:  # interrupted: nothing half-finished stays
-            execution.stop()
-            execution.part.unlink(missing_ok=True)
-            raise
+        execution.start()
+        while not execution.ended.wait(0.2):
+            watch(read_state(folder / "progress.json"))
         execution.stop()
         seconds = round(time.monotonic() - start, 1)
         if execution.error is not None:
-            if execution.part.exists(): os.replace(execution.part, failed_copy(out))
+            if part.exists(): os.replace(part, failed_copy(out))
             return Outcome(notebook.name, "failed", seconds, failed_copy(out), explain(execution.error))
         used, lacking = left_word(folder)
         if (others := undeclared(notebook, used)) and (not run.compute or run.profile == PROFILES[0]):  # it cost little
-            os.replace(execution.part, failed_copy(out))
+            os.replace(part, failed_copy(out))
             why = f"it asks for records of {', '.join(others)}, which its parameter `experiments` does not name"
             return Outcome(notebook.name, "failed", seconds, failed_copy(out), why)
-    commit, dirty = git_state(run.root)
-    keep(
-        execution, out,
-        dict(
-            wanted, experiments=used, records=store_state(run.shown, used, values["profile"]),
-            profile=values["profile"], seconds=seconds, **({"not_run": lacking} if lacking else {}), commit=commit,
-            dirty=dirty, device=describe_machine(machine()),
-        ),
-    )
+        commit, dirty = git_state(run.root)
+        keep(
+            part, out,
+            dict(
+                wanted, experiments=used, records=store_state(run.shown, used, values["profile"]),
+                profile=values["profile"], seconds=seconds, **({"not_run": lacking} if lacking else {}), commit=commit,
+                dirty=dirty, device=describe_machine(machine()),
+            ),
+        )
     return Outcome(notebook.name, "done", seconds, out)
 
 
