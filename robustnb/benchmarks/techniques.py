@@ -28,18 +28,18 @@ from ..papers.techniques.columns import small_net
 from ..training import CrossEntropy, Objective, Recipe
 
 # %% ../../nbs/benchmarks/07_techniques.ipynb #0ccdba86
-STEP_PASSES = ("forward", "train", "image", "both", "update", "discriminator")
+STEP_PASSES = ("forward", "train", "image", "both", "update", "discriminator", "mixup", "cutmix")
 ATTACK_STEPS = 4  # of PGD and TRADES, and replays of free training
 # of another net: the objective; its passes
 OBJECTIVES: dict[str, tuple[Callable[[nn.Module], Objective], dict[str, int]]] = {
     "cross-entropy": (lambda other: CrossEntropy(), dict(train=1)),
     "label smoothing": (lambda other: CrossEntropy(0.1), dict(train=1)),
-    "mixup": (lambda other: Mixup(), dict(train=1)),
-    "CutMix": (lambda other: CutMix(), dict(train=1)),
+    "mixup": (lambda other: Mixup(), dict(mixup=1, train=1)),
+    "CutMix": (lambda other: CutMix(), dict(cutmix=1, train=1)),
     "FGSM": (lambda other: AdversarialTraining("fgsm", 0.3, watch=0), dict(image=1, train=1)),
     "FGSM, random start": (lambda other: AdversarialTraining("fgsm_rs", 0.3, watch=0), dict(image=1, train=1)),
     "FGSM, half clean": (
-        lambda other: AdversarialTraining("fgsm", 0.3, clean_weight=0.5, watch=0), dict(image=1, train=2, forward=-1)
+        lambda other: AdversarialTraining("fgsm", 0.3, clean_weight=0.5, watch=0), dict(image=1, train=2)
     ),
     "PGD": (
         lambda other: AdversarialTraining("pgd", 0.3, steps=ATTACK_STEPS, watch=0), dict(image=ATTACK_STEPS, train=1)
@@ -87,6 +87,8 @@ def made_ready(objective: Objective, net: nn.Module, batch: int) -> Objective:
 # %% ../../nbs/benchmarks/07_techniques.ipynb #fff70055
 def pass_calls(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, Callable[[], object]]:
     "The passes as calls."
+    from torchvision.transforms import v2
+
     optimizer, weights = torch.optim.SGD(net.parameters(), 0.0), list(net.parameters())
 
     def forward():
@@ -107,7 +109,9 @@ def pass_calls(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, Ca
 
     judge, rows = discriminator(100, (100,)), torch.rand(len(x), 100, requires_grad=True)
     judged = lambda: torch.autograd.grad(F.softplus(judge(rows)).mean(), [rows, *judge.parameters()])
-    return dict(forward=forward, train=train, image=image, both=both, update=optimizer.step, discriminator=judged)
+    mixing = {kind.lower(): getattr(v2, kind)(alpha=1.0, num_classes=10) for kind in ("MixUp", "CutMix")}
+    mixed = {name: lambda transform=transform: transform(x, y) for name, transform in mixing.items()}
+    return dict(forward=forward, train=train, image=image, both=both, update=optimizer.step, discriminator=judged) | mixed
 
 
 def time_objective(

@@ -283,6 +283,7 @@ def domain_table(results: BenchResults, pair: str) -> HTML:
 TRANSFERS = {
     "low_digits": "Digits 5 to 9 with few labelled images, by a net that learned 0 to 4",
     "fashion_mnist": "All ten digits with few labelled images, by a net that learned Fashion-MNIST's clothes",
+    "cifar10": "Fashion-MNIST's clothes with few labelled images, by a ResNet-20 that learned CIFAR-10's photographs",
 }
 
 
