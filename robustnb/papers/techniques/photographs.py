@@ -25,6 +25,7 @@ from ...data import load
 from ...images import ImageSet, sample
 from ...layers import Classifier, Normalize, seeded
 from ...mixing import CutMix, Mixup
+from ...models import create
 from .columns import probabilities, summed
 from .protocol import Made, averaged, tempered, with_posterior
 from ...robustness import conditions, corrupted
@@ -34,7 +35,7 @@ from ...lab.registry import Experiment
 from ...transfer import DecayedWeights
 
 # %% ../../../nbs/papers/techniques/14_photographs.ipynb #8b43c159
-PHOTO_NETS = ("small", "resnet20")
+PHOTO_NETS = ("small", "resnet20", "shipped")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def build_model(cell: PhotoCell) -> nn.Module:
     "The net of a cell before training."
     if cell.net not in PHOTO_NETS: raise ValueError(nearest(cell.net, PHOTO_NETS, "net"))
     if cell.net == "small": return photo_net(1000 * cell.seed)
+    if cell.net == "shipped": return create("resnet20", weights="cifar10")
     with seeded(1000 * cell.seed): return resnet20()
 
 # %% ../../../nbs/papers/techniques/14_photographs.ipynb #36828ff8
@@ -224,7 +226,9 @@ PROTOCOLS = {
         data="sample", images=100, held=50, epochs=1, steps=2, n_test=40, n_corrupted=4, severities=(1, 5),
         n_attacked=20, n_worst=20
     ),
-    "quick": dict(images=1_000, held=300, epochs=2, n_test=300, n_corrupted=20, n_attacked=50, n_worst=20),
+    "quick": dict(
+        net="shipped", images=500, held=300, epochs=1, lr=5e-4, n_test=300, n_corrupted=10, n_attacked=30, n_worst=10
+    ),
     "reduced": {},
     "full": dict(
         net="resnet20", images=45_000, held=5_000, epochs=30, batch=128, steps=10, n_test=10_000, n_corrupted=10_000,
@@ -248,4 +252,4 @@ def canaries() -> list[PhotoCell]:
     "Tiny cells that use each technique and net of the records."
     base = dict(data="sample", images=40, held=20, epochs=1, batch=20, n_test=20, n_corrupted=4, severities=(3,))
     tiny = PhotoCell(**base, n_attacked=8, n_worst=4)
-    return [replace(tiny, technique=name) for name in (*PLANS, *ASKING)] + [replace(tiny, net="resnet20")]
+    return [replace(tiny, technique=name) for name in (*PLANS, *ASKING)] + [replace(tiny, net=net) for net in PHOTO_NETS[1:]]
