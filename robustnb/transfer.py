@@ -23,7 +23,7 @@ TRAINS = ("all", "upper", "head")
 def transferred(
     model: Classifier,  # trained on the source; left untouched
     classes: int,  # of the target
-    trains: str = "all",  # all | upper (last stage and head) | head
+    trains: str = "all",  # all | upper (last stage with weights, and head) | head
     seed: int = 0,  # of the new head's weights
 ) -> Classifier:  # a copy, to be trained on the target
     "A trained net under a new head, frozen as far as is asked (Yosinski et al. 2014)."
@@ -32,7 +32,8 @@ def transferred(
     made, stages = copy.deepcopy(model), [name for name in model.stages if name != "head"]
     with seeded(seed):
         made.head = nn.Linear(model.head.in_features, classes, bias=model.head.bias is not None).to(model.head.weight)
-    return freeze(made, {"all": [], "upper": stages[:-1], "head": stages}[trains])
+    weighted = [name for name in stages if any(True for _ in model.stages[name].parameters())]  # pooling has none
+    return freeze(made, {"all": [], "upper": weighted[:-1], "head": stages}[trains])
 
 # %% ../nbs/30a_transfer.ipynb #2cfd1cc4
 class Around(Objective):

@@ -313,6 +313,22 @@ def test_a_refused_attestation_says_why_records_stay_stale(bakery, monkeypatch, 
     assert str(records.state(record)) == "stale (no canary ran toy.rise)"
 
 
+def test_a_canary_that_the_old_code_refuses_is_left_out(bakery, monkeypatch):
+    edit = ("x * 3", "3 * x"), ("x: float = 1.0", "x: float = 1.0\n    salted: bool = False")
+    old, new = bakery("old"), bakery("new", *edit)
+    salted, wanted = RISEN._replace(cell={**RISEN.cell, "salted": True}), pieces_changed(old, new)
+    for name, value in dict(
+        package_at=lambda *_: Package(sources_in(old / "robustnb")), package_today=lambda: None, unpack=lambda *_: old,
+        vocabulary=lambda *_: set(), strange=lambda *_: False, tries=lambda *_: [asked],
+        robustnb=SimpleNamespace(__file__=str(new / "robustnb/__init__.py"))
+    ).items(): monkeypatch.setattr(canaries, name, value)
+    asked = [RISEN, salted]
+    assert canaries.ask_in_turn("robustnb.toy:bake", "robustnb.toy:bake", "c", wanted, Path.cwd())[1] == [RISEN]
+    asked = [salted]  # nothing is left to compare
+    with pytest.raises(CanaryError, match="salted"):
+        canaries.ask_in_turn("robustnb.toy:bake", "robustnb.toy:bake", "c", wanted, Path.cwd())
+
+
 def test_a_line_names_a_function_as_then_or_as_today():
     old, today = "robustnb.baselines:run_baseline_cell", "robustnb.papers.dem_hec.baseline:run_baseline_cell"
     assert canaries.goes_by(old, old) and canaries.goes_by(old, today) and not canaries.goes_by(today, old)

@@ -7,9 +7,9 @@ __all__ = ['ROUNDING', 'rebuild', 'cell_class', 'leaves', 'Comparison', 'is_numb
            'interrupted', 'calls_in', 'weights_in', 'answer_request', 'program', 'Canary', 'CanaryError', 'run_under',
            'unpack', 'CodePiece', 'code_pieces', 'repeated', 'changed', 'unseen', 'offered', 'canaries_of', 'decisions',
            'untried', 'vocabulary', 'strange', 'reads_data', 'Verdict', 'stale_groups', 'changed_groups', 'scope',
-           'still_to_find', 'compare_packages', 'today_of', 'pairs_of', 'pairs_since', 'ask_in_turn', 'question',
-           'tries', 'append_note', 'refusal', 'attest', 'sampling_error', 'within_error', 'result_of', 'flips',
-           'replay', 'commit_of', 'added_notes', 'package_of_note', 'subjects', 'goes_by', 'faults', 'unnamed',
+           'still_to_find', 'compare_packages', 'today_of', 'pairs_of', 'pairs_since', 'endures', 'ask_in_turn',
+           'question', 'tries', 'append_note', 'refusal', 'attest', 'sampling_error', 'within_error', 'result_of',
+           'flips', 'replay', 'commit_of', 'added_notes', 'package_of_note', 'subjects', 'goes_by', 'faults', 'unnamed',
            'unsound_canaries']
 
 # %% ../../nbs/lab/02_canaries.ipynb #5d8a7582
@@ -507,6 +507,13 @@ def pairs_since(function: str, records: list[Record], old: Package) -> list[list
     return [list(pair) for pair in sorted(found) if len(pair) == 2 and pair[0] != pair[1]]
 
 
+def endures(there: Path, canary: Canary) -> bool:  # there: where an older package is
+    "Does older code take a canary? A choice that came later it refuses, and no record of it can have made it."
+    try: run_under(there, [canary])
+    except CanaryError: return False
+    return True
+
+
 def ask_in_turn(
     function: str,  # as the records name it
     here: str,  # and as it is named today
@@ -524,8 +531,9 @@ def ask_in_turn(
             if not turn: more = [c for c in more if not strange(known, c.cell)]
             try: found = compare_packages(there, package, more, ROUNDING)
             except CanaryError:
-                if not turn: raise
-                continue  # another experiment that the old code did not have
+                if turn: continue  # another experiment that the old code did not have
+                if not (taken := [c for c in more if endures(there, c)]) or taken == more: raise
+                found = compare_packages(there, package, more := taken, ROUNDING)
             if turn and (found[0] or found[4]):
                 continue  # it differs where the records' function may never be: no witness
             cells, differs, added, digests = cells + more, differs + found[0], added + found[1], digests + found[3]
