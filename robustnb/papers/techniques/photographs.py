@@ -25,7 +25,7 @@ from ...data import load
 from ...images import ImageSet, sample
 from ...layers import Classifier, Normalize, seeded
 from ...mixing import CutMix, Mixup
-from ...models import create
+from ...models import load_weights
 from .columns import probabilities, summed
 from .protocol import Made, averaged, tempered, with_posterior
 from ...robustness import conditions, corrupted
@@ -33,6 +33,7 @@ from ...training import CrossEntropy, Objective, Recipe, fit
 from ...lab.experiments import trained_once
 from ...lab.registry import Experiment
 from ...transfer import DecayedWeights
+from ...weights import weights_file
 
 # %% ../../../nbs/papers/techniques/14_photographs.ipynb #8b43c159
 PHOTO_NETS = ("small", "resnet20", "shipped")
@@ -75,7 +76,7 @@ def build_model(cell: PhotoCell) -> nn.Module:
     "The net of a cell before training."
     if cell.net not in PHOTO_NETS: raise ValueError(nearest(cell.net, PHOTO_NETS, "net"))
     if cell.net == "small": return photo_net(1000 * cell.seed)
-    if cell.net == "shipped": return create("resnet20", weights="cifar10")
+    if cell.net == "shipped": return load_weights(resnet20(), weights_file("resnet20", "cifar10"))
     with seeded(1000 * cell.seed): return resnet20()
 
 # %% ../../../nbs/papers/techniques/14_photographs.ipynb #36828ff8

@@ -15,14 +15,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...basics import nearest
+from ...cifar_resnet import resnet20
 from ...data import load
 from ...images import ImageSet
 from ...lab.experiments import trained_once
 from ...lab.registry import Experiment
-from ...models import create
+from ...layers import seeded
+from ...models import load_weights
 from .columns import bench_images, probabilities, small_net
 from ...training import History, Recipe, fit
 from ...transfer import TRAINS, transferred
+from ...weights import weights_file
 
 # %% ../../../nbs/papers/techniques/13_transfers.ipynb #d8434930
 WAYS = ("scratch", *TRAINS)
@@ -87,7 +90,7 @@ def transfer_sets(cell: TransferCell) -> dict[str, ImageSet]:  # target, held, t
 # %% ../../../nbs/papers/techniques/13_transfers.ipynb #8ed56c93
 def source_net(cell: TransferCell, context) -> nn.Module:
     "The net that learned the source; kept in the folder of the cell that says nothing of a target."
-    if cell.source == "cifar10": return create("resnet20", weights="cifar10").eval()
+    if cell.source == "cifar10": return load_weights(resnet20(), weights_file("resnet20", "cifar10")).eval()
     own, data = replace(cell, way="all", n=0, steps=0), source_set(cell)
     net = small_net(1000 * cell.seed, classes=len(data.classes), batch_norm=True)
     def make(folder):
@@ -103,9 +106,8 @@ def train_on_target(cell: TransferCell, context, sets: dict, lr: float) -> tuple
     "Train on the target at one rate."
     classes = len(sets["target"].classes)
     if cell.way == "scratch":
-        fresh = 1000 * cell.seed + 1
-        if cell.source == "cifar10": net = create("resnet20", classes=classes, seed=fresh)
-        else: net = small_net(fresh, classes=classes, batch_norm=True)
+        fresh, larger = 1000 * cell.seed + 1, cell.source == "cifar10"
+        with seeded(fresh): net = resnet20(classes=classes) if larger else small_net(fresh, 1, classes, batch_norm=True)
     else: net = transferred(source_net(cell, context), classes, cell.way, cell.seed)
     per_epoch = max(1, len(sets["target"]) // cell.batch)
     recipe = Recipe(epochs=max(1, round(cell.steps / per_epoch)), batch=cell.batch, lr=lr, schedule="cosine")
