@@ -8,9 +8,9 @@ __all__ = ['ROUNDING', 'rebuild', 'cell_class', 'leaves', 'Comparison', 'is_numb
            'unpack', 'CodePiece', 'code_pieces', 'repeated', 'changed', 'unseen', 'offered', 'canaries_of', 'decisions',
            'untried', 'vocabulary', 'strange', 'reads_data', 'Verdict', 'stale_groups', 'changed_groups', 'scope',
            'still_to_find', 'compare_packages', 'today_of', 'pairs_of', 'pairs_since', 'endures', 'ask_in_turn',
-           'question', 'tries', 'append_note', 'refusal', 'attest', 'sampling_error', 'within_error', 'result_of',
-           'flips', 'replay', 'commit_of', 'added_notes', 'package_of_note', 'subjects', 'goes_by', 'faults', 'unnamed',
-           'unsound_canaries']
+           'uncalled_of', 'question', 'tries', 'append_note', 'refusal', 'attest', 'sampling_error', 'within_error',
+           'result_of', 'flips', 'replay', 'commit_of', 'added_notes', 'package_of_note', 'subjects', 'goes_by',
+           'faults', 'unnamed', 'unsound_canaries']
 
 # %% ../../nbs/lab/02_canaries.ipynb #5d8a7582
 import ast
@@ -520,6 +520,7 @@ def ask_in_turn(
     commit: str,  # of the records
     wanted: list[CodePiece],  # what has changed since
     root: Path,  # of the checkout
+    aside: Callable = lambda cells, left: [],  # of canaries and what they did not run: what of it may be left aside
 ) -> tuple[set, list[Canary], list[str], list[str], list[str], list[float]]:
     "What ran, the canaries, and differs, added, digests, rounded of `compare_packages`, until all that is wanted ran."
     ran, cells, differs, added, digests, rounded = set(), [], [], [], [], []
@@ -539,8 +540,16 @@ def ask_in_turn(
             cells, differs, added, digests = cells + more, differs + found[0], added + found[1], digests + found[3]
             rounded += found[4]
             ran |= set(found[2])
-            if differs or not unseen(wanted, ran): break
+            if differs or len(left := unseen(wanted, ran)) == len(aside(cells, left)): break
     return ran, cells, differs, added, digests, rounded
+
+
+def uncalled_of(
+    records: list[Record], cells: list[dict], left: list[CodePiece], package: Package  # cells: the canaries' settings
+) -> list[CodePiece]:
+    "Of the definitions that no canary ran, those that no record can have called."
+    if untried((r.cell for r in records), cells): return []
+    return [p for p in left if not reads_data(package, p)]
 
 
 def question(
@@ -557,23 +566,23 @@ def question(
     wanted, at_import = (
         changed(old, new, before, after), sorted(str(w) for w in after if w not in before or before[w] != after[w]),
     )
-    ran, cells, differs, added, digests, rounded = ask_in_turn(function, here, commit, wanted, root)
+    aside = lambda cells, left: uncalled_of(records, [c.cell for c in cells if c.function == function], left, new)
+    ran, cells, differs, added, digests, rounded = ask_in_turn(function, here, commit, wanted, root, aside)
     left = unseen(wanted, ran)
+    uncalled = aside(cells, left)
     lost = [f"asset {k}" for k in assets_now if assets_now[k] != assets.get(k)]
-    label, uncalled = lambda p: f"{p.module}.{p.name}", []
-    if not untried((r.cell for r in records), (c.cell for c in cells if c.function == function)):
-        uncalled = sorted(label(p) for p in left if not reads_data(new, p))
-        left = [p for p in left if reads_data(new, p)]
+    label = lambda p: f"{p.module}.{p.name}"
     note = dict(
         experiment=experiment, canaries=len(cells), because="", how="canaries",
         same=pairs_since(function, records, old) if since else pairs_of(here, records, root),
         function=function, cells=[c._asdict() for c in cells], changed=[label(p) for p in wanted],
-        imported=[n for n in at_import], ran=len(ran), digests=digests, added=sorted(set(added)), uncalled=uncalled,
+        imported=[n for n in at_import], ran=len(ran), digests=digests, added=sorted(set(added)),
+        uncalled=sorted(map(label, uncalled)),
         rounded=dict(numbers=len(rounded), largest=max(rounded, default=0.0)),
         versions=versions(), machine=machine(), commits=[commit, git_state(root)[0]], time=now(),
         commit=git_state(root)[0],
     )
-    return Verdict(experiment, function, commit, differs, [label(p) for p in left] + lost, note)
+    return Verdict(experiment, function, commit, differs, [label(p) for p in left if p not in uncalled] + lost, note)
 
 
 def tries(function: str, left: Callable[[], list[CodePiece]], package: Package) -> Iterable[list[Canary]]:
