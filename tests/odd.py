@@ -14,6 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from robustnb.training import Diverged
+
 TRIED = int(os.environ.get("ROBUSTNB_PROPERTIES", 6))
 COUNTS = Path(os.environ["ROBUSTNB_FAULTS"]) / "odd" if "ROBUSTNB_FAULTS" in os.environ else None  # a line per input, for the long form
 
@@ -68,7 +70,7 @@ def print_of_model(model) -> list:
 def own(error: Exception) -> bool:
     "Whether an error is one that this package raises with a sentence, not one that fell out of a library below it."
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return isinstance(error, (ValueError, TypeError)) and "/robustnb/" in last.filename and len(str(error)) > 10
+    return isinstance(error, (ValueError, TypeError, Diverged)) and "/robustnb/" in last.filename and len(str(error)) > 10
 
 
 def attempt(call):
