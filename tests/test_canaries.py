@@ -130,6 +130,16 @@ def test_a_moved_function_has_not_changed_and_a_method_counts_by_itself(bakery):
     assert [p.name for p in pieces_changed(then, after)] == ["Oven.cool"]
 
 
+def test_what_is_newly_called_and_stood_there_has_not_changed(bakery):
+    "But who calls it has."
+    spare = "def rise(x)", "def spare(x): return x\ndef rise(x)"
+    then, after = bakery("then", spare), bakery("after", spare, ("return x + 0.1", "return spare(x) + 0.1"))
+    assert [p.name for p in pieces_changed(then, after)] == ["mix"]
+    negative = spare[0], spare[1].replace("return x", "return -x")
+    other = bakery("other", negative, ("return x + 0.1", "return spare(x) + 0.1"))
+    assert [p.name for p in pieces_changed(then, other)] == ["mix", "spare"]
+
+
 def test_a_lambda_in_a_constant_must_run(bakery):
     lines = "RISE = {1: lambda x: x * 3}\ndef rise(x): return RISE.get(x, abs)(x)"
     then, after = bakery("then", ("def rise(x): return x * 3", lines)), bakery(

@@ -317,10 +317,11 @@ def changed(
     before: Iterable[Where],  # definitions that the records' code reaches
     after: Iterable[Where],  # and those that today's reaches
 ) -> list[CodePiece]:  # of today's package
-    "Pieces that are not what they were, or are new."
+    "Pieces that are not what they were, or are new; what stood there unreached is not, but whoever calls it now is."
     before, after = list(before), list(after)
     several = repeated(before, after)
-    known = {(p.name, p.text) for w in before for p in code_pieces(old, w, several)}
+    unreached = [w for w in after if w not in before and w.module in old.modules]
+    known = {(p.name, p.text) for w in [*before, *unreached] for p in code_pieces(old, w, several)}
     return [p for w in after for p in code_pieces(new, w, several) if (p.name, p.text) not in known]
 
 
