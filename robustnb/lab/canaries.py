@@ -571,7 +571,8 @@ def question(
     ran, cells, differs, added, digests, rounded = ask_in_turn(function, here, commit, wanted, root, aside)
     left = unseen(wanted, ran)
     uncalled = aside(cells, left)
-    lost = [f"asset {k}" for k in assets_now if assets_now[k] != assets.get(k)]
+    same = lambda k: k not in assets and k in old.sources.assets and old.sources.assets[k] == new.sources.assets.get(k)
+    lost = [f"asset {k}" for k in assets_now if assets_now[k] != assets.get(k) and not same(k)]
     label = lambda p: f"{p.module}.{p.name}"
     note = dict(
         experiment=experiment, canaries=len(cells), because="", how="canaries",
