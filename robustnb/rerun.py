@@ -26,7 +26,7 @@ from .papers.dem_hec.protocol import ShippedCell, canonical as plain_dem_hec, ru
 from .papers.eriep.protocol import EriepCell, canonical as plain_eriep, run_eriep_cell
 from .lab.experiments import ONE_THREAD, Job, Plan, die_with_parent, environment, outcome
 from .papers.dem_hec.pretraining import PretrainCell, run_pretrain_cell
-from .basics import atomic_write
+from .basics import atomic_write, read_object
 from .lab.records import Record, Store, canonical_json, record_key, stale
 from .robustness import SEVEN
 from .papers.study.protocol import StudyCell, run_study_cell
@@ -290,8 +290,7 @@ def run_checked(
 
 def load_reasons(records: Path) -> dict[str, str]:  # folder of the own records; key -> why a cell has no record
     "What the last rerun noted."
-    try: return json.loads((records / NOTE).read_text())
-    except (OSError, ValueError): return {}
+    return read_object(records / NOTE)
 
 
 def rerun(

@@ -41,7 +41,7 @@ from robustnb.lab.predicates import Missing, PredicateError, evaluate_predicate
 from robustnb.lab.records import Record, RecordError, Store, decode, encode, from_line, to_line
 from robustnb.lab.reproduce import NotebookError, parse_setting, read_notebook
 from robustnb.epm import FixedPolicy
-from robustnb.lab.reproduce import last_duration
+from robustnb.lab.reproduce import last_duration, up_to_date
 from robustnb.lab.reproduce import read_state as read_progress
 from robustnb.opening import kind_of_file
 from robustnb.published import open_arrays, wnid_outputs
@@ -278,7 +278,15 @@ def kept_tensor(content, folder):
 
 def page_state(content, folder):
     for name in ("page.ipynb", NOTE): (folder / name).write_bytes(content)
-    return read_progress(folder / "page.ipynb"), last_duration(folder / "page.ipynb"), load_reasons(folder)
+    page = folder / "page.ipynb"
+    found = read_progress(page), last_duration(page), load_reasons(folder)
+    assert not up_to_date(page, {"source": "1"}, Store(folder), "smoke") and all(type(found[i]) is dict for i in (0, 2))
+    return found
+
+
+@pytest.mark.parametrize("content", [b"-1", b"[]", b'"x"', b'{"metadata": 1}', b'{"metadata": {"robustnb": []}}',
+                                     b'{"metadata": {"robustnb": {"seconds": "3"}}}', b"[" * 100_000])
+def test_json_of_another_kind_is_no_state(content, tmp_path): assert page_state(content, tmp_path)[1] is None
 
 
 POLICY = (

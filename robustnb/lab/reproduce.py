@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['RESERVED', 'SERVER', 'PRELOAD', 'TABLES', 'TRAINING', 'RENDERED', 'NotebookError', 'read_parameters', 'Notebook',
            'declared', 'read_notebook', 'exports_module', 'notebooks', 'matching', 'choose', 'parse_setting',
-           'same_kind', 'check_parameters', 'store_state', 'inputs', 'up_to_date', 'failed_copy', 'KernelServer',
-           'ForkedKernel', 'Kernel', 'register_engine', 'imported_by', 'modules_of', 'Execution', 'Outcome', 'explain',
-           'keep', 'fullest', 'undeclared', 'Run', 'kernel_environment', 'left_word', 'execute', 'read_state',
-           'in_words', 'still', 'last_duration', 'Display', 'prepare', 'only_runner', 'is_fresh', 'run_one', 'run_all',
-           'kernels', 'render_all', 'render', 'reproduce']
+           'same_kind', 'check_parameters', 'store_state', 'inputs', 'note_of', 'up_to_date', 'failed_copy',
+           'KernelServer', 'ForkedKernel', 'Kernel', 'register_engine', 'imported_by', 'modules_of', 'Execution',
+           'Outcome', 'explain', 'keep', 'fullest', 'undeclared', 'Run', 'kernel_environment', 'left_word', 'execute',
+           'read_state', 'in_words', 'still', 'last_duration', 'Display', 'prepare', 'only_runner', 'is_fresh',
+           'run_one', 'run_all', 'kernels', 'render_all', 'render', 'reproduce']
 
 # %% ../../nbs/lab/40_reproduce.ipynb #08f513b7
 import ast
@@ -37,9 +37,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..basics import atomic_write, usable_cores
+from ..basics import atomic_write, machine, read_object, usable_cores
 from .registry import check_choice, papers
-from ..basics import machine
 from .provenance import digest
 from .records import (PROFILES, SOURCES, Store, canonical_json, describe_machine, git_state, imports_in,
                                   modules_used, notebook_hash)
@@ -248,6 +247,13 @@ def inputs(notebook: Notebook, parameters: dict) -> dict:
     )
 
 
+def note_of(out: Path) -> dict:  # {} where none can be read
+    "What was written into an executed copy about its run."
+    about = read_object(out).get("metadata")
+    note = about.get("robustnb") if isinstance(about, dict) else None
+    return note if isinstance(note, dict) else {}
+
+
 def up_to_date(
     out: Path,  # the executed copy
     wanted: dict,  # `inputs` of today
@@ -257,9 +263,8 @@ def up_to_date(
 ) -> bool:
     "Would running the notebook again show the same?"
     if failed_copy(out).exists() or not out.is_file(): return False
-    try: kept = json.loads(out.read_text(encoding="utf-8"))["metadata"]["robustnb"]
-    except (ValueError, KeyError): return False
-    if any(kept.get(name) != value for name, value in wanted.items()): return False
+    kept = note_of(out)
+    if not kept or any(kept.get(name) != value for name, value in wanted.items()): return False
     if kept["records"] != store_state(store, kept["experiments"], profile): return False
     return not (
         rerun_stale
@@ -689,8 +694,7 @@ def execute(
 
 def read_state(path: Path) -> dict:  # {} while there is none
     "The progress of a notebook's cells."
-    try: return json.loads(path.read_bytes())
-    except (OSError, ValueError): return {}
+    return read_object(path)
 
 # %% ../../nbs/lab/40_reproduce.ipynb #77d8eecc
 def in_words(seconds: float) -> str:
@@ -709,8 +713,8 @@ def still(state: dict, later: list[float | None]) -> str:  # e.g. "about 3 min l
 
 def last_duration(out: Path) -> float | None:
     "How long a notebook took the last time."
-    try: return json.loads(out.read_text(encoding="utf-8"))["metadata"]["robustnb"]["seconds"]
-    except (OSError, ValueError, KeyError): return None
+    seconds = note_of(out).get("seconds")
+    return seconds if isinstance(seconds, (int, float)) else None
 
 # %% ../../nbs/lab/40_reproduce.ipynb #80dc623b
 class Display:
