@@ -199,6 +199,19 @@ def test_one_change_alone_may_be_asked_about(bakery, monkeypatch):
     assert canaries.changed_groups([old], Path.cwd(), "v1") == {}
 
 
+@pytest.mark.parametrize("then, today, unseen", [(b"rye", b"rye", []), (b"rye", b"oat", ["asset dough.txt"]),
+                                                 (None, b"rye", ["asset dough.txt"])])
+def test_an_asset_that_stood_there_and_is_read_now_has_not_changed(bakery, monkeypatch, then, today, unseen):
+    edit = "return x + 0.1", 'return x + 0.1 + 0 * len(("assets", "dough.txt"))'
+    def with_dough(name, *edits):
+        folder, content = bakery(name, *edits), then if name == "old" else today
+        (folder / "robustnb/assets").mkdir()
+        if content: (folder / "robustnb/assets/dough.txt").write_bytes(content)
+        return folder
+    verdict, _ = question_about(with_dough, monkeypatch, edit, [FLAT, RISEN])
+    assert verdict.unseen == unseen and not verdict.differs
+
+
 def test_no_note_where_a_number_differs_or_a_definition_was_not_met(bakery, monkeypatch, tmp_path):
     unmet, _ = question_about(bakery, monkeypatch, ("x * 3", "3 * x"), [FLAT])
     assert not unmet.equal and unmet.unseen == ["toy.rise"] and not unmet.differs

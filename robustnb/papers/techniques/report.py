@@ -32,7 +32,7 @@ from .claims import (AT, INTERPOLATIONS, TRIED_PROFILES, SIZES, BenchResults,
                                                protocol_angles, results_of)
 from .domains import METHODS
 from .protocol import BENCH, NETS, PS, bench_cells
-from .transfers import WAYS
+from .transfers import WAYS, transfer_cells
 from ...resampling import Estimate, summary
 from ...statistics import holm
 
@@ -294,8 +294,11 @@ def transfer_table(
 ) -> HTML:
     "Transfer; not comparable: few labels, other classes. Missing where no seed of the source is complete."
     group = f"transfer {source}"
-    if not results.complete_seeds(group): raise Missing(f"{group}: no seed is complete")
-    sizes = sorted({which[1] for which in results.cells[group][results.complete_seeds(group)[0]]})
+    seeds = results.complete_seeds(group)
+    if not seeds: raise Missing(f"{group}: no seed is complete")
+    sizes = sorted({which[1] for which in results.cells[group][seeds[0]]})
+    one = next(c for c in transfer_cells(results.profile) if c.source == source)
+    over = f"over {len(seeds)} seeds and" if len(seeds) > 1 else "of one seed, over"
     rows = [
         {
             "": title(way),
@@ -317,7 +320,8 @@ def transfer_table(
     return table(
         pd.DataFrame(rows),
         f"{TRANSFERS[source]}. "
-        "Per cent, and the share of the steps until 80% of held-out images are right. "
+        f"Per cent of {one.n_test:,} test images with 95% intervals {over} test images, "
+        f"and the share of the steps until 80% of {one.held:,} held-out images are right. "
         "In a table of its own: another task.",
     )
 
@@ -576,7 +580,7 @@ def entropy_figure(results: BenchResults) -> plt.Figure:
     return fig
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #a7469efa
-PROVISIONAL_NOTE = "{} run. MNIST and a small net{}. Every verdict below is provisional."
+PROVISIONAL_NOTE = "{} run. {}{}. Every verdict below is provisional."
 
 
 def shown_or_reason(make, *args):
@@ -585,7 +589,7 @@ def shown_or_reason(make, *args):
     except Missing as missing: return HTML(f"<p><strong>Not run.</strong> {html.escape(str(missing.args[0]))}.</p>")
 
 
-def opening(results: BenchResults, *experiments: str) -> HTML:
+def opening(results: BenchResults, *experiments: str, small: str = "MNIST and a small net") -> HTML:
     "The banner of a page: what was run, by whom, when."
     used = [r for r in results.records if r.experiment in experiments]
     # records are shared
@@ -593,7 +597,7 @@ def opening(results: BenchResults, *experiments: str) -> HTML:
     return banner(
         seeded, results.profile,
         note=PROVISIONAL_NOTE.format(
-            results.profile.capitalize(),
+            results.profile.capitalize(), small,
             ", fewer images and epochs than are usual" if results.profile != "full" else ""
         )
     )
