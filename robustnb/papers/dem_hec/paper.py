@@ -22,6 +22,7 @@ PAPER = Paper(
         "dem-hec-further": "robustnb.papers.dem_hec.protocol:further",
         "dem-hec-ablation-seeds": "robustnb.papers.dem_hec.protocol:seeds",
         "dem-hec-slower": "robustnb.papers.dem_hec.protocol:slower",
+        "dem-hec-shipped": "robustnb.papers.dem_hec.protocol:shipped",
         "dem-hec-large": "robustnb.papers.dem_hec.large:large",
     },
     facts=(

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'HEC', 'STANDARD', 'METHODS', 'WATCHED', 'TUNING', 'PROTOCOLS', 'SEEDS', 'PARTS', 'BENCHMARK', 'BATCH',
-           'FITTED', 'PASSES', 'experiment', 'cifar100', 'ablation', 'LOWER_RATE', 'slower', 'FURTHER', 'further',
-           'seeds', 'DemHecCell', 'objective_of', 'recipe_of', 'canonical', 'weighted_stages', 'ablations',
+           'FITTED', 'PASSES', 'experiment', 'cifar100', 'ablation', 'LOWER_RATE', 'slower', 'shipped', 'FURTHER',
+           'further', 'seeds', 'DemHecCell', 'objective_of', 'recipe_of', 'canonical', 'weighted_stages', 'ablations',
            'setting_of', 'dem_hec_cells', 'finetuned_model', 'condition_images', 'questioned', 'entropy_inputs',
            'entropies', 'record_scores', 'run_dem_hec_cell', 'ShippedCell', 'run_shipped_cell', 'run_setting', 'passes',
-           'cost', 'DemHecRuns', 'Slower', 'further_cells', 'setting_name', 'Further', 'AblationSeeds', 'canaries']
+           'cost', 'DemHecRuns', 'Slower', 'shipped_cells', 'Shipped', 'further_cells', 'setting_name', 'Further',
+           'AblationSeeds', 'canaries']
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #1ffb31d1
 from collections.abc import Callable
@@ -418,6 +419,33 @@ class Slower(DemHecRuns):
 
 
 slower = Slower()
+
+# %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #ae35b745
+def shipped_cells(
+    protocol: str = "full",  # smoke | quick | reduced | full
+    seeds: tuple | None = None,  # None: those of the protocol
+) -> list[ShippedCell]:  # seed by seed
+    "All methods from the ResNet-20 that ships, in the settings of a protocol; `full` in bfloat16."
+    if protocol not in PROTOCOLS: raise ValueError(nearest(protocol, PROTOCOLS, "protocol"))
+    base = replace(SHIPPED, data="sample") if protocol == "smoke" else SHIPPED
+    settings = PROTOCOLS[protocol] | (dict(precision="bf16") if protocol == "full" else {})
+    found = [
+        canonical(ShippedCell(base, method, seed, **settings))
+        for seed in (SEEDS[protocol] if seeds is None else seeds)
+        for method in METHODS
+    ]
+    return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Shipped(DemHecRuns):
+    "Fine-tunings of the network that ships."
+
+    def cells(self, profile: str) -> list[ShippedCell]:
+        return shipped_cells(profile)
+
+
+shipped = Shipped(function=run_shipped_cell)
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #86741394
 FURTHER = {  # name -> changed fields
