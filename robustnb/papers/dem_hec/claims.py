@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['C7', 'NOISE', 'ENV', 'DIG', 'SEV', 'BB', 'LISTS', 'UNPRINTED', 'FACTS', 'READ', 'PAPER_DATA', 'PAPER_NETS', 'WHEN',
-           'BEFORE_AFTER', 'OURS', 'TABLE3', 'INVARIANTS', 'CALLED', 'printed_names', 'main_keys', 'records_of',
-           'large_records', 'answers_of', 'entropies_of', 'all_means', 'DemHecData', 'Ran', 'DemHecResults',
-           'computed_facts', 'dem_hec_results', 'is_computed', 'left_out', 'try_claim', 'dem_hec_verdicts']
+           'BEFORE_AFTER', 'OURS', 'TABLE3', 'INVARIANTS', 'CALLED', 'printed_names', 'main_keys', 'one_beginning',
+           'records_of', 'large_records', 'answers_of', 'entropies_of', 'all_means', 'DemHecData', 'Ran',
+           'DemHecResults', 'computed_facts', 'dem_hec_results', 'is_computed', 'left_out', 'try_claim',
+           'dem_hec_verdicts']
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #eef1b125
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache, partial
 
@@ -25,8 +27,8 @@ from ...lab.verdicts import RESAMPLES, Damaged, Resampled, evaluate_claim, paper
 from .baseline import unpack_answers
 from .checks import PRINTED_NETS
 from .large import large_cells
-from .pretraining import NETS
-from .protocol import METHODS, dem_hec_cells
+from .pretraining import NETS, PretrainCell
+from .protocol import METHODS, dem_hec_cells, shipped_cells
 
 # %% ../../../nbs/papers/dem_hec/20_claims.ipynb #b9496446
 C7, NOISE, ENV, DIG, SEV = (
@@ -78,12 +80,22 @@ def printed_names() -> dict:
 @cache  # a page asks a dozen times
 def main_keys(protocol: str, seeds: tuple, options: tuple) -> frozenset:
     "The keys of a protocol's cells for some seeds."
-    return frozenset(
-        record_key("dem-hec", cell)
+    cells = [
+        cell
         for data in (None, "cifar100")
         for net in NETS
         for cell in dem_hec_cells(protocol, "main", (net,), seeds, data, **dict(options))
-    )
+    ]
+    if protocol == "full": cells += shipped_cells(protocol, seeds, **dict(options))
+    return frozenset(record_key("dem-hec", cell) for cell in cells)
+
+
+def one_beginning(records: list[Record]) -> list[Record]:
+    "Of each network the records from the zoo's training or from the weights that ship, whichever are more."
+    network = lambda r: (r.cell["base"]["data"], r.cell["base"]["net"])
+    count = Counter((*network(r), "weights" in r.cell) for r in records)
+    shipped = lambda r: count[*network(r), True] > count[*network(r), False]
+    return [r for r in records if ("weights" in r.cell) == shipped(r)]
 
 
 def records_of(
@@ -95,7 +107,7 @@ def records_of(
     known = store.records("dem-hec", protocol)
     seeds = tuple(sorted({r.cell["seed"] for r in known}))
     wanted = main_keys(protocol, seeds, tuple(options.items())) if known else ()
-    return [r for r in known if r.key in wanted]
+    return one_beginning([r for r in known if r.key in wanted])
 
 
 def large_records(
@@ -178,13 +190,22 @@ class DemHecData(Resampled):
         self.records = {
             (r.cell["base"]["data"], r.cell["base"]["net"], r.cell["method"], r.cell["seed"]): r for r in records
         }
+        tuned = {place: r for place, r in self.records.items() if METHODS[place[2]] is not None}
+        self.bases = {(data, net, seed): r.cell["base"] for (data, net, _, seed), r in tuned.items()}
         self.values = {artefact: all_means(records, store, artefact, resamples, seed) for artefact in READ}
         self.seeds = sorted({seed for *_, seed in self.records})
 
     def record(self, data: str, net: str, method: str, seed: int) -> Record | None:
-        "The record of a network; those that are not fine-tuned serve all seeds of a protocol with one pretraining."
-        if self.protocol != "full" and METHODS[method] is None: seed = 0
+        "The record of a network; one that is not fine-tuned serves all seeds that begin with it."
+        if METHODS[method] is None and (base := self.bases.get((data, net, seed))):
+            alike = [s for s in self.seeds if (r := self.records.get((data, net, method, s))) and r.cell["base"] == base]
+            seed = alike[0] if alike else seed
         return self.records.get((data, net, method, seed))
+
+    def own_beginning(self, data: str, net: str) -> bool:
+        "Has each seed a pretrained network of its own?"
+        bases = [base for (*place, _), base in self.bases.items() if place == [data, net]]
+        return self.protocol == "full" and all(base not in bases[:n] for n, base in enumerate(bases))
 
     def seeds_of(self, data: str, net: str, methods: tuple = BEFORE_AFTER) -> list[int]:
         "Seeds with all of these networks."
@@ -198,7 +219,7 @@ class DemHecData(Resampled):
         key = data, net, method, rows, together, artefact
         if key not in self.memo: self.memo[key] = self.averaged(*key)
         values, seeds = self.memo[key]
-        if self.protocol == "full" or METHODS[method] is not None:
+        if METHODS[method] is not None or self.own_beginning(data, net):
             self.used.add((data, net, seeds))  # elsewhere a network that is not fine-tuned is one and the same
         return self.seen(values)
 
@@ -360,6 +381,8 @@ def left_out(claim: pd.Series, results: DemHecResults) -> list[str]:
         ran = results.ran.get(x, [])
         if not ran: found.append(f"{x}: not run")
         elif len(ran) < len(BB[x]): found.append(f"{x}: {', '.join(ran)} of {len(BB[x])} nets")
+    begun = {r.cell["base"]["epochs"] for r in results.records.values() if "weights" in r.cell and results.used}
+    found += [f"pretrained for {epochs} of {PretrainCell().epochs} epochs" for epochs in sorted(begun)]
     return found
 
 

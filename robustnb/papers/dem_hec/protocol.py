@@ -424,11 +424,12 @@ slower = Slower()
 def shipped_cells(
     protocol: str = "full",  # smoke | quick | reduced | full
     seeds: tuple | None = None,  # None: those of the protocol
+    **options,  # fields of `DemHecCell` that replace the protocol's
 ) -> list[ShippedCell]:  # seed by seed
     "All methods from the ResNet-20 that ships, in the settings of a protocol; `full` in bfloat16."
     if protocol not in PROTOCOLS: raise ValueError(nearest(protocol, PROTOCOLS, "protocol"))
     base = replace(SHIPPED, data="sample") if protocol == "smoke" else SHIPPED
-    settings = PROTOCOLS[protocol] | (dict(precision="bf16") if protocol == "full" else {})
+    settings = PROTOCOLS[protocol] | (dict(precision="bf16") if protocol == "full" else {}) | options
     found = [
         canonical(ShippedCell(base, method, seed, **settings))
         for seed in (SEEDS[protocol] if seeds is None else seeds)

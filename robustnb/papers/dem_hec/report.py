@@ -13,6 +13,8 @@ __all__ = ['METHOD_TITLES', 'CLEAN_ROW', 'SEVEN3', 'FIFTEEN5', 'CONDITION_SETS',
            'ablation_table', 'ablation_figure', 'effects', 'history_figure']
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #b9573483
+from dataclasses import fields
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -88,6 +90,7 @@ def protocol_banner(
     cell, first = next(r.cell for r in found if r.cell["method"] == needed[-1]), DemHecCell()
     base, paper = cell["base"], first.base
     precision = {"bf16": "bfloat16", "fp32": "single precision"}[cell["precision"]]
+    begun = " (the network that ships)" if "weights" in cell else ""
     name, updates = (
         {"reduced": "Reduced run", "quick": "Quick run"}.get(protocol, "Full run"),
         [
@@ -99,7 +102,7 @@ def protocol_banner(
         ],
     )
     text = (
-        f"{name}. Pretraining: {base['epochs']} of {paper.epochs} epochs. Fine-tuning: {cell['train_images']:,} of"
+        f"{name}. Pretraining: {base['epochs']} of {paper.epochs} epochs{begun}. Fine-tuning: {cell['train_images']:,} of"
         f" {first.train_images:,} images, {cell['epochs']} of {first.epochs} epochs, about {updates[0]:,.0f} of"
         f" {updates[1]:,.0f} updates, {precision}; {cell['images']:,} of {first.images:,} test images; nets:"
         f" {', '.join(sorted({r.cell['base']['net'] for r in found}))}."
@@ -285,12 +288,9 @@ def widest(results: DemHecData, network: tuple[str, str]) -> tuple:  # condition
 def cost_of(results: DemHecData, network: tuple[str, str], method: str) -> float:
     "Passes for each image and epoch of fine-tuning; 0 where nothing is trained."
     record = next(r for (data, net, name, _), r in results.records.items() if (data, net, name) == (*network, method))
-    return passes(
-        DemHecCell(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in record.cell.items() if k != "base"},
-            base=PretrainCell(**record.cell["base"]),
-        )
-    )
+    known = {field.name for field in fields(DemHecCell)} - {"base"}  # a cell of the network that ships has one more
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in record.cell.items() if k in known}
+    return passes(DemHecCell(base=PretrainCell(**record.cell["base"]), **settings))
 
 
 def compare_table(
