@@ -54,6 +54,7 @@ NAMES = {
     ),
     "metrics": "ece nll brier",
     "mixing": "Mixup CutMix",
+    "anchored": "Anchored",
     "skip_nets": "SkipNet SkipBlock SqueezeExcite SKIP_NETS",
     "calibration": (
         "ece_interval ece_floor reliability_picture conformal_threshold conformal_sets "

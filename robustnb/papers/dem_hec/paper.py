@@ -23,6 +23,7 @@ PAPER = Paper(
         "dem-hec-ablation-seeds": "robustnb.papers.dem_hec.protocol:seeds",
         "dem-hec-slower": "robustnb.papers.dem_hec.protocol:slower",
         "dem-hec-shipped": "robustnb.papers.dem_hec.protocol:shipped",
+        "own-recipe": "robustnb.papers.dem_hec.recipe:experiment",
         "dem-hec-large": "robustnb.papers.dem_hec.large:large",
     },
     facts=(
