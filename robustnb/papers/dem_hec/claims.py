@@ -151,7 +151,7 @@ def entropies_of(
     return [(*row, depth) for row in rows for depth in depths], torch.from_numpy(np.stack(means, 1)).double()
 
 
-READ = {"answers.npz": answers_of, "entropies.npz": entropies_of}
+READ = {"answers.npz": answers_of, "adapted.npz": answers_of, "entropies.npz": entropies_of}
 
 
 def all_means(
@@ -188,16 +188,19 @@ class DemHecData(Resampled):
         super().__init__(resamples, seed)
         self.protocol, self.profile = protocol, protocol
         self.records = {
-            (r.cell["base"]["data"], r.cell["base"]["net"], r.cell["method"], r.cell["seed"]): r for r in records
+            (r.cell["base"]["data"], r.cell["base"]["net"], self.label(r), r.cell["seed"]): r for r in records
         }
-        tuned = {place: r for place, r in self.records.items() if METHODS[place[2]] is not None}
+        tuned = {place: r for place, r in self.records.items() if self.trains(place[2])}
         self.bases = {(data, net, seed): r.cell["base"] for (data, net, _, seed), r in tuned.items()}
         self.values = {artefact: all_means(records, store, artefact, resamples, seed) for artefact in READ}
         self.seeds = sorted({seed for *_, seed in self.records})
 
+    def label(self, record: Record) -> str: return record.cell["method"]  # what a network goes by
+    def trains(self, method: str) -> bool: return METHODS[method] is not None
+
     def record(self, data: str, net: str, method: str, seed: int) -> Record | None:
         "The record of a network; one that is not fine-tuned serves all seeds that begin with it."
-        if METHODS[method] is None and (base := self.bases.get((data, net, seed))):
+        if not self.trains(method) and (base := self.bases.get((data, net, seed))):
             alike = [s for s in self.seeds if (r := self.records.get((data, net, method, s))) and r.cell["base"] == base]
             seed = alike[0] if alike else seed
         return self.records.get((data, net, method, seed))
@@ -219,7 +222,7 @@ class DemHecData(Resampled):
         key = data, net, method, rows, together, artefact
         if key not in self.memo: self.memo[key] = self.averaged(*key)
         values, seeds = self.memo[key]
-        if METHODS[method] is not None or self.own_beginning(data, net):
+        if self.trains(method) or self.own_beginning(data, net):
             self.used.add((data, net, seeds))  # elsewhere a network that is not fine-tuned is one and the same
         return self.seen(values)
 
