@@ -128,9 +128,11 @@ def trade_figure(
         colour = "C3" if own else "0.35"
         ax.annotate("", ends[1], ends[0], arrowprops=dict(arrowstyle="->", color=colour, lw=0.9, alpha=0.7))
         ax.plot(*ends[0], "D" if own else "o", color=colour, ms=6 if own else 4.5)
+        ax.plot(*ends[1], "D" if own else "o", color=colour, ms=3, mfc="white")
         ax.annotate(
             TITLES[name], ends[0], xytext=(4, -9 if number % 2 else 4), textcoords="offset points", fontsize=7,
             color=colour,
         )
+    ax.margins(0.12, 0.08)
     ax.set(xlabel="accuracy on clean images, %", ylabel=f"accuracy on {'15 x 5' if rows == FIFTEEN5 else 'corrupted'}, %")
     return fig
