@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'HEC', 'STANDARD', 'METHODS', 'WATCHED', 'TUNING', 'PROTOCOLS', 'SEEDS', 'PARTS', 'BENCHMARK', 'BATCH',
-           'FITTED', 'PASSES', 'experiment', 'cifar100', 'ablation', 'LOWER_RATE', 'slower', 'shipped', 'FURTHER',
-           'further', 'seeds', 'DemHecCell', 'objective_of', 'recipe_of', 'canonical', 'weighted_stages', 'ablations',
-           'setting_of', 'dem_hec_cells', 'finetuned_model', 'condition_images', 'questioned', 'entropy_inputs',
-           'entropies', 'record_scores', 'run_dem_hec_cell', 'ShippedCell', 'run_shipped_cell', 'run_setting', 'passes',
-           'cost', 'DemHecRuns', 'Slower', 'shipped_cells', 'Shipped', 'further_cells', 'setting_name', 'Further',
-           'AblationSeeds', 'canaries']
+           'FITTED', 'PASSES', 'experiment', 'cifar100', 'ablation', 'LOWER_RATE', 'slower', 'WORTH', 'shipped',
+           'FURTHER', 'further', 'seeds', 'DemHecCell', 'objective_of', 'recipe_of', 'canonical', 'weighted_stages',
+           'ablations', 'setting_of', 'dem_hec_cells', 'finetuned_model', 'condition_images', 'questioned',
+           'entropy_inputs', 'entropies', 'record_scores', 'run_dem_hec_cell', 'ShippedCell', 'run_shipped_cell',
+           'run_setting', 'passes', 'cost', 'DemHecRuns', 'Slower', 'shipped_cells', 'Shipped', 'further_cells',
+           'setting_name', 'Further', 'AblationSeeds', 'canaries']
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #1ffb31d1
 from collections.abc import Callable
@@ -421,11 +421,15 @@ class Slower(DemHecRuns):
 slower = Slower()
 
 # %% ../../../nbs/papers/dem_hec/10_protocol.ipynb #ae35b745
+WORTH = ("dem_hec", "none", "bn_adapt", "standard", "gaussian", "prime", "augmix_gaussian", "augmix",
+         "trivial_augment", "auto_augment", "batch_augment")  # methods, the most telling first
+
+
 def shipped_cells(
     protocol: str = "full",  # smoke | quick | reduced | full
     seeds: tuple | None = None,  # None: those of the protocol
     **options,  # fields of `DemHecCell` that replace the protocol's
-) -> list[ShippedCell]:  # seed by seed
+) -> list[ShippedCell]:  # seed by seed, in the order of their worth
     "All methods from the ResNet-20 that ships, in the settings of a protocol; `full` in bfloat16."
     if protocol not in PROTOCOLS: raise ValueError(nearest(protocol, PROTOCOLS, "protocol"))
     base = replace(SHIPPED, data="sample") if protocol == "smoke" else SHIPPED
@@ -433,7 +437,7 @@ def shipped_cells(
     found = [
         canonical(ShippedCell(base, method, seed, **settings))
         for seed in (SEEDS[protocol] if seeds is None else seeds)
-        for method in METHODS
+        for method in WORTH
     ]
     return list(dict.fromkeys(found))
 
