@@ -186,7 +186,7 @@ class DemHecData(Resampled):
         seed: int = 0,  # of the draws
     ):
         super().__init__(resamples, seed)
-        self.protocol, self.profile = protocol, protocol
+        self.protocol, self.profile, self.asked = protocol, protocol, set()  # asked: networks of the last claim
         self.records = {
             (r.cell["base"]["data"], r.cell["base"]["net"], self.label(r), r.cell["seed"]): r for r in records
         }
@@ -200,15 +200,15 @@ class DemHecData(Resampled):
 
     def record(self, data: str, net: str, method: str, seed: int) -> Record | None:
         "The record of a network; one that is not fine-tuned serves all seeds that begin with it."
-        if not self.trains(method) and (base := self.bases.get((data, net, seed))):
-            alike = [s for s in self.seeds if (r := self.records.get((data, net, method, s))) and r.cell["base"] == base]
-            seed = alike[0] if alike else seed
-        return self.records.get((data, net, method, seed))
+        own = self.records.get((data, net, method, seed))
+        if own or self.trains(method) or (data, net, seed) not in self.bases: return own
+        untouched = [r for place, r in self.records.items() if place[:3] == (data, net, method)]
+        return next((r for r in untouched if r.cell["base"] == self.bases[data, net, seed]), None)
 
     def own_beginning(self, data: str, net: str) -> bool:
         "Has each seed a pretrained network of its own?"
-        bases = [base for (*place, _), base in self.bases.items() if place == [data, net]]
-        return self.protocol == "full" and all(base not in bases[:n] for n, base in enumerate(bases))
+        ships = any("weights" in r.cell for place, r in self.records.items() if place[:2] == (data, net))
+        return self.protocol == "full" and not ships
 
     def seeds_of(self, data: str, net: str, methods: tuple = BEFORE_AFTER) -> list[int]:
         "Seeds with all of these networks."
@@ -222,6 +222,7 @@ class DemHecData(Resampled):
         key = data, net, method, rows, together, artefact
         if key not in self.memo: self.memo[key] = self.averaged(*key)
         values, seeds = self.memo[key]
+        self.asked.add((data, net))
         if self.trains(method) or self.own_beginning(data, net):
             self.used.add((data, net, seeds))  # elsewhere a network that is not fine-tuned is one and the same
         return self.seen(values)
@@ -384,7 +385,10 @@ def left_out(claim: pd.Series, results: DemHecResults) -> list[str]:
         ran = results.ran.get(x, [])
         if not ran: found.append(f"{x}: not run")
         elif len(ran) < len(BB[x]): found.append(f"{x}: {', '.join(ran)} of {len(BB[x])} nets")
-    begun = {r.cell["base"]["epochs"] for r in results.records.values() if "weights" in r.cell and results.used}
+    begun = {
+        r.cell["base"]["epochs"]
+        for place, r in results.records.items() if place[:2] in results.asked and "weights" in r.cell
+    }
     found += [f"pretrained for {epochs} of {PretrainCell().epochs} epochs" for epochs in sorted(begun)]
     return found
 
@@ -398,6 +402,7 @@ def try_claim(
     "One claim in one results."
     called, fixed = "|".join(name for name in CALLED if name not in (facts or {})), is_computed(claim)
     predicate = re.sub(rf"\b({called})\b", r"\1()", claim.predicate) if called else claim.predicate
+    results.asked = set()
     found = evaluate_claim(predicate, results, facts, resamples)
     if found["verdict"] == "not run": return found | dict(profile="", provisional=False)
     if fixed:

@@ -52,10 +52,11 @@ def best(
     profile: str,  # smoke | quick | reduced | full
     needed: tuple[str, ...] = BEFORE_AFTER,  # methods that must be there
     data: str = "cifar10",  # cifar10 | cifar100
+    only: str | None = None,  # this protocol and no other; None: the largest that has what is needed
     **options,  # fields of `DemHecCell` that replace the protocol's
 ) -> tuple[str | None, list[Record]]:  # None: there are no records
     "The protocol that a page of this profile shows, and its records."
-    for protocol in at_least(profile):
+    for protocol in (only,) if only else at_least(profile):
         records = [r for r in records_of(store, protocol, **options) if r.cell["base"]["data"] in (data, "sample")]
         if set(needed) <= {r.cell["method"] for r in records}: return protocol, records
     return None, []
@@ -68,10 +69,11 @@ def enough(store: Store, profile: str, needed: tuple[str, ...] = BEFORE_AFTER, d
 
 
 def shown(
-    store: Store, profile: str, needed: tuple[str, ...] = BEFORE_AFTER, data: str = "cifar10", **options
-) -> DemHecData:
+    store: Store, profile: str, needed: tuple[str, ...] = BEFORE_AFTER, data: str = "cifar10",
+    only: str | None = None, **options
+) -> DemHecData:  # arguments of `best`
     "The networks that a page shows, resampled."
-    protocol, records = best(store, profile, needed, data, **options)
+    protocol, records = best(store, profile, needed, data, only, **options)
     results = DemHecData(records, store, protocol or profile)
     results.at = None  # all resamples at once
     return results
@@ -83,16 +85,17 @@ def protocol_banner(
     needed: tuple[str, ...] = BEFORE_AFTER,
     data: str = "cifar10",
     records: list[Record] | None = None,  # those shown, if not all of the protocol
+    only: str | None = None,  # as for `best`
 ) -> HTML:
     "What was run, and what of the paper's protocol was reduced."
-    protocol, found = best(store, profile, needed, data)
+    protocol, found = best(store, profile, needed, data, only)
     if not found: return banner([], profile)
     cell, first = next(r.cell for r in found if r.cell["method"] == needed[-1]), DemHecCell()
     base, paper = cell["base"], first.base
     precision = {"bf16": "bfloat16", "fp32": "single precision"}[cell["precision"]]
     begun = " (the network that ships)" if "weights" in cell else ""
     name, updates = (
-        {"reduced": "Reduced run", "quick": "Quick run"}.get(protocol, "Full run"),
+        {"reduced": "Reduced run", "quick": "Quick run"}.get(protocol, "Full fine-tuning" if begun else "Full run"),
         [
             round(epochs * images / batch, -1)
             for epochs, images, batch in (
@@ -109,7 +112,8 @@ def protocol_banner(
     )
     return banner(
         records or found, protocol, "network",
-        text + ("" if protocol == "full" else " The same for all methods. Every verdict is provisional."),
+        text
+        + ("" if protocol == "full" and not begun else " The same for all methods. Every verdict is provisional."),
     )
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #95cb1e52

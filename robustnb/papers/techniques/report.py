@@ -487,7 +487,8 @@ def photo_table(results: BenchResults) -> HTML:
             **{head: ask(column, plain, 1.0) for column, head in unsure.items()},
             "passes": f"{passes(name) / passes('standard'):.1f}" if "standard" in known else f"{passes(name):,.0f}",
         })
-    lacking = [title(name) for name in photographs.ROWS if name not in known]
+    planned = dict.fromkeys(cell.technique for cell in photographs.photo_cells(results.profile))
+    lacking = [title(name) for name in planned if name not in known]
     return table(
         pd.DataFrame(rows),
         f"CIFAR-10, {PHOTO_NETS[one.net]}, {one.images:,} training images, "
