@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from robustnb.lab.records import repository
 from robustnb.lab.reproduce import Run, kernels, notebooks, prepare, run_one
 
 
@@ -35,3 +36,21 @@ def test_runs(runs, notebook):
         "image/png" in shown or "image/svg+xml" in shown or "text/html" in shown
     ), "a result page shows a figure or a table"
     assert not [o for o in outputs if o.get("name") == "stderr"], "warnings and bars do not belong on a page"
+
+def unrecorded() -> list:
+    "Pages whose experiments have no committed record, and one that had none on the day it was written."
+    with_records = {path.stem for path in (repository() / "results").glob("*.jsonl")}
+    new = [n for n in notebooks() if n.experiments and not {*n.experiments} & {"*", *with_records}]
+    return [n for n in notebooks() if n in new or n.name == "dem_hec/recipe"]
+
+
+@pytest.mark.parametrize("notebook", unrecorded(), ids=lambda n: n.name)
+def test_a_page_without_records_is_made_all_the_same(tmp_path, monkeypatch, notebook):
+    monkeypatch.setenv("ROBUSTNB_COMPUTE", "0")  # as when the site is built
+    monkeypatch.delenv("ROBUSTNB_REUSE", raising=False)
+    cells = [c for c in json.loads(notebook.path.read_text())["cells"] if c["cell_type"] == "code"]
+    space = {"display": lambda *shown: None}
+    for number, cell in enumerate(cells):
+        exec(compile("".join(cell["source"]), f"{notebook.name}, code cell {number}", "exec"), space)
+        if not number: space |= dict(profile="quick", records=str(tmp_path))
+    assert not list(tmp_path.iterdir())

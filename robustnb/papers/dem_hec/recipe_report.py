@@ -16,11 +16,11 @@ from ...lab.report import format_points, percent, table, theme
 from .claims import DemHecData
 from .recipe import OWN, SETTINGS, RecipeCell, own_passes, recipe_cells
 from .report import (
-    CLEAN_ROW, FIFTEEN5, GROUPS, METHOD_TITLES, gain, mean_accuracy, nets_of, widest)
-from .pretraining import PretrainCell
+    CLEAN_ROW, FIFTEEN5, GROUPS, METHOD_TITLES, cell_of, gain, mean_accuracy, nets_of, widest)
 
 # %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #ee696a09
-TITLES = METHOD_TITLES | {name: name for name in SETTINGS} | {"recipe": "our recipe", "half kept": "our recipe, half kept"}
+TITLES = METHOD_TITLES | {name: name for name in SETTINGS}
+TITLES |= {"recipe": "our recipe", "half kept": "our recipe, half kept"}
 RIVALS = tuple(name for name in METHOD_TITLES if name != "bn_adapt")  # adapted answers are a column of each row
 NO_NOISE = tuple(row for row in FIFTEEN5 if row not in GROUPS["noise"])  # what is left without its three noises
 
@@ -59,9 +59,7 @@ def recipe_results(
 # %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #f11eb454
 def passes_of(results: RecipeData, network: tuple[str, str], name: str) -> float:
     "Units for each image and epoch."
-    cell = next(r.cell for (data, net, label, _), r in results.records.items() if (data, net, label) == (*network, name))
-    known = {key: tuple(v) if isinstance(v, list) else v for key, v in cell.items() if key != "base"}
-    return own_passes(RecipeCell(base=PretrainCell(**cell["base"]), **known))
+    return own_passes(cell_of(results, network, name, RecipeCell))
 
 
 def there(results: RecipeData, network: tuple[str, str], names: tuple, rows: tuple) -> list[str]:
@@ -87,15 +85,16 @@ def rivals_table(
         row = {
             "network": f"<strong>{TITLES[name]}</strong>" if name == over else TITLES[name],
             "seeds": mean_accuracy(plain, network, name, CLEAN_ROW).n_seeds,
-            "passes an image": f"{passes_of(plain, network, name):.1f}",
+            "passes": f"{passes_of(plain, network, name):.1f}",
         }
         for column, results, at in columns:
             row[column] = percent(found) if (found := mean_accuracy(results, network, name, at)) else ""
-        for column, results in ((f"recipe over it, {said}", plain), ("recipe over it, both adapted", adapted)):
+        for column, results in ((f"over it, {said}", plain), ("over it, adapted", adapted)):
             found = gain(results, network, over, wide, name) if name != over else None
             row[column] = format_points(found) if found else ""
         rows.append(row)
-    return table(pd.DataFrame(rows), caption)
+    lacking = [TITLES[name] for name in names if not mean_accuracy(plain, network, name, CLEAN_ROW)]
+    return table(pd.DataFrame(rows), caption + (f" Not run yet: {', '.join(lacking)}." if lacking else ""))
 
 
 def beaten(
@@ -122,7 +121,7 @@ def ranking(
     for how, part in zip(("better than", "not to be told from", "worse than"), beaten(results, network, RIVALS, name)):
         seeds = [gain(results, network, name, rows, rival).n_seeds for rival in part]
         told = [TITLES[rival] + (f" ({n} seed{'s' * (n > 1)})" if n < 3 else "") for rival, n in zip(part, seeds)]
-        words.append(f"{how} {', '.join(told) or 'no row'}")
+        if told: words.append(f"{how} {', '.join(told)}")
     return "; ".join(words)
 
 # %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #3db43516
@@ -138,8 +137,8 @@ def trade_figure(
     names = there(plain, network, (*OWN, *METHOD_TITLES), rows)
     for number, name in enumerate(names):
         own = name in OWN
-        found = [[mean_accuracy(results, network, name, at) for at in (CLEAN_ROW, rows)] for results in (plain, adapted)]
-        ends = [[value.value for value in pair] for pair in found if all(pair)]
+        place = lambda results: [mean_accuracy(results, network, name, at) for at in (CLEAN_ROW, rows)]
+        ends = [[value.value for value in pair] for pair in map(place, (plain, adapted)) if all(pair)]
         colour = "C3" if own else "0.35"
         ax.plot(*ends[0], "D" if own else "o", color=colour, ms=6 if own else 4.5)
         for end in ends[1:]:  # none where the adapted answers are lost
@@ -150,5 +149,6 @@ def trade_figure(
             color=colour,
         )
     ax.margins(0.12, 0.08)
-    ax.set(xlabel="accuracy on clean images, %", ylabel=f"accuracy on {'15 x 5' if rows == FIFTEEN5 else 'corrupted'}, %")
+    said = "15 x 5" if rows == FIFTEEN5 else "corrupted images"
+    ax.set(xlabel="accuracy on clean images, %", ylabel=f"accuracy on {said}, %")
     return fig

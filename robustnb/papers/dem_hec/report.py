@@ -6,11 +6,11 @@
 __all__ = ['METHOD_TITLES', 'CLEAN_ROW', 'SEVEN3', 'FIFTEEN5', 'CONDITION_SETS', 'GROUPS', 'PRINTED_CORRUPTIONS', 'TABLES',
            'CLEAN_DATA', 'SETTING_LABELS', 'best', 'enough', 'shown', 'protocol_banner', 'nets_of', 'mean_accuracy',
            'gain', 'printed_pair', 'pair_table', 'signed', 'pair_figure', 'draw_interval', 'printed_gains',
-           'printed_figure', 'ranked', 'widest', 'cost_of', 'compare_table', 'method_ranking', 'compare_figure',
-           'rates_figure', 'by_corruption_figure', 'table3', 'field_table', 'table4', 'clean_rows', 'clean_table',
-           'clean_figure', 'shown_large', 'large_banner', 'printed6', 'before_after', 'table6', 'subset_table',
-           'ablation_results', 'setting_change', 'restricted', 'diverged', 'seed_range', 'setting_row', 'method_row',
-           'ablation_table', 'ablation_figure', 'effects', 'history_figure']
+           'printed_figure', 'ranked', 'widest', 'cell_of', 'cost_of', 'compare_table', 'method_ranking',
+           'compare_figure', 'rates_figure', 'by_corruption_figure', 'table3', 'field_table', 'table4', 'clean_rows',
+           'clean_table', 'clean_figure', 'shown_large', 'large_banner', 'printed6', 'before_after', 'table6',
+           'subset_table', 'ablation_results', 'setting_change', 'restricted', 'diverged', 'seed_range', 'setting_row',
+           'method_row', 'ablation_table', 'ablation_figure', 'effects', 'history_figure']
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #b9573483
 from dataclasses import fields
@@ -21,6 +21,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import HTML
 from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
 
 from ...lab.predicates import Missing
 from ...lab.verdicts import paper_table
@@ -105,16 +106,14 @@ def protocol_banner(
         ],
     )
     text = (
-        f"{name}. Pretraining: {base['epochs']} of {paper.epochs} epochs{begun}. Fine-tuning: {cell['train_images']:,} of"
-        f" {first.train_images:,} images, {cell['epochs']} of {first.epochs} epochs, about {updates[0]:,.0f} of"
+        f"{name}. Pretraining: {base['epochs']} of {paper.epochs} epochs{begun}. Fine-tuning:"
+        f" {cell['train_images']:,} of {first.train_images:,} images, {cell['epochs']} of {first.epochs} epochs, about {updates[0]:,.0f} of"
         f" {updates[1]:,.0f} updates, {precision}; {cell['images']:,} of {first.images:,} test images; nets:"
         f" {', '.join(sorted({r.cell['base']['net'] for r in found}))}."
     )
-    return banner(
-        records or found, protocol, "network",
-        text
-        + ("" if protocol == "full" and not begun else " The same for all methods. Every verdict is provisional."),
-    )
+    final = protocol == "full" and not begun
+    if not final: text += " The same for all methods. Every verdict is provisional."
+    return banner(records or found, "full" if final else "reduced" if begun else protocol, "network", text)
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #95cb1e52
 CLEAN_ROW = (("clean", 0),)
@@ -289,12 +288,22 @@ def widest(results: DemHecData, network: tuple[str, str]) -> tuple:  # condition
     return tuple((name, severity) for name in cell["corruptions"] for severity in cell["severities"])
 
 
+def cell_of(
+    results: DemHecData,
+    network: tuple[str, str],  # data, net
+    name: str,  # what the network goes by
+    kind: type = DemHecCell,  # fields that it does not have are left out
+) -> DemHecCell:
+    "The cell behind one of a network's records."
+    record = next(r for place, r in results.records.items() if place[:3] == (*network, name))
+    known = {field.name for field in fields(kind)} - {"base"}
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in record.cell.items() if k in known}
+    return kind(base=PretrainCell(**record.cell["base"]), **settings)
+
+
 def cost_of(results: DemHecData, network: tuple[str, str], method: str) -> float:
     "Passes for each image and epoch of fine-tuning; 0 where nothing is trained."
-    record = next(r for (data, net, name, _), r in results.records.items() if (data, net, name) == (*network, method))
-    known = {field.name for field in fields(DemHecCell)} - {"base"}  # a cell of the network that ships has one more
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in record.cell.items() if k in known}
-    return passes(DemHecCell(base=PretrainCell(**record.cell["base"]), **settings))
+    return passes(cell_of(results, network, method))
 
 
 def compare_table(
@@ -853,6 +862,7 @@ def history_figure(records: list[Record]) -> plt.Figure | None:  # None: nothing
     means = rows.groupby("epoch")[list(terms)].mean()
     fig, ax = plt.subplots(figsize=(4.6, 2.8), layout="constrained")
     for name, title in terms.items(): ax.plot(means.index, means[name], marker="o", markersize=3.5, label=title)
-    ax.set(xlabel="epoch", ylabel="mean loss in the epoch, nats", ylim=(0, None), xticks=means.index)
+    ax.set(xlabel="epoch", ylabel="mean loss in the epoch, nats", ylim=(0, None))
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
