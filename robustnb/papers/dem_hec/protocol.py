@@ -511,7 +511,7 @@ def canaries() -> list[DemHecCell]:
     found += [replace(least, **change) for change in settings]
     ready = replace(SHIPPED, data="sample")
     shipped = ShippedCell(
-        ready, train_images=20, epochs=1, batch=10, warmup=0.5, images=10, severities=(3,), entropies=0
+        ready, train_images=20, epochs=1, batch=10, warmup=0.5, images=10, severities=(3,), entropies=4
     )
-    seven = replace(shipped, corruptions=SEVEN)
-    return [*found, seven, canonical(replace(shipped, method="standard", corruptions=("fog",)))]
+    found += [canonical(replace(shipped, method=method)) for method in METHODS]
+    return [*found, replace(shipped, precision="bf16")]

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import update_bn
 from ...anchored import Anchored
 from ...augment import AugMix, Chain, PartNoise, Prime
 from ...basics import nearest
+from ...corruptions import CORRUPTIONS
 from ...data import subset
 from ...lab.experiments import trained_once
 from ...lab.registry import Experiment
@@ -149,4 +150,5 @@ def canaries() -> list[RecipeCell]:
     tiny = dict(
         train_images=20, epochs=1, batch=10, warmup=0.5, images=20, corruptions=("fog",), severities=(3,), lr=RATE
     )
-    return [replace(cell, **tiny) for cell in recipe_cells("smoke")]
+    found = [replace(cell, **tiny) for cell in recipe_cells("smoke")]
+    return [*found, replace(found[0], corruptions=tuple(CORRUPTIONS), precision="bf16")]
