@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .attacks import as_weights
 from .augment import Augmentation, Prime
-from .dem_hec import distillation, snapshot
+from .dem_hec import check_teacher, distillation, snapshot
 from .training import Loss, Objective, TrainingRun, content_name
 
 # %% ../nbs/47b_anchored.ipynb #f842a5c7
@@ -26,11 +27,13 @@ class Anchored(Objective):
         temperature: float = 2.0,  # T > 0 of the anchor
         teacher: nn.Module | None = None,  # None: a snapshot of the model when training begins
     ):
-        if not 0 <= share <= 1 or weight < 0 or not temperature > 0:
+        if not (0 <= share <= 1 and weight >= 0 and temperature > 0):
             raise ValueError(
                 "an anchored training needs a share in [0,1], weight >= 0 and temperature > 0, got"
                 f" share={share}, weight={weight}, temperature={temperature}"
             )
+        if not callable(augment):
+            raise TypeError(f"augment is a function of images and a generator, such as Prime(), got {augment!r}")
         self.augment, self.share, self.weight, self.temperature = augment, share, weight, temperature
         self.given = self.teacher = snapshot(teacher) if teacher is not None and weight else None
         self.told = "" if self.given is None else f", teacher={content_name(self.given)}"
@@ -43,6 +46,7 @@ class Anchored(Objective):
 
     def before_fit(self, run: TrainingRun):
         if self.weight: self.teacher = snapshot(self.given or run.model).to(run.device)
+        if self.given is not None: check_teacher(self.teacher, run)
 
     def before_epoch(self, run: TrainingRun): self.generator = run.generator
     def state(self) -> dict: return {"teacher": self.teacher.state_dict()} if self.weight else {}
@@ -58,6 +62,6 @@ class Anchored(Objective):
         if not self.weight: return Loss(total, terms, clean)
         if self.teacher is None:
             raise ValueError("there is no teacher yet: give one, let `fit` take its snapshot, or set weight=0")
-        with torch.no_grad(): target = self.teacher(x).repeat(2, 1)
+        with torch.no_grad(): target = self.teacher(as_weights(self.teacher, x)).repeat(2, 1)
         terms["anchor"] = distillation(logits, target, self.temperature, "teacher_student")
         return Loss(total + self.weight * terms["anchor"], terms, clean)

@@ -15,9 +15,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .basics import progress
+from .attacks import whole_labels
+from .basics import check_count, progress
 from .metrics import BINS, brier, check_probabilities, ece, nll, reliability
-from .resampling import interval, resample_weights
+from .resampling import check_level, interval, resample_weights
 from .uncertainty import accuracy_at, risk_coverage
 from .resampling import proportion_interval
 
@@ -37,8 +38,9 @@ def check_resampling(
     resamples: int,
 ) -> None:
     "ValueError where an interval cannot be made with these."
-    if bins < 1 or resamples < 1: raise ValueError(f"bins and draws must be at least 1, got {bins} and {resamples}")
-    if not 0 < level < 1: raise ValueError(f"level is a share between 0 and 1, such as 0.95, got {level}")
+    check_count(bins, "bins")
+    check_count(resamples, "draws")
+    check_level(level)
 
 
 def ece_interval(
@@ -123,17 +125,15 @@ def conformal_sets(
 
 
 def set_coverage(
-    sets: Tensor,  # bool [N,K]
-    y: Tensor,  # [N] labels
+    sets: Tensor | np.ndarray,  # bool [N,K]
+    y: Tensor | np.ndarray,  # [N] labels
     level: float = 0.95,  # coverage of the interval
 ) -> dict[str, float]:  # coverage, low, high, size (mean), empty (share), n
     "How often the label is in its set, and how large the sets are."
     check_resampling(1, level, 1)
-    y = torch.as_tensor(y)
-    if sets.ndim != 2 or not len(sets) or y.shape != sets.shape[:1] or y.dtype != torch.int64:
-        raise ValueError(
-            f"sets must be [N,K], N >= 1, and labels int64 [N], got {tuple(sets.shape)}, {y.dtype} {tuple(y.shape)}"
-        )
+    sets, y = torch.as_tensor(sets), whole_labels(torch.as_tensor(y))
+    if sets.ndim != 2 or not len(sets) or y.shape != sets.shape[:1]:
+        raise ValueError(f"sets must be [N,K], N >= 1, and labels [N], got {tuple(sets.shape)} and {tuple(y.shape)}")
     if not (0 <= y.min() and y.max() < sets.shape[1]):
         raise ValueError(f"labels must lie in 0..{sets.shape[1] - 1}, these span {y.min()}..{y.max()}")
     hit = sets.gather(1, y[:, None])[:, 0]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DIRECTIONS', 'BATCH_NORM', 'RECIPE', 'RECIPE_VIT', 'distillation', 'snapshot', 'submodules', 'early_stages',
            'mean_over_positions', 'hooked', 'foreign_answers', 'answers', 'pair_of_answers', 'freeze_modules',
-           'TeacherObjective', 'check_settings', 'DemHEC']
+           'check_teacher', 'TeacherObjective', 'check_settings', 'DemHEC']
 
 # %% ../nbs/43_dem_hec.ipynb #831a2662
 import copy
@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks import GENERATE_MODES, borrowed, raise_entropy, softmax_entropy
+from .attacks import GENERATE_MODES, as_weights, borrowed, check_values, raise_entropy, softmax_entropy
 from .contrastive import info_nce
 from .basics import nearest
-from .layers import Classifier, freeze
-from .training import Loss, Objective, Recipe, TrainingRun, content_name, crop_flip, gathered
+from .layers import Classifier, check_module, freeze, mode
+from .training import Loss, Objective, Recipe, TrainingRun, content_name, crop_flip, gathered, to_unit
 
 # %% ../nbs/43_dem_hec.ipynb #502fbf58
 DIRECTIONS = ("student_teacher", "teacher_student")
@@ -35,16 +35,19 @@ def distillation(
     "Divergence of softened answers, times T squared (Dem-HEC, eq. 11)."
     if direction not in DIRECTIONS: raise ValueError(nearest(direction, DIRECTIONS, "direction"))
     if not temperature > 0: raise ValueError(f"temperature must be above 0 (2 is the paper's), got {temperature}")
-    s, t = (
-        F.log_softmax(z.to(torch.promote_types(z.dtype, torch.float32)) / temperature, dim=1)
-        for z in (student, teacher)
-    )
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"teacher and student must answer the same classes, got {list(teacher.shape)} and {list(student.shape)}"
+        )
+    kind = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    s, t = (F.log_softmax(z.to(kind) / temperature, dim=1) for z in (student, teacher))
     first, second = (s, t) if direction == "student_teacher" else (t, s)
     return temperature**2 * F.kl_div(second, first, reduction="batchmean", log_target=True)
 
 # %% ../nbs/43_dem_hec.ipynb #e3bbfebf
 def snapshot(model: nn.Module) -> nn.Module:
     "A frozen copy of a model, in evaluation mode."
+    check_module(model, "a teacher or static net")
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 # %% ../nbs/43_dem_hec.ipynb #7de3c0da
@@ -172,6 +175,21 @@ def freeze_modules(
     return list(free)
 
 
+def check_teacher(
+    teacher: nn.Module,  # frozen, on the run's device
+    run: TrainingRun,
+) -> None:
+    "ValueError where a teacher gives no logits, or not one for each answer of the student."
+    x = to_unit(run.x[:8])
+    with torch.no_grad(), mode(run.model, training=False):
+        theirs, ours = (model(as_weights(model, x)) for model in (teacher, run.model))
+    if theirs.shape != ours.shape:
+        raise ValueError(
+            f"a teacher of {theirs.shape[-1]} outputs has no answer for each of the student's {ours.shape[-1]}"
+        )
+    check_values(theirs)
+
+
 class TeacherObjective(Objective):
     "An objective with a teacher and frozen stages (`self.frozen`), for the length of a training."
 
@@ -180,6 +198,7 @@ class TeacherObjective(Objective):
 
     def before_fit(self, run: TrainingRun):
         self.teacher = snapshot(self.given or run.model).to(run.device)
+        if self.given is not None: check_teacher(self.teacher, run)
         self.generator = run.generator
         chosen = early_stages(run.model, self.frozen)
         if not isinstance(run.model, Classifier): self.before = freeze_modules(run.model, chosen)
@@ -204,7 +223,7 @@ def check_settings(s: "DemHEC"):
     "ValueError where a setting has a value that it cannot have."
     if not 0 <= s.alpha <= 1:
         raise ValueError(f"alpha is the share of the high-entropy images, in [0,1], got {s.alpha}")
-    if s.lambda_c < 0 or s.lambda_kd < 0:
+    if not (s.lambda_c >= 0 and s.lambda_kd >= 0):
         raise ValueError(f"weights must be >= 0, got lambda_c={s.lambda_c}, lambda_kd={s.lambda_kd}")
     for what, options in (("generate_mode", GENERATE_MODES), ("batch_norm", BATCH_NORM), ("direction", DIRECTIONS)):
         if getattr(s, what) not in options: raise ValueError(nearest(getattr(s, what), options, what))
@@ -269,7 +288,7 @@ class DemHEC(TeacherObjective):
             (1 - self.alpha) * terms["clean"] + self.alpha * terms["high_entropy"] + self.lambda_c * terms["contrast"]
         )
         if self.lambda_kd:
-            with torch.no_grad(): target = self.teacher(x)
+            with torch.no_grad(): target = self.teacher(as_weights(self.teacher, x))
             terms["distillation"] = distillation(z, target, self.temperature, self.direction)
             total = total + self.lambda_kd * terms["distillation"]
         terms |= {"entropy": softmax_entropy(z).mean(), "entropy_hard": softmax_entropy(z_hard).mean()}

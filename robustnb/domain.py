@@ -19,13 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .contrastive import embedding_width
+from .attacks import as_weights
+from .basics import check_count, nearest
+from .contrastive import check_embeds, embedding_width
 from .corruptions import corrupt
-from .basics import nearest
 from .data import load
 from .images import SPLITS, ImageSet
 from .basics import progress as progress_bar
-from .layers import mode, reverse_gradient
+from .layers import check_module, mode, reverse_gradient
 from .training import Loss, Objective, Recipe, TrainingRun, derive_seed, fit, to_unit
 
 # %% ../nbs/45_domain.ipynb #f91ca8f7
@@ -60,6 +61,11 @@ def mnist_m(
     most = min(photos.x.shape[2:])
     if patch not in range(1, most + 1):
         raise ValueError(f"patch must be a whole number from 1 to {most} pixels, got {patch}")
+    for images, what, channels in ((digits, "digits", 1), (photos, "photos", 3)):
+        if images.x.shape[1] != channels or images.x.dtype != torch.uint8:
+            raise ValueError(
+                f"{what} must be uint8 [N,{channels},H,W], got {images.x.dtype} {list(images.x.shape)} ({images.name})"
+            )
     generator = torch.Generator().manual_seed(derive_seed("mnist_m", split, seed))
     draws = torch.rand(len(digits), 3, generator=generator, dtype=torch.float64)
     pieces = list(zip(draws.split(5000), digits.x.split(5000)))
@@ -194,6 +200,8 @@ def unlabelled(
     target: ImageSet | Tensor,  # labels are not looked at
 ) -> ImageSet:  # one class, all labels 0
     "The images alone."
+    if not isinstance(target, (ImageSet, Tensor)):
+        raise TypeError(f"images are an ImageSet or a tensor [N,C,H,W], got {type(target).__name__}")
     x, name = (target.x, target.name) if isinstance(target, ImageSet) else (target, "target")
     return ImageSet(x, torch.zeros(len(x), dtype=torch.int64), ("unlabelled",), name)
 
@@ -263,6 +271,7 @@ class DANN(Objective):
         return x.contiguous(memory_format=torch.channels_last) if recipe.channels_last else x
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
+        if self.stream is None: raise ValueError("target images are drawn by `fit`; outside it there are none")
         t = self.batch(len(x))
         f = model.embed(torch.cat([x, t])) if self.joint else torch.cat([model.embed(x), model.embed(t)])
         logits = model.head(f[: len(x)])
@@ -324,9 +333,12 @@ def features(
     batch: int = 250,  # images at a time
 ) -> Tensor:  # [N,D], float32 on the CPU
     "What the head gets, in evaluation mode and without gradients."
-    x, device = data.x if isinstance(data, ImageSet) else data, next(model.parameters()).device
+    check_embeds(model)
+    check_count(batch, "batch")
+    x, device = unlabelled(data).x, next(model.parameters()).device
     with mode(model, training=False), torch.no_grad():
-        return torch.cat([model.embed(to_unit(piece.to(device))).float().cpu() for piece in x.split(batch)])
+        taken = (as_weights(model, to_unit(piece.to(device))) for piece in x.split(batch))
+        return torch.cat([model.embed(piece).float().cpu() for piece in taken])
 
 
 def adda(
@@ -394,6 +406,7 @@ def tent(
     "Scale and shift of batch norm by least entropy of the predictions (Wang et al. 2021)."
     if not lr > 0 or passes < 1 or batch < 2:
         raise ValueError(f"tent needs lr > 0, passes >= 1 and batch >= 2, got lr={lr}, passes={passes}, batch={batch}")
+    check_module(model)
     adapted, x = copy.deepcopy(model), unlabelled(target).x
     if len(x) < 2: raise ValueError(f"a batch has no variance with {len(x)} images; give at least 2")
     norms, device = batch_norms(adapted), next(model.parameters()).device

@@ -13,10 +13,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .attacks import borrowed, loss_sign
-from .basics import progress
+from .attacks import as_weights, borrowed, check_logits, loss_sign
+from .basics import check_count, progress
 from .images import ImageSet
-from .metrics import check_logits
 from .perturbations import at_distance, normal_direction, reach
 from .resampling import proportion_interval
 
@@ -43,12 +42,13 @@ def correct_at_levels(
     unreachable: str = "error",  # "error", or "nearest": an image stops where all its pixels stand at 0 or 1
 ) -> Tensor:  # bool, [L,N], on the CPU
     "Is the model right about each image at each distance along its direction?"
+    check_count(batch, "batch")
     device, rights = device_of(model, direction), []
     with borrowed(model, "eval"), torch.inference_mode():
         for i in progress(range(0, len(data), batch), "levels") if show else range(0, len(data), batch):
             part = data.take(slice(i, i + batch))
             moved = at_distance(part.float().to(device), direction[i:i + batch].to(device), levels, unreachable)
-            logits = model(moved.flatten(0, 1))
+            logits = model(as_weights(model, moved.flatten(0, 1)))
             check_logits(logits, part.y.repeat(len(levels)))
             rights.append((logits.argmax(1).view(len(levels), -1) == part.y.to(device)).cpu())
     return torch.cat(rights, 1)

@@ -12,7 +12,7 @@ import io
 import zlib
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,15 +22,15 @@ import seaborn as sns
 import torch
 from torch import Tensor, nn
 
-from .attacks import borrowed
+from .attacks import as_weights, borrowed, check_logits
 from .corruptions import BENCHMARKS, CORRUPTIONS, FAMILIES, REGISTRY, check_range, corrupt, parameters
-from .basics import atomic_write, nearest, progress
+from .basics import atomic_write, check_count, nearest, progress
 from .images import ImageSet
 from .levels import LEVELS, correct_at_levels, curve, fgsm_levels, gaussian_levels
-from .metrics import BINS, check_logits, corruption_errors, guesses, published_errors
+from .metrics import BINS, corruption_errors, guesses, published_errors
 from .sources import as_source
 from .streaming import Journal, Settings, answer_blocks
-from .resampling import interval, resample_counts
+from .resampling import check_level, interval, resample_counts
 
 # %% ../nbs/51_robustness.ipynb #950efeab
 BENCHMARK_OF_SIZE = {32: "cifar10-c", 64: "tiny-imagenet-c", 224: "imagenet-c"}
@@ -76,7 +76,7 @@ def answer(
         for x, y in batches:
             # the model may write into its input, the caller's images stay
             copy = x.to(device, torch.float32, copy=True)
-            logits = model(copy if x.is_floating_point() else copy.div_(255))
+            logits = model(as_weights(model, copy if x.is_floating_point() else copy.div_(255)))
             check_logits(logits, y)
             guess, confidence = guesses(logits.float())
             found.append(torch.stack([guess == y.to(device), confidence]).cpu())
@@ -192,6 +192,9 @@ def measure(
     **options,  # of `Settings`: seed, batch, dtype, device, workers, shard, corrupt_on, channels_last, show, executor
 ) -> Answers:
     "Put a model through every corruption at every severity, block by block."
+    known = [f.name for f in fields(Settings)]
+    for name in options:
+        if name not in known: raise TypeError(nearest(name, known, "option"))
     source = as_source(images)
     if not len(source): raise ValueError(f"{source.name} holds no images")
     settings = Settings(benchmark_for(source.head(1), benchmark), **options)
@@ -290,6 +293,8 @@ def evaluate(
     # columns corruption, severity, accuracy, low, high, n; benchmark, family, ece, ece_low, ece_high, confidence
 ) -> pd.DataFrame:
     "Accuracy and calibration of a model under every corruption at every severity, and on the clean images."
+    check_level(level)  # before the work
+    check_count(resamples, "resamples")
     return tabulate(measure(model, images, corruptions, severities, benchmark, **options), level, resamples)
 
 # %% ../nbs/51_robustness.ipynb #1fb8bcea

@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .attacks import borrowed
+from .attacks import as_weights, borrowed, check_logits
 from .basics import atomic_write, first_line, usable_cores
 from .cluster import RETRIES, ClusterGone, check_needs, connect, ended, handed, in_folder, nodes_of
 from .corruptions import check_range, corrupt
 from .data import STREAMS
-from .metrics import check_logits, guesses
+from .metrics import guesses
 from .sources import BLOCK, Source, as_source
 
 # %% ../nbs/50c_streaming.ipynb #8fef368b
@@ -382,7 +382,8 @@ def ask_piece(
     x = x.to(torch.float32, copy=True, memory_format=layout)  # one copy in 32 bits, in the layout that is asked for
     if whole: x.div_(255)
     y = piece.y.repeat(len(piece.rows))
-    with torch.autocast(device.type, settings.dtype) if settings.dtype else nullcontext(): logits = model(x)
+    with torch.autocast(device.type, settings.dtype) if settings.dtype else nullcontext():
+        logits = model(as_weights(model, x))
     check_logits(logits, y)
     guess, confidence = guesses(logits.float())
     right = (guess.cpu() == y).view(len(piece.rows), -1)

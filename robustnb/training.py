@@ -31,10 +31,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .basics import atomic_write, nearest
+from .attacks import as_weights
+from .basics import atomic_write, check_count, nearest
 from .images import ImageSet
 from .basics import progress as progress_bar
-from .layers import head_outputs, mode
+from .layers import check_module, head_outputs, mode
 
 with warnings.catch_warnings():  # Accelerate looks for a notebook's progress bar and complains when there is none
     warnings.filterwarnings("ignore", message="IProgress not found")
@@ -97,9 +98,13 @@ def check_recipe(recipe: "Recipe"):
     "ValueError where a setting has a value that it cannot have."
     for key, options in RECIPE_CHOICES.items():
         if getattr(recipe, key) not in options: raise ValueError(nearest(getattr(recipe, key), options, what=key))
-    for key in ("epochs", "batch", "accumulate", "lr", "patience", "clip"):
+    for key in ("epochs", "batch", "accumulate", "patience"):
+        if (value := getattr(recipe, key)) is not None: check_count(value, key)
+    for key in ("lr", "clip"):
         value = getattr(recipe, key)
         if value is not None and not value > 0: raise ValueError(f"{key} must be positive, got {value}")
+    if not 0 <= recipe.momentum < 1: raise ValueError(f"momentum lies in [0,1), got {recipe.momentum}")
+    if not recipe.weight_decay >= 0: raise ValueError(f"weight_decay must be >= 0, got {recipe.weight_decay}")
     if not 0 <= recipe.warmup < recipe.epochs:
         raise ValueError(f"warmup must be shorter than the {recipe.epochs} epochs, got {recipe.warmup}")
     if recipe.milestones and recipe.schedule != "step":
@@ -378,6 +383,7 @@ def backward(
         x, y, share = to_unit(run.x[piece]), run.y[piece], len(piece) / len(index)
         if recipe.augment is not None: x = recipe.augment(x, run.generator)
         if recipe.channels_last: x = x.contiguous(memory_format=torch.channels_last)
+        x = as_weights(run.model, x)
         with accelerator.autocast(), loss_told(run, len(piece)): loss = run.objective.loss(run.model, x, y)
         with sum_gradients(run, number == len(pieces)):
             accelerator.backward(loss.total if share == 1 else loss.total * share)
@@ -703,11 +709,13 @@ def predict(
     progress: bool = False,  # show a bar
 ) -> Tensor:  # logits [N,classes], float32 on the CPU
     "Logits of all images, without gradients."
+    check_module(model)
+    check_count(batch, "batch")
     x, weights, out = data if isinstance(data, Tensor) else data.x, next(model.parameters(), None), []
     pieces, device = x.split(batch), (x if weights is None else weights).device
     with mode(model, training=False), torch.no_grad():
         for piece in progress_bar(pieces, "predict", len(pieces)) if progress else pieces:
-            taken = to_unit(piece.to(device))
+            taken = as_weights(model, to_unit(piece.to(device)))
             # the model may write into its input
             out.append(model(taken.clone() if taken.data_ptr() == piece.data_ptr() else taken).float().cpu())
     return torch.cat(out)

@@ -24,9 +24,10 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from .basics import nearest, progress
-from .images import ImageSet
-from .layers import mode, sampling_dropout
+from .attacks import as_weights, check_values, whole_labels
+from .basics import check_count, nearest, progress
+from .images import ImageSet, check_unit
+from .layers import check_module, mode, sampling_dropout
 from .training import Loss, Objective, TrainingRun, predict, to_unit
 
 # %% ../nbs/46_uncertainty.ipynb #c6af872e
@@ -38,13 +39,17 @@ def sampled(
     show: bool = False,  # a progress bar
 ) -> Tensor:  # probabilities, [samples,B,K] float32 on the CPU
     "Softmax of several passes, without gradients."
-    if samples < 1: raise ValueError(f"at least one sample is needed, got samples={samples}")
+    check_count(samples, "samples")
+    check_count(batch, "batch")
+    check_unit(x, "the images")
     if not len(x): raise ValueError("there are no images to ask about")
     device = next(model.parameters()).device
     with torch.no_grad():
-        passes = [torch.cat([model(to_unit(piece.to(device))).float().softmax(1).cpu() for piece in x.split(batch)])
+        asked = lambda piece: model(as_weights(model, to_unit(piece.to(device)))).float().cpu()
+        passes = [torch.cat([asked(piece) for piece in x.split(batch)])
                   for _ in (progress(range(samples), "passes") if show else range(samples))]
-    return torch.stack(passes)
+    for logits in passes: check_values(logits)
+    return torch.stack(passes).softmax(2)
 
 
 def own_generator(
@@ -68,6 +73,7 @@ def mc_dropout(
     show: bool = False,  # a progress bar
 ) -> Tensor:  # probabilities, [samples,B,K] float32 on the CPU
     "Probabilities of several passes with dropout on (Gal and Ghahramani 2016). ValueError for a model without dropout."
+    check_module(model)
     with sampling_dropout(model, own_generator(model, generator)): return sampled(model, x, samples, batch, show)
 
 # %% ../nbs/46_uncertainty.ipynb #36bbb3c6
@@ -76,13 +82,19 @@ class Ensemble(nn.Module):
 
     def __init__(self, models: Sequence[nn.Module]):  # images -> logits [B,K] each, at least one
         super().__init__()
+        if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
+            raise ValueError("models is a sequence of nets; a single one is [net]")
         if not len(models): raise ValueError("an ensemble needs at least one model")
-        self.models = nn.ModuleList(models)
+        for model in models: check_module(model, "a member of an ensemble")
+        self.models, self.looked = nn.ModuleList(models), False
 
     def forward(self, x: Tensor) -> Tensor:  # [B,C,H,W] in [0,1] -> log-probabilities [B,K]
         answers = []
         for model in self.models:
-            with mode(model, training=False): answers.append(model(x).float().log_softmax(1))
+            with mode(model, training=False): logits = model(as_weights(model, x))
+            if not (self.looked or torch.compiler.is_compiling()): check_values(logits)  # at the first images alone
+            answers.append(logits.float().log_softmax(1))
+        self.looked = True
         if len(sizes := {answer.shape[1] for answer in answers}) > 1:
             raise ValueError(f"the members of an ensemble must know the same classes, these give {sorted(sizes)}")
         return torch.stack(answers).logsumexp(0) - math.log(len(answers))
@@ -93,6 +105,7 @@ LARGEST_HEAD = 12_000  # parameters of a last layer whose covariance is still ke
 
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:  # its name in the model, and the layer
     "The linear layer that gives the logits: `head`, or else the last one defined."
+    check_module(model)
     linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear: raise ValueError(f"{type(model).__name__} has no linear layer that could be its last")
     return next((pair for pair in linear if pair[0] == "head"), linear[-1])
@@ -106,7 +119,7 @@ def features_and_logits(
     (name, head), caught = last_linear(model), []
     hook = head.register_forward_hook(lambda module, inputs, output: caught.append((inputs[0], output)))
     try:
-        with mode(model, training=False): out = model(x)
+        with mode(model, training=False): out = model(as_weights(model, x))
     finally: hook.remove()
     if len(caught) != 1 or caught[0][1] is not out:
         raise ValueError(f"the answer of {type(model).__name__} is not what its linear layer {name!r} gives: "
@@ -196,6 +209,7 @@ class LastLayerLaplace(nn.Module):
 
     def fit(self, data: ImageSet, batch: int = 250, show: bool = False) -> "LastLayerLaplace":
         "Add up the curvature over training images as they are, not augmented; then the posterior."
+        check_count(batch, "batch")
         name, head = last_linear(self.model)
         size = head.out_features * (head.in_features + (head.bias is not None))
         if size > LARGEST_HEAD:
@@ -363,12 +377,13 @@ def best_temperature(
     y: Tensor,  # [N] labels
 ) -> float:  # T in [COLDEST, HOTTEST]
     "The temperature of the smallest negative log-likelihood (Guo et al. 2017)."
-    logits, y = logits.detach(), y.detach()
+    logits, y = logits.detach(), whole_labels(y)
     if logits.ndim != 2 or not logits.numel() or not logits.isfinite().all():
         raise ValueError(f"a temperature needs finite logits [N,K] of at least one image, got {tuple(logits.shape)}")
-    if y.shape != logits.shape[:1] or y.dtype != torch.int64 or not (0 <= y.min() and y.max() < logits.shape[1]):
-        raise ValueError(f"{len(logits)} rows of logits need int64 labels in 0..{logits.shape[1] - 1},"
-                         f" got {y.dtype} {tuple(y.shape)}")
+    if y.shape != logits.shape[:1] or not (0 <= y.min() and y.max() < logits.shape[1]):
+        raise ValueError(f"{len(logits)} rows of logits need as many labels in 0..{logits.shape[1] - 1}, got"
+                         f" {tuple(y.shape)}" + (f" from {int(y.min())} to {int(y.max())}" if y.numel() else ""))
+    check_values(logits)
     z = logits.double() - logits.double().mean(1, keepdim=True)
     slope = lambda log_t: ((z * (z / math.exp(log_t)).softmax(1)).sum(1) - z.gather(1, y[:, None])[:, 0]).mean().item()
     low, high = math.log(COLDEST), math.log(HOTTEST)

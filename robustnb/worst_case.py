@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOSSES', 'AUTOATTACK_PARTS', 'ATTACKS', 'LIGHT', 'margin', 'loss_of', 'checkpoints', 'stuck', 'apgd', 'square_side',
            'signs', 'repaint', 'square', 'parts_for', 'autoattack', 'set_steps', 'attack_list', 'within',
-           'check_precision', 'standing', 'robust_accuracy']
+           'check_precision', 'standing', 'check_attackable', 'robust_accuracy']
 
 # %% ../nbs/16a_worst_case.ipynb #6bb796fd
 from collections.abc import Callable, Sequence
@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from .attacks import (NORMS, ascend, borrowed, check_ascent, check_gradient, label_loss, pgd, project,
-                              random_offset, unit)
-from .basics import nearest
+from .attacks import (NORMS, as_weights, ascend, borrowed, check_ascent, check_gradient, check_logits,
+                              check_outputs, label_loss, pgd, project, random_offset, unit, whole_labels)
+from .basics import check_count, nearest
+from .basics import progress as progress_bar
 from .images import ImageSet
 from .perturbations import check_unit_images
-from .basics import progress as progress_bar
+from .resampling import check_level
 
 # %% ../nbs/16a_worst_case.ipynb #ec9e5cb5
 def margin(
@@ -49,7 +50,7 @@ def loss_of(
 ) -> Callable[[Tensor], Tensor]:  # images -> loss of each, [B]
     "The objective that an attack climbs."
     if loss not in LOSSES: raise ValueError(nearest(loss, LOSSES, "loss"))
-    return label_loss(model, y) if loss == "ce" else lambda z: LOSSES[loss](model(z), y)
+    return label_loss(model, y) if loss == "ce" else lambda z: LOSSES[loss](model(as_weights(model, z)), y)
 
 # %% ../nbs/16a_worst_case.ipynb #51f23dca
 def checkpoints(
@@ -75,7 +76,7 @@ def stuck(
 def apgd(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     x: Tensor,  # clean images, [B,C,H,W] in [0,1]
-    y: Tensor,  # their labels, [B], int64
+    y: Tensor,  # their labels, [B], of any whole type
     eps: float,  # radius of the ball
     steps: int = 100,
     norm: str = "linf",  # "linf" or "l2"
@@ -89,7 +90,8 @@ def apgd(
 
     def look(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # loss, gradient, whether the guess is right
         z = z.detach().requires_grad_()
-        logits = model(z)
+        logits = model(as_weights(model, z))
+        if not looked: looked.append(check_outputs(logits, y))
         value = LOSSES[loss](logits, y)
         grad, = torch.autograd.grad(value.sum(), z)
         check_gradient(grad.isnan().any())
@@ -98,7 +100,7 @@ def apgd(
     def inside(z: Tensor) -> Tensor: return (x + project(z - x, eps, norm)).clamp(0, 1)
 
     with borrowed(model, mode), torch.inference_mode(False), torch.enable_grad():
-        x, y, looks, since = x.detach().clone(), y.clone(), set(checkpoints(steps)), 0
+        x, y, looks, since, looked = x.detach().clone(), whole_labels(y), set(checkpoints(steps)), 0, []
         out, place = x.clone(), torch.arange(len(x), device=x.device)
         z = old = best_z = found = inside(x + random_offset(x, eps, norm, generator))
         value, grad, right = look(z)
@@ -179,7 +181,7 @@ def repaint(
 def square(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     x: Tensor,  # clean images, [B,C,H,W] in [0,1]
-    y: Tensor,  # their labels, [B], int64
+    y: Tensor,  # their labels, [B], of any whole type
     eps: float,  # radius of the ball
     queries: int = 1000,  # forward passes of an image, >= 1
     norm: str = "linf",  # "linf" or "l2"
@@ -188,19 +190,21 @@ def square(
 ) -> Tensor:  # [B,C,H,W] in [0,1]
     "Random search for a smaller margin, without gradients (Andriushchenko et al. 2020)."
     check_ascent(x, eps, 0, queries, norm)
-    (b, c, h, w), y = x.shape, y.clone()
+    (b, c, h, w), y, asked = x.shape, whole_labels(y), lambda z: model(as_weights(model, z))
     with borrowed(model, mode), torch.no_grad():
         x, place = x.detach().clone(), torch.arange(b, device=x.device)
         out = (x + project(eps * signs(b, c, 1, w, like=x, generator=generator).expand(b, c, h, w), eps, norm)).clamp(
             0, 1
         )
-        lead = margin(model(out), y)
+        first = asked(out)
+        check_outputs(first, y)
+        lead = margin(first, y)
         for query in range(queries - 1):
             place, lead = place[lead > 0], lead[lead > 0]
             if not len(place): break
             old, clean = out[place], x[place]
             new = (clean + repaint(old - clean, square_side(query, queries, h, w), eps, norm, generator)).clamp(0, 1)
-            now = margin(model(new), y[place])
+            now = margin(asked(new), y[place])
             better = now < lead
             out[place], lead = torch.where(better[:, None, None, None], new, old), torch.where(better, now, lead)
     return out
@@ -224,7 +228,7 @@ def parts_for(
 def autoattack(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     x: Tensor,  # clean images, [B,C,H,W] in [0,1]
-    y: Tensor,  # their labels, [B], int64
+    y: Tensor,  # their labels, [B], of any whole type
     eps: float,  # radius of the ball
     norm: str = "linf",  # "linf" or "l2"
     parts: Sequence[str] = AUTOATTACK_PARTS,  # in this order, each on what is left
@@ -242,9 +246,9 @@ def autoattack(
     device = generator.device if generator is not None else "cpu"
     seed = int(torch.randint(2**31, (), generator=generator, device=device))
     with borrowed(model), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.inference_mode(False):
-        with torch.no_grad(): classes = model(x[:1]).shape[1]
+        with torch.no_grad(): classes = model(as_weights(model, x[:1])).shape[1]
         whole = AutoAttack(
-            model, eps=eps, norm={"linf": "Linf", "l2": "L2"}[norm], version="custom",
+            lambda z: model(as_weights(model, z)), eps=eps, norm={"linf": "Linf", "l2": "L2"}[norm], version="custom",
             attacks=parts_for(parts, classes), seed=seed, device=x.device,
         )
         whole.verbose, whole.square.n_queries, whole.apgd.n_restarts, whole.fab.n_restarts = False, queries, 1, 1
@@ -343,7 +347,7 @@ def check_precision(
 def standing(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     x: Tensor,  # images of a batch, [B,C,H,W] in [0,1], on the model's device
-    y: Tensor,  # their labels, [B], int64
+    y: Tensor,  # their labels, [B], of any whole type
     eps: float,  # radius
     norm: str = "linf",  # "linf" or "l2"
     attack: str | Callable | Sequence = "pgd",  # a name of ATTACKS, "light", a function, or several
@@ -355,11 +359,16 @@ def standing(
 ) -> Tensor:  # [B] bool: right as it is, and under every attack
     "Which images are still right when every attack has had its try."
     if norm not in NORMS: raise ValueError(nearest(norm, NORMS, "norm"))
+    if norm == "linf" and eps > 1:
+        raise ValueError(f"pixels span [0,1], so a radius in the maximum norm is at most 1; is eps={eps:g}/255 meant?")
     check_precision(model)
     check_unit_images(x)
+    asked = lambda z: model(as_weights(model, z))
     with borrowed(model), torch.inference_mode(False), torch.autocast(x.device.type, enabled=False):
-        x, y = x.detach().clone(), y.clone()  # what was made under inference mode cannot take part in a gradient
-        with torch.no_grad(): right = model(x).argmax(1) == y
+        x, y = x.detach().clone(), whole_labels(y)  # of inference mode, they could not take part in a gradient
+        with torch.no_grad(): answers = asked(x)
+        check_logits(answers, y)
+        right = answers.argmax(1) == y
         for name, function in attack_list(attack):
             for _ in range(1 if name == "fgsm" else restarts):
                 left = right.nonzero()[:, 0]
@@ -368,10 +377,24 @@ def standing(
                     function(model, x[left], y[left], eps, norm, generator, steps, step, queries), x[left], eps, norm,
                     name,
                 )
-                with torch.no_grad(): right[left] = model(z).argmax(1) == y[left]
+                with torch.no_grad(): answers = asked(z)
+                right[left] = (answers.argmax(1) == y[left]) & answers.isfinite().all(1)  # NaN is no answer
     return right
 
 # %% ../nbs/16a_worst_case.ipynb #5a248e10
+def check_attackable(
+    model: Callable[[Tensor], Tensor],
+    data: ImageSet,
+    batch: int,  # images at a time
+) -> None:
+    "ValueError or TypeError where there is nothing that could be attacked."
+    if not callable(model): raise TypeError(f"a model is a function of images [B,C,H,W], got {type(model).__name__}")
+    if not isinstance(data, ImageSet):
+        raise TypeError(f"the images must be an ImageSet(x, y, classes, name), got {type(data).__name__}")
+    if not len(data): raise ValueError("there are no images to attack")
+    check_count(batch, "batch")
+
+
 def robust_accuracy(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits; given back as it was
     data: ImageSet,  # N images and their labels
@@ -391,8 +414,9 @@ def robust_accuracy(
     progress: bool = True,  # show a bar
 ) -> pd.Series:  # accuracy, low, high, n; clean, attack, norm, eps, restarts
     "Share of all images that are right as they are and under every attack."
-    if not len(data): raise ValueError("there are no images to attack")
-    if restarts < 1: raise ValueError(f"restarts must be at least 1, got {restarts}")
+    check_attackable(model, data, batch)
+    check_count(restarts, "restarts")
+    check_level(level)
     weights = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     device = torch.device(device or ("cpu" if weights is None else weights.device))
     generator, names = torch.Generator(device).manual_seed(seed), [name for name, _ in attack_list(attack)]
@@ -401,7 +425,7 @@ def robust_accuracy(
         piece = data.take(slice(i, i + batch))
         x, y = piece.float().to(device), piece.y.to(device)
         left += int(standing(model, x, y, eps, norm, attack, restarts, steps, step, queries, generator).sum())
-        with borrowed(model), torch.no_grad(): clean += int((model(x).argmax(1) == y).sum())
+        with borrowed(model), torch.no_grad(): clean += int((model(as_weights(model, x)).argmax(1) == y).sum())
     interval = binomtest(left, len(data)).proportion_ci(level, method="wilson")
     return pd.Series(
         {
