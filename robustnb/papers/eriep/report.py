@@ -38,13 +38,13 @@ READING_TITLES = {
 }
 READING_COLOURS = {"standard": "0.35", "literal": "C0", "through_n": "C1", "augment": "C2"}
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #04144634
 def net_name(net: str) -> str:
     "A key of NETS as a reader sees it: CNN-8."
     printed = {ours: name for name, ours in PAPER_NETS.items()}
     return net.upper().replace("CNN", "CNN-") if net.startswith("cnn") else printed.get(net, net)
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #fb039aba
 def best(
     store: Store,
     profile: str,  # smoke | quick | reduced | full
@@ -57,7 +57,7 @@ def best(
             return protocol, records
     return None, []
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #f0a07425
 def enough(
     store: Store,
     profile: str,  # smoke | quick | reduced | full
@@ -66,7 +66,7 @@ def enough(
     protocol, _ = best(store, profile)
     return protocol is not None and protocol != profile
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #dc172ff1
 def shown_results(store: Store, profile: str) -> dict[str, EriepResults]:  # reading -> its results
     "The networks that a page shows, in each reading."
     protocol, _ = best(store, profile)
@@ -102,7 +102,7 @@ def results_with(all_results: dict[str, EriepResults], net: str, reading: str) -
     if reading != "standard": return all_results.get(reading)
     return next((results for results in all_results.values() if results.seeds_of(net)), None)
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #f2df52c0
 def reading_accuracy(
     all_results: dict[str, EriepResults],
     net: str,  # a key of NETS
@@ -115,7 +115,7 @@ def reading_accuracy(
     except Missing: return None
     return None if values is None else summary(values, len(results.seeds_of(net)))
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #c096b979
 def reading_gain(
     all_results: dict[str, EriepResults],
     net: str,  # a key of NETS
@@ -133,7 +133,7 @@ def reading_gain(
     except Missing: return None
     return summary(values, len(results.seeds_of(net)))
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #de991d00
 def seed_gains(
     all_results: dict[str, EriepResults],
     net: str,  # a key of NETS
@@ -148,7 +148,7 @@ def seed_gains(
         for s in results.seeds_of(net, reading, over)
     ]
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #815bc704
 def seed_spread(
     all_results: dict[str, EriepResults],
     net: str,  # a key of NETS
@@ -159,7 +159,7 @@ def seed_spread(
     results = results_with(all_results, net, reading)
     return float(np.ptp([results.cells[net, reading, s][condition][0] for s in results.seeds_of(net)]))
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #58eed365
 def printed3(net: str, method: str, condition: str) -> float:  # per cent
     "A cell of the paper's Table 3."
     rows = (
@@ -189,7 +189,7 @@ def perturbation_table(
             rows.append(row)
     return table(pd.DataFrame(rows), caption)
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #50488880
 def reading_gain_table(
     all_results: dict[str, EriepResults],
     caption: str = "",
@@ -224,7 +224,7 @@ def reading_gain_table(
             )
     return table(pd.DataFrame(rows), caption)
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #7b6f623d
 def few_seeds(all_results: dict[str, EriepResults]) -> str:
     "How many gains that the intervals tell from 0 Student's t over the seeds tells from 0, too; empty for one seed."
     places = [
@@ -286,7 +286,7 @@ def sigmas_of(all_results: dict[str, EriepResults]) -> list[float]:  # 0 and the
     first = next(iter(all_results.values()))
     return [0.0, *sorted(first.records[next(iter(first.records))].cell["sigmas"])]
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #f3d157e5
 def noise_series(
     all_results: dict[str, EriepResults],
     net: str,
@@ -305,7 +305,7 @@ def noise_series(
         )
     except Missing: return None
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #126a6981
 def noise_figure(
     all_results: dict[str, EriepResults],
     net: str = "cnn8",  # a key of NETS
@@ -362,7 +362,7 @@ def depth_table(
         rows.append(row)
     return table(pd.DataFrame(rows), caption)
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #f08b46ae
 def depth_figure(
     all_results: dict[str, EriepResults],
     sigma: float = 0.2,  # standard deviation of the noise, one of `sigmas_of`
@@ -399,7 +399,7 @@ LOGS = {
     "cosine": "cosine of the gradients", "moved": r"mean $|x_p - x_o|$",
 }
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #276205ab
 def log_frame(
     records: list[Record],
     net: str = "cnn8",
@@ -413,7 +413,7 @@ def log_frame(
     ]
     return pd.DataFrame(rows)
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #e6b6ca83
 def log_figure(
     records: list[Record],
     net: str = "cnn8",  # a key of NETS
@@ -440,7 +440,7 @@ def log_figure(
     fig.legend(loc="outside lower center", ncols=4, fontsize=8)
     return fig
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #560b8471
 def search_figure(records: list[Record]) -> plt.Figure:
     "First stage: distance, label loss and mean change by epoch, a line for each seed."
     theme()
@@ -477,7 +477,7 @@ def drift_values(
         reading: np.stack([similarity(records[reading, s], store, measure) for s in common]) for reading in readings
     }, common
 
-
+# %% ../../../nbs/papers/eriep/30_report.ipynb #ed24429d
 def drift_estimates(
     store: Store,
     protocol: str,  # smoke | quick | reduced | full
@@ -566,6 +566,8 @@ ORDERINGS_CAPTION = (
     " interval holds 0 (n.s.), and with three seeds even beside one seed that says the opposite. The columns are the"
     " readings of the objective; ours is the literal one."
 )
+
+# %% ../../../nbs/papers/eriep/30_report.ipynb #3b474437
 LEVEL_KINDS = ("magnitude", "sanity")  # kinds of claims about how large a number is
 
 
