@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['METHOD_TITLES', 'CLEAN_ROW', 'SEVEN3', 'FIFTEEN5', 'CONDITION_SETS', 'GROUPS', 'PRINTED_CORRUPTIONS', 'TABLES',
            'CLEAN_DATA', 'SETTING_LABELS', 'best', 'enough', 'shown', 'protocol_banner', 'nets_of', 'mean_accuracy',
-           'gain', 'printed_pair', 'pair_table', 'signed', 'pair_figure', 'draw_interval', 'printed_gains',
+           'gain', 'printed_pair', 'signed', 'pair_table', 'draw_interval', 'pair_figure', 'printed_gains',
            'printed_figure', 'ranked', 'widest', 'cell_of', 'cost_of', 'compare_table', 'method_ranking',
            'compare_figure', 'rates_figure', 'by_corruption_figure', 'table3', 'field_table', 'table4', 'clean_rows',
-           'clean_table', 'clean_figure', 'shown_large', 'large_banner', 'printed6', 'before_after', 'table6',
-           'subset_table', 'ablation_results', 'setting_change', 'restricted', 'diverged', 'seed_range', 'setting_row',
+           'clean_table', 'clean_figure', 'shown_large', 'large_banner', 'before_after', 'printed6', 'table6',
+           'subset_table', 'ablation_results', 'diverged', 'setting_change', 'restricted', 'seed_range', 'setting_row',
            'method_row', 'ablation_table', 'ablation_figure', 'effects', 'history_figure']
 
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #b9573483
@@ -47,7 +47,7 @@ METHOD_TITLES = {
     "augmix_gaussian": "AugMix and noise, JSD", "prime": "PRIME-like primitives", "dem_hec": "Dem-HEC",
 }  # methods as a reader sees them
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #8ec4f086
 def best(
     store: Store,
     profile: str,  # smoke | quick | reduced | full
@@ -62,13 +62,13 @@ def best(
         if set(needed) <= {r.cell["method"] for r in records}: return protocol, records
     return None, []
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #fec93b61
 def enough(store: Store, profile: str, needed: tuple[str, ...] = BEFORE_AFTER, data: str = "cifar10") -> bool:
     "Are there records of a larger protocol, so that the page need not train anything?"
     protocol, _ = best(store, profile, needed, data)
     return protocol is not None and protocol != profile
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #117e4d4a
 def shown(
     store: Store, profile: str, needed: tuple[str, ...] = BEFORE_AFTER, data: str = "cifar10",
     only: str | None = None, **options
@@ -120,19 +120,21 @@ CLEAN_ROW = (("clean", 0),)
 SEVEN3 = tuple((name, s) for name in OURS.values() for s in SEV)
 FIFTEEN5 = tuple(row for row in conditions() if row != CLEAN_ROW[0])
 CONDITION_SETS = {"clean": CLEAN_ROW, "7 x 3": SEVEN3, "15 x 5": FIFTEEN5}
+
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #a9c443ed
 GROUPS = {
     name: tuple((c, s) for c in members if c in CORRUPTIONS for s in (1, 2, 3, 4, 5))
     for name, members in FAMILIES.items()
 }
 GROUPS = {name: rows for name, rows in GROUPS.items() if rows}  # the four categories of Table 3
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #d8571d27
 def nets_of(results: DemHecData, methods: tuple[str, ...] = BEFORE_AFTER) -> list[tuple[str, str]]:  # (data, net)
     "The networks that have all of some methods."
     networks = dict.fromkeys((data, net) for data, net, *_ in results.records)
     return [network for network in networks if results.seeds_of(*network, methods)]
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #ffa66730
 def mean_accuracy(
     results: DemHecData,
     network: tuple[str, str],  # data, net
@@ -147,7 +149,7 @@ def mean_accuracy(
         values, len({results.record(*network, method, seed).key for seed in results.seeds_of(*network, (method,))})
     )
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #4f2822f2
 def gain(
     results: DemHecData,
     network: tuple[str, str],  # data, net
@@ -181,7 +183,12 @@ def printed_pair(
     ]
     return None if rows.empty else (rows.before.item(), rows.after.item())
 
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #7b9818a8
+def signed(value: float) -> str:
+    "A printed difference: +40.24."
+    return f"{value:+.2f}".replace("-", "−")
 
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #0091c638
 def pair_table(
     results: DemHecData,
     network: tuple[str, str],  # data, net
@@ -214,12 +221,16 @@ def pair_table(
         )
     return table(pd.DataFrame(rows), caption)
 
-
-def signed(value: float) -> str:
-    "A printed difference: +40.24."
-    return f"{value:+.2f}".replace("-", "−")
-
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #b9bd0808
+def draw_interval(ax, estimate: Estimate, y: float, marker: str = "o", **style) -> None:
+    "A point with its interval."
+    ax.errorbar(
+        estimate.value, y,
+        xerr=[[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]],
+        fmt=marker, markersize=4.5, capsize=2, **style,
+    )
+
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #1993303e
 def pair_figure(results: DemHecData, network: tuple[str, str]) -> plt.Figure:
     "Gain of Dem-HEC over the network before, with intervals, beside the paper's."
     theme()
@@ -242,22 +253,13 @@ def pair_figure(results: DemHecData, network: tuple[str, str]) -> plt.Figure:
     axes[0].legend(fontsize=8, loc="best")
     return fig
 
-
-def draw_interval(ax, estimate: Estimate, y: float, marker: str = "o", **style) -> None:
-    "A point with its interval."
-    ax.errorbar(
-        estimate.value, y,
-        xerr=[[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]],
-        fmt=marker, markersize=4.5, capsize=2, **style,
-    )
-
 # %% ../../../nbs/papers/dem_hec/30_report.ipynb #d8c58e80
 def printed_gains(name: str) -> pd.DataFrame:  # backbone, corruption, severity, before, after, gain in points
     "A table of the paper with its gains; name: e.g. dem_hec_table2."
     rows = paper_table(name)
     return rows.assign(gain=rows.after - rows.before)
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #ede7f209
 def printed_figure(name: str) -> plt.Figure:
     "The paper's gains by network and severity, a point for each corruption."
     theme()
@@ -279,7 +281,7 @@ def ranked(
     found = {method: mean_accuracy(results, network, method, rows) for method in METHODS}
     return sorted((m for m, value in found.items() if value), key=lambda m: -found[m].value)
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #f57494b3
 def widest(results: DemHecData, network: tuple[str, str]) -> tuple:  # conditions
     "All fifteen corruptions where they were asked, else the paper's 7 x 3, else what was asked."
     for rows in (FIFTEEN5, SEVEN3):
@@ -287,7 +289,7 @@ def widest(results: DemHecData, network: tuple[str, str]) -> tuple:  # condition
     cell = next(record.cell for key, record in results.records.items() if key[:2] == network)
     return tuple((name, severity) for name in cell["corruptions"] for severity in cell["severities"])
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #f525987d
 def cell_of(
     results: DemHecData,
     network: tuple[str, str],  # data, net
@@ -300,12 +302,12 @@ def cell_of(
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in record.cell.items() if k in known}
     return kind(base=PretrainCell(**record.cell["base"]), **settings)
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #64a6a5bd
 def cost_of(results: DemHecData, network: tuple[str, str], method: str) -> float:
     "Passes for each image and epoch of fine-tuning; 0 where nothing is trained."
     return passes(cell_of(results, network, method))
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #66551b84
 def compare_table(
     results: DemHecData,
     network: tuple[str, str],  # data, net
@@ -346,7 +348,7 @@ def method_ranking(
         )
     return "; ".join(f"**{word}**: {', '.join(names)}" for word, names in words.items() if names)
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #61343d38
 def compare_figure(results: DemHecData, network: tuple[str, str]) -> plt.Figure:
     "Accuracy by method on clean images, 7 x 3 and 15 x 5."
     theme()
@@ -521,7 +523,7 @@ CLEAN_DATA = {
     "CIFAR10": "cifar10", "CIFAR100": "cifar100", "Tiny-ImageNet": "tiny_imagenet", "ImageNette": "imagenette",
 }  # as printed -> ours
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #c8aa6443
 def clean_rows(
     all_results: list[DemHecData],
 ) -> pd.DataFrame:  # data, net, paper_before, paper_after (NaN: not printed), before, after, change: `Estimate` or None
@@ -548,7 +550,7 @@ def clean_rows(
         rows.append((*network, *found.get(network, (np.nan, np.nan)), *mine))
     return pd.DataFrame(rows, columns=["data", "net", "paper_before", "paper_after", "before", "after", "change"])
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #15e89688
 def clean_table(frame: pd.DataFrame, caption: str = "") -> HTML:
     "`clean_rows` for a reader."
     text = lambda value: "" if value != value else f"{value:.2f}"
@@ -567,7 +569,7 @@ def clean_table(frame: pd.DataFrame, caption: str = "") -> HTML:
         caption,
     )
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #9bbed6ec
 def clean_figure(frame: pd.DataFrame) -> plt.Figure:
     "Clean accuracy before (hollow) and after (filled), the paper's and ours."
     theme()
@@ -603,7 +605,7 @@ def shown_large(
     results.at = None  # all resamples at once
     return results, records
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #149d2c04
 def large_banner(records: list[Record], profile: str) -> HTML:  # profile: smoke | quick | reduced | full
     "What was run, and what of the full protocol was reduced."
     done = [r.cell for r in records if r.cell["method"] == "dem_hec"]
@@ -617,13 +619,7 @@ def large_banner(records: list[Record], profile: str) -> HTML:  # profile: smoke
     )
     return banner(records, profile, "network", text + ("" if profile == "full" else " Every verdict is provisional."))
 
-
-def printed6() -> dict[str, tuple[float, float]]:  # test images as printed -> before, after
-    "The paper's Table 6."
-    rows = paper_table("dem_hec_table6").pivot(index="corruption", columns="when", values="accuracy")
-    return {name: (rows.before[name], rows.after[name]) for name in ("Clean", *C7)}
-
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #8e4bf041
 def before_after(
     results: DemHecData,
     network: tuple[str, str],  # data, net
@@ -648,7 +644,13 @@ def before_after(
         )
     return table(pd.DataFrame(rows), caption)
 
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #8ff3e240
+def printed6() -> dict[str, tuple[float, float]]:  # test images as printed -> before, after
+    "The paper's Table 6."
+    rows = paper_table("dem_hec_table6").pivot(index="corruption", columns="when", values="accuracy")
+    return {name: (rows.before[name], rows.after[name]) for name in ("Clean", *C7)}
 
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #7568de06
 def table6(results: DemHecData, network: tuple[str, str], caption: str = "") -> HTML:
     "Table 6: clean images, and the mean over severities 1, 3 and 5 of each corruption."
     printed = {name: (f"{b:.2f}", f"{a:.2f}", signed(a - b)) for name, (b, a) in printed6().items()}
@@ -658,7 +660,7 @@ def table6(results: DemHecData, network: tuple[str, str], caption: str = "") -> 
         }, printed, caption
     )
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #ef78987e
 def subset_table(results: DemHecData, network: tuple[str, str], caption: str = "") -> HTML:
     "Appendix A.2: what the text says of a twentieth of ImageNet, and our numbers by category."
     number = lambda value: f"{value:+g}".replace("-", "−")
@@ -699,7 +701,12 @@ def ablation_results(
         return protocol, all_results
     return None, {}
 
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #34d9e3cc
+def diverged(results: DemHecData) -> bool:
+    "Did the training of a setting end in numbers that are none?"
+    return any("diverged" in record.metrics for record in results.records.values())
 
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #a1ee8679
 def setting_change(
     all_results: dict[str, DemHecData],  # of `ablation_results`
     name: str,  # a setting
@@ -711,19 +718,14 @@ def setting_change(
     except Missing: return None
     return summary(values[0] - values[1], len(all_results[name].seeds_of(*network, ("dem_hec",))))
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #371e1d7d
 def restricted(results: DemHecData, seeds: tuple[int, ...]) -> DemHecData:
     "The same numbers of some seeds only."
     part = object.__new__(DemHecData)
     part.__dict__ |= results.__dict__ | dict(seeds=list(seeds), memo={}, used=set())
     return part
 
-
-def diverged(results: DemHecData) -> bool:
-    "Did the training of a setting end in numbers that are none?"
-    return any("diverged" in record.metrics for record in results.records.values())
-
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #39ca0471
 def seed_range(
     all_results: dict[str, DemHecData], rows: tuple
 ) -> tuple[float, float] | None:  # None: fewer than two seeds
@@ -740,7 +742,7 @@ SETTING_LABELS = {
     "no cross-entropy of raised images": "no cross-entropy of high-entropy images",
 }  # settings as a reader sees them
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #da2d295d
 def setting_row(all_results: dict[str, DemHecData], name: str) -> dict:  # of `ablation_table`
     "A setting's accuracies, and what they have over the proposed one."
     results = all_results[name]
@@ -758,7 +760,7 @@ def setting_row(all_results: dict[str, DemHecData], name: str) -> dict:  # of `a
         row[f"{title}, change"] = format_points(found) if found else ""
     return row
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #23cd8394
 def method_row(beside: DemHecData, network: tuple, method: str) -> dict | None:  # None: no such network
     "The same of a network without Dem-HEC."
     found = {
@@ -775,7 +777,7 @@ def method_row(beside: DemHecData, network: tuple, method: str) -> dict | None: 
     changes = {f"{title}, change": format_points(change) if change else "" for title, (_, change) in found.items()}
     return first | values | changes
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #61df75f6
 def ablation_table(
     all_results: dict[str, DemHecData],  # of `ablation_results`
     caption: str = "",
@@ -790,7 +792,7 @@ def ablation_table(
         rows += [row for method in ("standard", "none") if (row := method_row(beside, network, method))]
     return table(pd.DataFrame(rows), caption)
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #325fbb76
 def ablation_figure(all_results: dict[str, DemHecData]) -> plt.Figure:
     """Change by setting against the proposed one, for clean images, 7 x 3 and 15 x 5; the grey band is the range of
     the proposed setting's seeds around their mean."""
@@ -849,7 +851,7 @@ def effects(
         )
     return "; ".join(f"**{word}**: {', '.join(names)}" for word, names in words.items() if names)
 
-
+# %% ../../../nbs/papers/dem_hec/30_report.ipynb #7bdc3292
 def history_figure(records: list[Record]) -> plt.Figure | None:  # None: nothing was logged
     "The terms of the objective by epoch, mean of seeds."
     theme()
