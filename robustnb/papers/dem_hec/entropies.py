@@ -41,7 +41,7 @@ ENTROPIES = "entropies.npz"
 CLEAN, UNIVERSAL, RAISED = ("clean", 0), ("universal", 0), ("high_entropy", 0)
 FIGURE = ("pixelate", 5)  # what Figs. 3 and 4 show
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #d1959049
 def layers_of(
     arrays: dict[str, np.ndarray],
 ) -> tuple[list, Tensor]:  # (corruption, severity, layer) of K columns; [N,K] nats
@@ -50,7 +50,7 @@ def layers_of(
     keys = [(*row, str(layer)) for row in seen for layer in arrays["layer"]]
     return keys, torch.from_numpy(np.asarray(arrays["entropy"], float).reshape(len(keys), -1).T)
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #e2a8f533
 class EntropyData(DemHecData):
     "`DemHecData` of the networks whose entropies were kept, with every layer; all resamples at once."
 
@@ -76,7 +76,7 @@ class EntropyData(DemHecData):
             values = image_draws(len(columns), resamples, seed).double() @ columns / len(columns)
             self.values[ENTROPIES][key] |= dict(zip(names, values.numpy().T))
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #750738f6
 def entropy_data(store: Store, profile: str) -> EntropyData:  # profile: smoke | quick | reduced | full
     "The networks that the page shows."
     protocol, records = best(store, profile)
@@ -88,18 +88,18 @@ def methods_of(results: EntropyData, network: tuple[str, str]) -> list[str]:
     found = {m: [results.record(*network, m, s) for s in results.seeds_of(*network, (m,))] for m in WATCHED}
     return [m for m, records in found.items() if records and all(r.key in results.arrays for r in records)]
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #4edc9f3f
 def sample_of(results: EntropyData, network: tuple[str, str], method: str = "none") -> dict[str, np.ndarray]:
     "The arrays of the first network of a method."
     return results.arrays[results.record(*network, method, results.seeds_of(*network, (method,))[0]).key]
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #bb31fa87
 def layers_at(results: EntropyData, network: tuple[str, str]) -> dict[str, int]:  # name -> neurons
     "Layers and their sizes; the logarithm of a size is the most entropy that there can be."
     arrays = sample_of(results, network)
     return dict(zip(map(str, arrays["layer"]), map(int, arrays["neurons"])))
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #dcc1390d
 def corruptions_at(results: EntropyData, network: tuple[str, str]) -> list[tuple[str, int]]:
     "The corruptions and severities whose entropies were kept."
     arrays = sample_of(results, network)
@@ -114,7 +114,7 @@ def images_at(results: EntropyData, network: tuple[str, str]) -> int:
     "Test images whose entropies were kept."
     return sample_of(results, network)["entropy"].shape[-1]
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #f332245c
 def networks(results: EntropyData, network: tuple[str, str], method: str) -> int:
     "Networks behind a number; those that are not fine-tuned can be fewer than the seeds."
     return len({results.record(*network, method, s).key for s in results.seeds_of(*network, (method,))})
@@ -134,12 +134,12 @@ def gap(
     )
     return ask(rows) - ask((CLEAN,))
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #d4801085
 def rises(results: EntropyData, network: tuple[str, str], method: str, rows: tuple, layer: str) -> Estimate:
     "`gap` with its interval."
     return summary(gap(results, network, method, rows, layer), networks(results, network, method))
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #327ec011
 def gap_change(
     results: EntropyData,
     network: tuple[str, str],  # data, net
@@ -154,7 +154,7 @@ def gap_change(
     after, before = (form(gap(results, network, m, rows, layer, (over, method))) for m in (method, over))
     return summary(after - before, len(results.seeds_of(*network, (over, method))))
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #51dd8bb1
 def word(found: Estimate) -> str:
     "What an interval says about a rise."
     return "rises" if found.low > 0 else "falls" if found.high < 0 else "unclear"
@@ -169,7 +169,7 @@ def above_share(
     above = (other[:, None] > clean).float() + 0.5 * (other[:, None] == clean).float()
     return (draws @ above.fill_diagonal_(0) * draws).sum(1) / (draws.sum(1) ** 2 - (draws ** 2).sum(1))
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #9f91f794
 def separated(
     results: EntropyData,
     network: tuple[str, str],  # data, net
@@ -211,7 +211,7 @@ def image_rows(
     frame = pd.concat(parts, ignore_index=True)
     return frame.assign(share=frame.entropy / np.log(frame.neurons))
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #98b3b497
 def violins(ax, frame: pd.DataFrame, value: str) -> None:  # value: entropy | share
     "Clean images left and changed ones right, in each layer."
     sns.violinplot(
@@ -220,7 +220,7 @@ def violins(ax, frame: pd.DataFrame, value: str) -> None:  # value: entropy | sh
     )
     ax.set(xlabel="", ylabel="")
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #ae2ef3d6
 def name_of(row: tuple[str, int]) -> str:
     "A condition for a reader."
     return row[0].replace("_", " ") + (f", severity {row[1]}" if row[1] else "")
@@ -231,7 +231,7 @@ def legend(fig: plt.Figure, row: tuple[str, int]) -> None:
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in PALETTE.values()]
     fig.legend(handles, ("clean", name_of(row)), loc="outside upper center", ncols=2, frameon=False, fontsize=9)
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #aa49ecc1
 def share_figure(
     results: EntropyData,
     network: tuple[str, str],  # data, net
@@ -251,7 +251,7 @@ def share_figure(
     legend(fig, row)
     return fig
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #97fd5d00
 def layer_figure(
     results: EntropyData,
     network: tuple[str, str],  # data, net
@@ -298,14 +298,14 @@ def rise_frame(
             )
     return pd.DataFrame(rows)
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #b136928f
 def nats(found: Estimate) -> str:
     "A difference of entropies with its interval; n.s. where the interval holds 0."
     value, low, high = (f"{v:+.3f}".replace("-", "−") for v in found[:3])
     text = f"{value} <span class='interval' style='white-space:nowrap;opacity:.75'>[{low}, {high}]</span>"
     return f"<strong>{text}</strong>" if word(found) != "unclear" else f"<span style='opacity:.7'>{text} n.s.</span>"
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #5dafa5d3
 def rise_table(frame: pd.DataFrame, caption: str = "") -> HTML:  # frame: of `rise_frame`
     "Each condition's rise in each layer."
     cells = frame.assign(cell=[nats(Estimate(r.value, r.low, r.high, 1)) for r in frame.itertuples()])
@@ -315,7 +315,7 @@ def rise_table(frame: pd.DataFrame, caption: str = "") -> HTML:  # frame: of `ri
     ).reset_index()
     return table(wide.assign(corruption=wide.corruption.str.replace("_", " ")), caption)
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #a1a9601b
 def count_table(
     results: EntropyData,
     network: tuple[str, str],  # data, net
@@ -376,7 +376,7 @@ def share_of(found: Estimate) -> str:
         f" {found.high:.2f}]</span>"
     )
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #941c24d0
 def gap_table(
     results: EntropyData,
     network: tuple[str, str],  # data, net
@@ -400,7 +400,7 @@ def gap_table(
         rows.append(line)
     return table(pd.DataFrame(rows), caption)
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #4277b88a
 def control_table(results: EntropyData, network: tuple[str, str], caption: str = "") -> HTML:
     "Size of the mean gap over all corruptions, by method, and what Dem-HEC changes against each of the others."
     every, methods, rows = tuple(corruptions_at(results, network)), methods_of(results, network), []
@@ -414,7 +414,7 @@ def control_table(results: EntropyData, network: tuple[str, str], caption: str =
         rows.append(line)
     return table(pd.DataFrame(rows), caption)
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #9cd16a97
 def closing(
     results: EntropyData,
     network: tuple[str, str],  # data, net
@@ -441,7 +441,7 @@ def profiles(
         for row in rows
     ])
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #9f2b3f4e
 def profile_figure(
     results: EntropyData,
     network: tuple[str, str],  # data, net
@@ -475,7 +475,7 @@ def profile_figure(
     axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #a2a7cf77
 def contrast_table(
     results: EntropyData,
     network: tuple[str, str],  # data, net
@@ -504,7 +504,7 @@ def contrast_table(
         })
     return table(pd.DataFrame(rows), caption)
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #e9d716c1
 class Likeness(NamedTuple):
     "How near high-entropy images come to a corruption."
     nearest: tuple[str, int]  # corruption, severity
@@ -545,7 +545,7 @@ def shuffled_p(
     sums = np.array([products[range(len(a)), order].sum() for order in map(list, permutations(range(len(a))))])
     return float((np.abs(sums - sums.mean()) >= abs(products.trace() - sums.mean()) - 1e-9).mean())
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #ebe62f58
 class Link(NamedTuple):
     "Rank correlation of the entropy's rise with the loss of accuracy."
     r: Estimate
@@ -583,7 +583,7 @@ def links(
     "`link` by method and depth."
     return {(m, depth): link(results, network, m, depth) for m in methods for depth in depths}
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #a42e278d
 def link_table(
     found: dict[tuple[str, str], Link],  # of `links`
     caption: str = "",
@@ -602,7 +602,7 @@ def link_table(
     ]
     return table(pd.DataFrame(rows), caption)
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #4a525c9d
 def link_figure(
     results: EntropyData,
     network: tuple[str, str],  # data, net
@@ -646,7 +646,7 @@ def comma_list(parts: list[str]) -> str:
     "a, b and c"
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1]))) if parts else "none"
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #c8a760b9
 def rise_sentence(results: EntropyData, network: tuple[str, str], method: str = "none") -> str:  # Markdown
     "In how many conditions entropy rises, by depth."
     rows = corruptions_at(results, network)
@@ -662,7 +662,7 @@ def rise_sentence(results: EntropyData, network: tuple[str, str], method: str = 
         + "."
     )
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #04c97123
 def closing_sentence(results: EntropyData, network: tuple[str, str], row: tuple[str, int] = FIGURE) -> str:  # Markdown
     "What Dem-HEC does to the gap of Figs. 3 and 4, against before and against the control."
     verbs = {"falls": "shrinks", "rises": "grows", "unclear": "does not change that we can tell"}
@@ -684,7 +684,7 @@ def closing_sentence(results: EntropyData, network: tuple[str, str], row: tuple[
         + "."
     )
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #c5ee7fc8
 def closing_all(
     results: EntropyData,
     network: tuple[str, str],
@@ -706,7 +706,7 @@ def closing_all(
         else []
     )
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #2fb4b46e
 def caption_sentence(results: EntropyData, network: tuple[str, str], row: tuple[str, int] = FIGURE) -> str:  # Markdown
     "Whether the text about Fig. 4 or its caption is right here: the same range, or clearly separated."
     found = {layer: separated(results, network, "dem_hec", row, layer) for layer in layers_at(results, network)}
@@ -722,7 +722,7 @@ def caption_sentence(results: EntropyData, network: tuple[str, str], row: tuple[
         " 0.5, the caption's \"clearly separated\" close to 1 or 0."
     )
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #be358917
 def contrast_sentence(results: EntropyData, network: tuple[str, str], method: str = "none") -> str:  # Markdown
     "Where universal perturbations lower entropy, and where the contrast of section 3.2 is there."
     found = {
@@ -743,7 +743,7 @@ def contrast_sentence(results: EntropyData, network: tuple[str, str], method: st
         f" seen in {chosen(lambda u, c: (u, c) == ('falls', 'rises'))}."
     )
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #abc670d7
 def likeness_sentence(results: EntropyData, network: tuple[str, str], method: str = "none") -> str:  # Markdown
     "Whether high-entropy images look like a corruption inside the network."
     f = likeness(results, network, method)
@@ -768,7 +768,7 @@ def likeness_sentence(results: EntropyData, network: tuple[str, str], method: st
         )
     )
 
-
+# %% ../../../nbs/papers/dem_hec/31_entropies.ipynb #5526f76a
 def link_sentence(
     results: EntropyData,
     network: tuple[str, str],
