@@ -22,9 +22,11 @@ from .report import (
 TITLES = METHOD_TITLES | {name: name for name in SETTINGS}
 TITLES |= {"recipe": "our recipe", "half kept": "our recipe, half kept"}
 RIVALS = tuple(name for name in METHOD_TITLES if name != "bn_adapt")  # adapted answers are a column of each row
+
+# %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #75ee4123
 NO_NOISE = tuple(row for row in FIFTEEN5 if row not in GROUPS["noise"])  # what is left without its three noises
 
-
+# %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #b93ce93a
 class RecipeData(DemHecData):
     "`DemHecData` of the recipe's cells, by one of their two sets of answers."
 
@@ -39,7 +41,7 @@ class RecipeData(DemHecData):
     def array(self, data, net, method, rows, together=(), artefact=None):
         return super().array(data, net, method, rows, together or (method,), artefact or self.answers)
 
-
+# %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #6e2dbe0c
 def recipe_results(
     store: Store,
     profile: str,  # smoke | quick | reduced | full
@@ -61,13 +63,13 @@ def passes_of(results: RecipeData, network: tuple[str, str], name: str) -> float
     "Units for each image and epoch."
     return own_passes(cell_of(results, network, name, RecipeCell))
 
-
+# %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #6c6ff511
 def there(results: RecipeData, network: tuple[str, str], names: tuple, rows: tuple) -> list[str]:
     "Those of some names that were run, the most accurate first."
     found = {name: mean_accuracy(results, network, name, rows) for name in names}
     return sorted((name for name, value in found.items() if value), key=lambda name: -found[name].value)
 
-
+# %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #930f1dbb
 def rivals_table(
     plain: RecipeData,
     adapted: RecipeData,
@@ -96,7 +98,7 @@ def rivals_table(
     lacking = [TITLES[name] for name in names if not mean_accuracy(plain, network, name, CLEAN_ROW)]
     return table(pd.DataFrame(rows), caption + (f" Not run yet: {', '.join(lacking)}." if lacking else ""))
 
-
+# %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #61c17ec2
 def beaten(
     results: RecipeData,
     network: tuple[str, str],  # data, net
@@ -110,7 +112,7 @@ def beaten(
         if value: found[0 if value.low > 0 else 2 if value.high < 0 else 1].append(rival)
     return found
 
-
+# %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #fbc5a250
 def ranking(
     results: RecipeData,
     network: tuple[str, str],  # data, net

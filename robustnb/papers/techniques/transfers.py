@@ -31,7 +31,7 @@ from ...weights import weights_file
 WAYS = ("scratch", *TRAINS)
 SOURCES = ("low_digits", "fashion_mnist", "cifar10")
 
-
+# %% ../../../nbs/papers/techniques/13_transfers.ipynb #0cfad20d
 @dataclass(frozen=True)
 class TransferCell:
     "One way to learn a target from few images."
@@ -50,7 +50,7 @@ class TransferCell:
     held: int = 300  # images of the target that the rate is chosen by
     n_test: int = 1_000
 
-
+# %% ../../../nbs/papers/techniques/13_transfers.ipynb #998425db
 def of_classes(data: ImageSet, classes: range, n: int | None, seed: int, skip: int = 0) -> ImageSet:
     "Images of some classes, their labels counted from 0."
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(2000 + seed))
@@ -62,20 +62,20 @@ def of_classes(data: ImageSet, classes: range, n: int | None, seed: int, skip: i
         f"{data.name}-{classes.start}-{classes.stop - 1}"
     )
 
-
+# %% ../../../nbs/papers/techniques/13_transfers.ipynb #678e3738
 def target_pool(cell: TransferCell, split: str) -> ImageSet:
     "The images that a target's are drawn from; for the net of photographs in colour and framed to 32×32."
     if cell.source != "cifar10": return bench_images(cell.data, split)
     grey = load("fashion_mnist", split) if cell.data == "mnist" else bench_images(cell.data, split)
     return ImageSet(F.pad(grey.x, (2, 2, 2, 2)).expand(-1, 3, -1, -1), grey.y, grey.classes, grey.name)
 
-
+# %% ../../../nbs/papers/techniques/13_transfers.ipynb #8e9f9b27
 def source_set(cell: TransferCell) -> ImageSet:
     "The images that the source net learns, where it does not come with the package."
     if cell.source == "low_digits": return of_classes(target_pool(cell, "train"), range(5), cell.images, cell.seed)
     return of_classes(load("fashion_mnist", "train"), range(10), cell.images, cell.seed)
 
-
+# %% ../../../nbs/papers/techniques/13_transfers.ipynb #df135f28
 def transfer_sets(cell: TransferCell) -> dict[str, ImageSet]:  # target, held, test
     "The images of a cell; the target's training images are among its first 1,000, held-out ones come after."
     if cell.source not in SOURCES: raise ValueError(nearest(cell.source, SOURCES, "source"))
@@ -101,7 +101,7 @@ def source_net(cell: TransferCell, context) -> nn.Module:
     net.load_state_dict(trained_once(own, context, make, "cpu", "net.pt"))
     return net.eval()
 
-
+# %% ../../../nbs/papers/techniques/13_transfers.ipynb #18e1edf2
 def train_on_target(cell: TransferCell, context, sets: dict, lr: float) -> tuple[nn.Module, History]:
     "Train on the target at one rate."
     classes = len(sets["target"].classes)
@@ -113,7 +113,7 @@ def train_on_target(cell: TransferCell, context, sets: dict, lr: float) -> tuple
     recipe = Recipe(epochs=max(1, round(cell.steps / per_epoch)), batch=cell.batch, lr=lr, schedule="cosine")
     return net, fit(net, sets["target"], None, recipe, cell.seed, validation=sets["held"], device="cpu", progress=False)
 
-
+# %% ../../../nbs/papers/techniques/13_transfers.ipynb #8f03fd94
 def run_transfer_cell(
     cell: TransferCell,
     context,  # of the experiment
@@ -139,7 +139,7 @@ PROTOCOLS = {
     "full": dict(images=25_000, epochs=10, steps=5_000, n_test=4_000)
 }
 
-
+# %% ../../../nbs/papers/techniques/13_transfers.ipynb #5830fb4c
 def transfer_cells(profile: str) -> list[TransferCell]:
     "The cells of a profile."
     if profile not in PROTOCOLS: raise ValueError(nearest(profile, PROTOCOLS, "profile"))
@@ -154,7 +154,7 @@ def transfer_cells(profile: str) -> list[TransferCell]:
         for way in WAYS
     ]
 
-
+# %% ../../../nbs/papers/techniques/13_transfers.ipynb #3c984022
 experiment = Experiment("techniques-transfers", run_transfer_cell, transfer_cells)
 
 # %% ../../../nbs/papers/techniques/13_transfers.ipynb #6a37d85b
