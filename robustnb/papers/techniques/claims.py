@@ -38,7 +38,7 @@ def group_of(cell) -> tuple[str, tuple]:  # group; which cell of it
     if cell.imbalance: return "uneven", (cell.technique,)
     return "few", (cell.technique, float(cell.amount), cell.kind)
 
-
+# %% ../../../nbs/papers/techniques/20_claims.ipynb #d933d794
 EXPERIMENTS = {
     "techniques": protocol.bench_cells,
     "techniques-masking": protocol.masking_cells,
@@ -47,10 +47,10 @@ EXPERIMENTS = {
     "techniques-cifar10": photographs.photo_cells,
 }
 
-
+# %% ../../../nbs/papers/techniques/20_claims.ipynb #23fe1cf7
 def seed_of(cell) -> int: return cell.bench.seed if isinstance(cell, protocol.MaskingCell) else cell.seed
 
-
+# %% ../../../nbs/papers/techniques/20_claims.ipynb #8697483d
 @lru_cache(maxsize=4)
 def planned_cells(profile: str) -> dict[str, tuple[str, tuple, int]]:  # key of a record -> group, which, seed
     "What a profile consists of."
@@ -60,7 +60,7 @@ def planned_cells(profile: str) -> dict[str, tuple[str, tuple, int]]:  # key of 
         for cell in cells(profile)
     }
 
-
+# %% ../../../nbs/papers/techniques/20_claims.ipynb #75524898
 def profile_records(store: Store, profile: str) -> list[Record]:
     "The records of a profile's cells."
     return [
@@ -76,7 +76,7 @@ def image_counts(n: int, resamples: int) -> np.ndarray:  # [1+R,n] float64
     "How often each of n test images counts in each resample; drawn once for all columns."
     return image_draws(n, resamples, 0).numpy().astype(np.float64)
 
-
+# %% ../../../nbs/papers/techniques/20_claims.ipynb #5e3136d3
 def column(
     record: Record,
     arrays: dict,  # of its artefact; {}: none
@@ -98,12 +98,12 @@ def column(
     if name.endswith("_aurc"): return np.maximum(record.metrics[name] + (counts - 1) @ share, 0)
     return counts @ share / len(share)
 
-
+# %% ../../../nbs/papers/techniques/20_claims.ipynb #e97a8a2b
 def protocol_angles() -> tuple[int, ...]:
     from robustnb.papers.techniques.columns import ANGLES
     return ANGLES
 
-
+# %% ../../../nbs/papers/techniques/20_claims.ipynb #fb446034
 class Bench:
     "Everything that was measured in a profile; `at` is the resample looked at, 0 the measurement, None all at once."
 
@@ -168,12 +168,12 @@ FUNCTIONS = (
     "rising", "spread"
 )
 
-
+# %% ../../../nbs/papers/techniques/20_claims.ipynb #d24f597c
 def dropout_error(p: float) -> float:  # p: probability of dropping a unit
     "By how much the mean output of a linear unit under masks, scaled by p, misses the output without them, as a share."
     return abs(1 - 2 * p) / (1 - p) if p < 1 else math.nan  # p times the whole instead of (1-p) times
 
-
+# %% ../../../nbs/papers/techniques/20_claims.ipynb #eaa6c15a
 CLAIM_WORDS = dict(AT=AT, KINDS=INTERPOLATIONS, SIZES=SIZES, dropout_error=dropout_error)
 
 
@@ -235,7 +235,7 @@ class BenchResults(Bench):
 TRIED_PROFILES = ("full", "reduced", "quick")  # best first
 LOADED: dict[tuple, BenchResults] = {}
 
-
+# %% ../../../nbs/papers/techniques/20_claims.ipynb #99a65a45
 def results_of(store: Store, profile: str, resamples: int = RESAMPLES) -> BenchResults:
     "A store's results as its files are now; a page and its verdicts share it, so that no column is resampled twice."
     files = [Path(folder) / f"{name}.jsonl" for folder in store.paths for name in EXPERIMENTS]
@@ -245,7 +245,7 @@ def results_of(store: Store, profile: str, resamples: int = RESAMPLES) -> BenchR
         LOADED[state] = BenchResults(store, profile, resamples)
     return LOADED[state]
 
-
+# %% ../../../nbs/papers/techniques/20_claims.ipynb #9256b81a
 def techniques_verdicts(
     claims: pd.DataFrame,  # rows of `claim_table` about the survey
     store: Store,
