@@ -6,8 +6,8 @@
 __all__ = ['TEST_SETS', 'NET_NAMES', 'SERIES_TITLES', 'FACTORS', 'FACTOR_AXES', 'LEVEL_NAMES', 'MAIN', 'SINGLE',
            'changed_verdicts', 'page_cells', 'study_records', 'page_series', 'n_seeds', 'nets_run', 'nets_line',
            'level_accuracy', 'change', 'best_level', 'printed_rows', 'series_statistics', 'same_strength',
-           'correlations', 'correlation_rows', 'correlation_table', 'multiple_statistics', 'multiple_table',
-           'draw_printed', 'level_figure', 'grid_figure', 'level_means', 'effect', 'main_effect_figure',
+           'correlations', 'correlation_rows', 'correlation_table', 'draw_printed', 'level_figure',
+           'multiple_statistics', 'multiple_table', 'grid_figure', 'level_means', 'effect', 'main_effect_figure',
            'sheet_columns', 'sheet_table', 'other_readings', 'recorded_readings', 'reading_figure', 'reading_table',
            'sample_records', 'model_table', 'strip_figure', 'distance_figure', 'advice_figure', 'advice_table']
 
@@ -61,7 +61,7 @@ TEST_SETS = {"test": "MNIST-Test", "c": "MNIST-C", "a": "MNIST-A"}
 NET_NAMES = {"lenet": "LeNet-5", "alexnet": "AlexNet-8"}
 SERIES_TITLES = {"fixed": "fixed", "white box": "white_box"}  # as titles, as `StudyFacts` calls them
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #3cfe750a
 def page_cells(
     question: str,  # rq1 ... rq6
     profile: str,  # smoke | quick | reduced | full
@@ -73,7 +73,7 @@ def page_cells(
     if profile == "smoke": options = dict(eval_levels=(2.0, 4.0, 8.0)) | options
     return study_cells(question, profile, tuple(nets), tuple(seeds), **options)
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #452438cc
 def study_records(
     store: Store,
     profile: str,  # smoke | quick | reduced | full
@@ -89,7 +89,7 @@ def study_records(
     }
     return [r for r in known if r.key in wanted]
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #37a1adc3
 def page_series(
     records: list[Record],
     store: Store,
@@ -98,19 +98,19 @@ def page_series(
     "The series of some records in both readings of MNIST-A."
     return {title: StudyFacts(records, store, profile, reading) for title, reading in SERIES_TITLES.items()}
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #0825e5e2
 def n_seeds(results: StudyFacts, net: str, exp: str) -> int:  # 0: not run
     "How many seeds have all levels of a series."
     try: results.array(net, exp, "test")
     except Missing: return 0
     return results.memo[net, exp, "test"][1]
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #8603ed80
 def nets_run(results: StudyFacts, *exps: str) -> tuple[str, ...]:
     "The nets that have all levels of all the series."
     return tuple(net for net in NET_NAMES if all(n_seeds(results, net, exp) for exp in exps))
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #913725c6
 def nets_line(results: StudyFacts, *exps: str) -> HTML:
     "Which nets were run, with how many models and seeds."
     parts = []
@@ -132,7 +132,7 @@ def level_accuracy(results: StudyFacts, net: str, exp: str, set: str, level) -> 
     "Accuracy of the model of one level."
     return summary(results.array(net, exp, set)[results.levels(exp).index(level)], n_seeds(results, net, exp))
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #67045972
 def change(
     results: StudyFacts,
     net: str,  # lenet | alexnet
@@ -147,7 +147,7 @@ def change(
         values[levels.index(level)] - values[0 if since is None else levels.index(since)], n_seeds(results, net, exp)
     )
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #e31fc9f8
 def best_level(
     results: StudyFacts,
     net: str,  # lenet | alexnet
@@ -242,7 +242,7 @@ def correlations(
     for row, p in zip(found, holm([row["p"] for row in found]) if found else []): row["holm"] = p
     return found
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #11c8ae97
 def correlation_rows(row: dict, title: str) -> list[dict]:  # the paper's row and ours
     "One series in the table."
     paper, defined = row["paper"], row["r"] == row["r"]
@@ -261,7 +261,7 @@ def correlation_rows(row: dict, title: str) -> list[dict]:  # the paper's row an
     }
     return [theirs, ours]
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #417999ac
 def correlation_table(
     all_results: dict[str, StudyFacts],  # title of the reading -> its series
     exp: str,  # gaussian | fgsm | imbalance | label
@@ -277,10 +277,49 @@ def correlation_table(
         rows += correlation_rows(row, title)
     return table(pd.DataFrame(rows), caption) if rows else HTML("<p>Not run.</p>")
 
+# %% ../../../nbs/papers/study/30_report.ipynb #fb30d86f
+def draw_printed(ax, net: str, exp: str, set: str, ends: tuple) -> None:  # ends: first and last level
+    "The paper's mean of a curve, or of each of its segments, as a dashed line."
+    rows = study_tables().query("net == @net and exp == @exp and set == @set")
+    for i, row in enumerate(rows.to_dict("records")):
+        low, high = ends if row["segment"] == "all" else SEGMENTS[net][row["segment"]]
+        ax.plot(
+            [max(low, ends[0]), min(high, ends[1])], [row["mean"]] * 2, ls="--", color="C3",
+            label="" if i else "paper, mean of the curve",
+        )
+
+# %% ../../../nbs/papers/study/30_report.ipynb #1c91a264
+def level_figure(
+    all_results: dict[str, StudyFacts],  # title of the reading -> its series
+    exp: str,  # gaussian | fgsm | imbalance | label
+    xlabel: str,  # the factor, with its unit
+    nets: tuple = ("lenet",),
+) -> plt.Figure:
+    "Accuracy against the level of a factor on training set and test sets (the study's Figs. 2-5)."
+    theme()
+    fig, axes = plt.subplots(
+        2 * len(nets), 2, figsize=(7.5, 5.2 * len(nets)), sharey=True, squeeze=False, layout="constrained"
+    )
+    for row, net in zip(axes.reshape(len(nets), 4), nets):
+        for ax, (set, title) in zip(row, {"train": "training set", **TEST_SETS}.items()):
+            for i, (reading, results) in enumerate(all_results.items()):
+                if set != "a" and i: continue
+                try:
+                    draw_series(
+                        ax, results.levels(exp), results.array(net, exp, set),
+                        label=f"ours, {reading}" if set == "a" else "ours", color=f"C{i}",
+                    )
+                except Missing: continue
+            draw_printed(ax, net, exp, set, (results.levels(exp)[0], results.levels(exp)[-1]))
+            ax.set(title=f"{NET_NAMES[net]}, {title}", xlabel=xlabel, ylim=(0, 1.02))
+        for ax in row[::2]: ax.set_ylabel("accuracy")
+        for ax in row[2:]: ax.legend(fontsize=8, loc="best")
+    return fig
+
 # %% ../../../nbs/papers/study/30_report.ipynb #4f7a46bf
 FACTORS = {"dual": ("Gaussian", "FGSM"), "four": ("Gaussian", "FGSM", "imbalance", "label errors")}
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #44fa7110
 def multiple_statistics(
     results: StudyFacts,
     net: str,  # lenet | alexnet
@@ -298,7 +337,7 @@ def multiple_statistics(
         signs=", ".join(f"{name} {sign}" for name, sign in zip(FACTORS[exp], signs)),
     )
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #95a2be76
 def multiple_table(
     all_results: dict[str, StudyFacts],  # title of the reading -> its series
     exp: str,  # dual | four
@@ -332,45 +371,6 @@ def multiple_table(
         for row, p in zip(found, adjusted)
     ]
     return table(pd.DataFrame(rows), caption) if rows else HTML("<p>Not run.</p>")
-
-# %% ../../../nbs/papers/study/30_report.ipynb #fb30d86f
-def draw_printed(ax, net: str, exp: str, set: str, ends: tuple) -> None:  # ends: first and last level
-    "The paper's mean of a curve, or of each of its segments, as a dashed line."
-    rows = study_tables().query("net == @net and exp == @exp and set == @set")
-    for i, row in enumerate(rows.to_dict("records")):
-        low, high = ends if row["segment"] == "all" else SEGMENTS[net][row["segment"]]
-        ax.plot(
-            [max(low, ends[0]), min(high, ends[1])], [row["mean"]] * 2, ls="--", color="C3",
-            label="" if i else "paper, mean of the curve",
-        )
-
-
-def level_figure(
-    all_results: dict[str, StudyFacts],  # title of the reading -> its series
-    exp: str,  # gaussian | fgsm | imbalance | label
-    xlabel: str,  # the factor, with its unit
-    nets: tuple = ("lenet",),
-) -> plt.Figure:
-    "Accuracy against the level of a factor on training set and test sets (the study's Figs. 2-5)."
-    theme()
-    fig, axes = plt.subplots(
-        2 * len(nets), 2, figsize=(7.5, 5.2 * len(nets)), sharey=True, squeeze=False, layout="constrained"
-    )
-    for row, net in zip(axes.reshape(len(nets), 4), nets):
-        for ax, (set, title) in zip(row, {"train": "training set", **TEST_SETS}.items()):
-            for i, (reading, results) in enumerate(all_results.items()):
-                if set != "a" and i: continue
-                try:
-                    draw_series(
-                        ax, results.levels(exp), results.array(net, exp, set),
-                        label=f"ours, {reading}" if set == "a" else "ours", color=f"C{i}",
-                    )
-                except Missing: continue
-            draw_printed(ax, net, exp, set, (results.levels(exp)[0], results.levels(exp)[-1]))
-            ax.set(title=f"{NET_NAMES[net]}, {title}", xlabel=xlabel, ylim=(0, 1.02))
-        for ax in row[::2]: ax.set_ylabel("accuracy")
-        for ax in row[2:]: ax.legend(fontsize=8, loc="best")
-    return fig
 
 # %% ../../../nbs/papers/study/30_report.ipynb #75bac90f
 def grid_figure(
@@ -416,13 +416,13 @@ def level_means(
     levels = sorted({float(level) for level in taken})
     return levels, np.stack([values[taken == level].mean(0) for level in levels])
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #05deb80d
 def effect(results: StudyFacts, net: str, set: str, factor: int) -> Estimate:
     "Main effect: mean accuracy at the largest level minus that at the smallest."
     _, means = level_means(results, net, set, factor)
     return summary(means[-1] - means[0], n_seeds(results, net, "four"))
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #64b58f4b
 FACTOR_AXES = ("Gaussian distance", "FGSM distance", "class imbalance CI", "label-error rate LD")
 
 
@@ -450,7 +450,7 @@ def main_effect_figure(
 # %% ../../../nbs/papers/study/30_report.ipynb #c17d2899
 LEVEL_NAMES = {"gaussian": "distance", "fgsm": "distance", "imbalance": "CI asked for", "label": "LD asked for"}
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #76c07c5a
 def sheet_columns(sheet: dict, exp: str) -> dict:
     "What the data sheet of a training set tells about its factor."
     found = dict(images=f"{sheet['size']:,}")
@@ -470,7 +470,7 @@ def sheet_columns(sheet: dict, exp: str) -> dict:
         }
     return found
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #23636f7c
 def sheet_table(
     records: list[Record],  # of a page
     exp: str,  # gaussian | fgsm | imbalance | label | dual | four
@@ -524,7 +524,7 @@ def other_readings(
         for title, option in options.items()
     }
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #24e5f979
 def recorded_readings(
     store: Store,
     profile: str,  # smoke | quick | reduced | full
@@ -560,7 +560,7 @@ def reading_figure(
     fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     return fig
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #faa18a42
 def reading_table(
     found: dict[str, list[Record]],  # of `recorded_readings`
     store: Store,
@@ -599,7 +599,7 @@ def sample_records(
     ]
     return sorted(found, key=lambda r: (factors.index(r.cell["factor"]), r.cell["seed"], r.cell["level"]))
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #f41326f1
 def model_table(records: list[Record], store: Store, caption: str = "") -> HTML:
     "Models one by one, with intervals over their test images."
     names, rows = (
@@ -642,7 +642,7 @@ def strip_figure(
         line[0].set_ylabel(title, fontsize=8)
     return fig
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #bc691da0
 def distance_figure(
     record: Record,  # of a model of the study
 ) -> plt.Figure:
@@ -695,7 +695,7 @@ def advice_figure(
     fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     return fig
 
-
+# %% ../../../nbs/papers/study/30_report.ipynb #826453aa
 def advice_table(
     all_results: dict[str, StudyFacts],  # title of the reading -> its series
     net: str = "lenet",  # lenet | alexnet
