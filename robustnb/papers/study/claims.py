@@ -35,6 +35,8 @@ PRINTED = {
     "gaussian": "gaussian", "fgsm": "fgsm", "class_imbalance": "imbalance", "label_error": "label",
     "gaussian+fgsm": "dual", "gaussian+fgsm+class_imbalance+label_error": "four",
 }
+
+# %% ../../../nbs/papers/study/20_claims.ipynb #975059ea
 STUDY_FUNCTIONS = (
     "s", "v", "rho", "pv", "mu", "var", "g", "grid", "four", "mR", "mP", "coef", "argmax_level", "allm",
     "n_sets", "n_train", "n_eval", "label_error", "minor_count",
@@ -44,7 +46,14 @@ STUDY_FACTS = (
     "oa_strength2", "n_points", "no_clip_eps_ratio_ok",
 )
 
+# %% ../../../nbs/papers/study/20_claims.ipynb #a9c01857
+STUDY_WORDS = dict(
+    NETS=NETS, TS=TS, DL=DL, LD=[round(0.05 * i, 2) for i in range(1, 11)], avg=mean, median=median,
+    spread=lambda v: max(v) - min(v), pearson=lambda x, y: pearson_of(x, y)[0],
+    spearman=lambda x, y: spearman_of(x, y)[0],
+)
 
+# %% ../../../nbs/papers/study/20_claims.ipynb #0a05f3c0
 @cache
 def study_tables() -> pd.DataFrame:  # net, exp, set, segment, r, p, mean, variance
     "Tables 2-7 in the predicates' words."
@@ -56,7 +65,7 @@ def study_tables() -> pd.DataFrame:  # net, exp, set, segment, r, p, mean, varia
         )
     ).reset_index(drop=True)
 
-
+# %% ../../../nbs/papers/study/20_claims.ipynb #04b8c5e7
 @cache
 def printed_study() -> dict:
     "The language of study_findings.csv, over the printed tables."
@@ -69,13 +78,6 @@ def printed_study() -> dict:
         names[name] = lambda net, exp, set, segment="all", look=look: look(net, exp, set, segment)
     return names | STUDY_WORDS
 
-# %% ../../../nbs/papers/study/20_claims.ipynb #a9c01857
-STUDY_WORDS = dict(
-    NETS=NETS, TS=TS, DL=DL, LD=[round(0.05 * i, 2) for i in range(1, 11)], avg=mean, median=median,
-    spread=lambda v: max(v) - min(v), pearson=lambda x, y: pearson_of(x, y)[0],
-    spearman=lambda x, y: spearman_of(x, y)[0],
-)
-
 # %% ../../../nbs/papers/study/20_claims.ipynb #c6e54b02
 COUNTED = ("test", "c", "a_fixed", "a_white")  # what counts.npz holds for each image
 
@@ -87,7 +89,7 @@ def counts_in(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, int]:  # as of
         raise ValueError(f"counts of shape {right.shape} up to {right.max(initial=0)} for {levels} distances")
     return right, levels
 
-
+# %% ../../../nbs/papers/study/20_claims.ipynb #faacb2e9
 def counts_of(record: Record, store: Store) -> tuple[np.ndarray, int]:  # [N,4] right answers of each image; distances
     "What a model got right; ValueError where the artefact is lost or not what it should be."
     return artefact_of(record, store, "counts.npz", counts_in)
@@ -114,7 +116,7 @@ def products(
             done |= {i: dict(zip(COUNTED, values[:, 4 * j:4 * j + 4].T.copy())) for j, i in enumerate(batch)}
     return [done[i] for i in range(len(found))]
 
-
+# %% ../../../nbs/papers/study/20_claims.ipynb #d291a3b2
 def accuracies_of(
     record: Record,
     store: Store,
@@ -135,7 +137,7 @@ def setting_of_record(record: Record) -> tuple:
         tuple(level) if isinstance(level, (list, tuple)) else float(level), record.cell["seed"],
     )
 
-
+# %% ../../../nbs/papers/study/20_claims.ipynb #8fcac29a
 def accuracies_by_record(
     records: list[Record],
     store: Store,
@@ -167,16 +169,18 @@ class Reading:
             net in ("lenet", self.lenet) and self.lenet != Reading.lenet or exp in MIXED and self.mode != Reading.mode
         )
 
-
+# %% ../../../nbs/papers/study/20_claims.ipynb #dd80a35b
 STUDY_READINGS = {
     "fixed": Reading(), "white_box": Reading(a="a_white"), "relu_max": Reading(lenet="lenet5_relu_max"),
     "replace": Reading(mode="replace"),
 }
 # metric of each set
 SETS = {name: dict(train="train", test="test", c="c", a=reading.a) for name, reading in STUDY_READINGS.items()}
+
+# %% ../../../nbs/papers/study/20_claims.ipynb #35f2472d
 MIXED = ("gaussian", "fgsm", "dual")  # factors that add images or replace them
 
-
+# %% ../../../nbs/papers/study/20_claims.ipynb #52a1b8f1
 @cache
 def protocol(profile: str) -> dict[tuple, dict]:
     "The settings of each cell of a profile, by factor and level, in the literal reading."
@@ -185,7 +189,7 @@ def protocol(profile: str) -> dict[tuple, dict]:
         (cell.factor, cell.level): asdict(cell) for question in QUESTIONS for cell in study_cells(question, profile)
     }
 
-
+# %% ../../../nbs/papers/study/20_claims.ipynb #dd8087d4
 def belongs(record: Record, reading: Reading) -> bool:
     "Is a record one of a reading's?"
     net, factor, level, seed = setting_of_record(record)
@@ -202,7 +206,7 @@ def grid_levels(profile: str, factor: str) -> list:
     found = GRIDS[profile][factor]
     return list(four_factor_levels(found) if factor == "four" else found)
 
-
+# %% ../../../nbs/papers/study/20_claims.ipynb #03552c76
 class Measured(Resampled):
     """The study's series from records of one profile and one reading; `at` is the resample looked at, 0 the
     measurement, None all at once."""
@@ -439,7 +443,7 @@ def study_results(
             if results.records and (has_own or name in ("fixed", "white_box")): all_results[name].append(results)
     return all_results
 
-
+# %% ../../../nbs/papers/study/20_claims.ipynb #b1990310
 def study_verdicts(
     claims: pd.DataFrame,  # rows of `claim_table`
     store: Store,
@@ -467,7 +471,7 @@ def study_verdicts(
                     | ({} if decided else dict(profile=""))
                 )
 
-
+# %% ../../../nbs/papers/study/20_claims.ipynb #4a7788c3
 def tried_claims(
     claims: pd.DataFrame,  # rows of `claim_table` about the study
     store: Store,
