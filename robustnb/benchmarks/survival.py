@@ -36,7 +36,7 @@ class SurvivalCell:
     minutes: float = 0.0  # in all; 0: as long as these numbers take
     seed: int = 0  # of what is tried beyond them
 
-
+# %% ../../nbs/benchmarks/06_survival.ipynb #8f56046b
 PROTOCOLS = {
     "smoke": [SurvivalCell(5, 1, "test_hostile.py and documented_errors_only and record")],
     "quick": [SurvivalCell(100, 9, minutes=27)],
@@ -62,7 +62,7 @@ def tallied(folder: Path) -> dict:
     found = {kind: found.total() for kind, found in lines.items()} | tests
     return found | dict(by={k: dict(v) for k, v in lines.items()}, short=sorted(read(folder / "short")))
 
-
+# %% ../../nbs/benchmarks/06_survival.ipynb #90d689b1
 def part_environment(cell: SurvivalCell, folder: Path, until: float) -> dict[str, str]:  # until: seconds since 1970
     "What a part of the tests is told."
     kept = ("ROBUSTNB_CACHE", "ROBUSTNB_DATA")
@@ -71,7 +71,7 @@ def part_environment(cell: SurvivalCell, folder: Path, until: float) -> dict[str
     told = dict(FAULTS=folder, UNTIL=until, PROGRESS=0) | numbers
     return plain | {f"ROBUSTNB_{key}": str(value) for key, value in told.items()} | {"OMP_NUM_THREADS": "1"}
 
-
+# %% ../../nbs/benchmarks/06_survival.ipynb #e3534889
 def run_part(
     words: list[str],  # of the command
     root: Path,  # where it runs
@@ -129,7 +129,7 @@ class FuzzCell:
     def __post_init__(self):
         if not 0 < self.minutes < float("inf"): raise ValueError(f"a reader needs minutes above 0, got {self.minutes}")
 
-
+# %% ../../nbs/benchmarks/06_survival.ipynb #1ed8f9c4
 def readers(
     root: Path | None,  # a checkout; None: there is none
 ) -> dict[str, str]:  # name -> pytest's id
@@ -167,7 +167,7 @@ def run_fuzz_cell(
         found = tallied(Path(folder))
     return dict(fuzzed=found["fuzzed"], skipped=found["skipped"])
 
-
+# %% ../../nbs/benchmarks/06_survival.ipynb #6bee43f5
 @dataclass(frozen=True)
 class Fuzzing:
     "Every reader for ten minutes, as an experiment."
@@ -435,7 +435,7 @@ def fuzz(
         sys.exit(130)
     print(table[["reader", "minutes", "seed", "fuzzed", "skipped", "seconds"]].to_string(index=False))
 
-
+# %% ../../nbs/benchmarks/06_survival.ipynb #d0d3b43a
 def main() -> None:
     "python -m robustnb.benchmarks.survival --minutes 27 --seed 0"
     from robustnb.benchmarks import survival as here  # not __main__, whose records have no address
