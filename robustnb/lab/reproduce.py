@@ -114,7 +114,7 @@ def declared(parameters: dict) -> tuple[str, ...] | None:  # None: a notebook th
         raise NotebookError(f"experiments = {named!r}; it is a list of names, such as [\"study\"]")
     return named if named is None else tuple(named)
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #aea1fc7c
 def read_notebook(path: Path, page: str) -> Notebook:
     "Look at a notebook without running it."
     parts = page.removesuffix(".ipynb").split("/")
@@ -135,7 +135,7 @@ def read_notebook(path: Path, page: str) -> Notebook:
         error = f"nbs/{page}: cannot be read ({type(e).__name__}: {e})"
     return Notebook(name, page, path, title, parts[1] if len(parts) > 2 else "", parameters, error, shown)
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #21288d65
 def exports_module(path: Path) -> bool:
     "Whether a notebook is part of the package, and so no result."
     return re.search(r"#\s*\|\s*default_exp\s", path.read_text(encoding="utf-8")) is not None
@@ -172,7 +172,7 @@ def matching(name: str, known: list[Notebook]) -> list[Notebook]:
     if len(last) > 1: raise NotebookError(f"{name!r} may be any of {', '.join(n.name for n in last)}")
     return last
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #3cbafc3a
 def choose(
     names: list[str],  # names, folders, patterns; none: all
     known: list[Notebook],
@@ -200,14 +200,14 @@ def parse_setting(text: str) -> tuple[str, Any]:  # name and value
     try: return name.strip(), ast.literal_eval(value.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): return name.strip(), value.strip()
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #7ca8665e
 def same_kind(default: Any, value: Any) -> bool:
     "May a parameter with this default have this value?"
     if default is None or isinstance(default, float) and type(value) is int: return True
     if isinstance(default, (list, tuple)): return isinstance(value, (list, tuple))
     return type(value) is type(default)
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #9f2fe2b7
 def check_parameters(parameters: dict[str, Any], chosen: list[Notebook]) -> None:
     "Refuse parameters that no chosen notebook has, or of another kind."
     for name, value in parameters.items():
@@ -238,7 +238,7 @@ def store_state(
         *sorted(f"{r.key} {r.profile} {r.time}" for name in names for r in store.records(name) if r.profile in shown)
     )
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #9c10162b
 def inputs(notebook: Notebook, parameters: dict) -> dict:
     "What an executed copy depends on, besides records."
     settings = {k: v for k, v in parameters.items() if k != "workers"}
@@ -253,7 +253,7 @@ def note_of(out: Path) -> dict:  # {} where none can be read
     note = about.get("robustnb") if isinstance(about, dict) else None
     return note if isinstance(note, dict) else {}
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #47bb56e3
 def up_to_date(
     out: Path,  # the executed copy
     wanted: dict,  # `inputs` of today
@@ -327,6 +327,8 @@ while True:
         if not pid: break
         print(json.dumps({"ended": pid, "status": os.waitstatus_to_exitcode(status)}), file=out)
 """
+
+# %% ../../nbs/lab/40_reproduce.ipynb #ee842130
 PRELOAD = (  # what every kernel imports
     "ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.debugger", "IPython.core.interactiveshell",
     "IPython.core.debugger", "IPython.core.completerlib", "IPython.core.oinspect", "IPython.extensions.storemagic",
@@ -335,7 +337,7 @@ PRELOAD = (  # what every kernel imports
 )
 TABLES, TRAINING = ("pandas.io.formats.style",), ("torch._dynamo",)  # what they import on first use: half a second, two
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #62ff9315
 class KernelServer:
     "The warmed process of which kernels are copies."
 
@@ -385,7 +387,7 @@ class KernelServer:
         except subprocess.TimeoutExpired: self.process.kill()
         self.process.wait()
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #b00373bf
 @dataclass
 class ForkedKernel:
     "A kernel's process, with what jupyter_client asks of a `subprocess.Popen`."
@@ -418,7 +420,7 @@ class ForkedKernel:
 
     def kill(self) -> None: self.send_signal(signal.SIGKILL)
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #ce01f596
 class Kernel:
     "The kernel of one notebook, as far as the runner must reach it."
 
@@ -480,7 +482,7 @@ def register_engine() -> str:  # its name
     papermill_engines.register("robustnb", Engine)
     return "robustnb"
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #25d7c845
 def imported_by(notebook: Notebook) -> list[str]:
     "What a notebook imports at the top of its cells, in order."
     found = {}
@@ -559,7 +561,7 @@ class Outcome:
     path: Path | None = None  # the executed copy, or the one that failed
     error: str = ""
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #f75cd398
 def explain(error: BaseException) -> str:
     "An execution's error in a line."
     if hasattr(error, "ename"): return f"In [{error.exec_count}]: {error.ename}: {error.evalue}"
@@ -589,7 +591,7 @@ def fullest(
     enough = [profile for profile, n in counts.items() if n and 2 * n >= max(counts.values())]
     return enough[-1] if enough else "quick"
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #fb3e8302
 def undeclared(
     notebook: Notebook,
     used: list[str],  # experiments whose records its execution asked for; "*": of all
@@ -599,7 +601,7 @@ def undeclared(
     own = papers()[notebook.paper].experiments if notebook.experiments and notebook.paper in papers() else {}
     return sorted(set(used) - set(notebook.experiments) - set(own))
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #de40a7ac
 @dataclass(frozen=True)
 class Run:
     "What all notebooks of a command share."
@@ -654,7 +656,7 @@ def left_word(folder: Path) -> tuple[list[str], list[dict]]:  # experiments aske
     def lines(name): return (folder / name).read_text().splitlines() if (folder / name).exists() else []
     return sorted({word for line in lines("used") for word in line.split()}), list(map(json.loads, lines("not_run")))
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #2fa61467
 def execute(
     notebook: Notebook,
     run: Run,
@@ -703,7 +705,7 @@ def in_words(seconds: float) -> str:
     if seconds < 90: return f"{round(seconds)} s"
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #e28e5036
 def still(state: dict, later: list[float | None]) -> str:  # e.g. "about 3 min left"
     "How long the run may still take: the current cells, and what later notebooks took the last time."
     known = [s for s in (state.get("eta"), *later) if s is not None]
@@ -783,7 +785,7 @@ def prepare(names: list[str], root: Path | None, profile: str, parameters: dict)
         )
     return root, chosen
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #37d944e5
 @contextlib.contextmanager
 def only_runner(runs: Path):
     "Refuse a second runner in the same folder."
@@ -809,7 +811,7 @@ def run_one(notebook: Notebook, run: Run, watch: Any) -> Outcome:
         else execute(notebook, run, watch)
     )
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #68ba4d9c
 def run_all(chosen: list[Notebook], run: Run, display: Display) -> list[Outcome]:
     "Execute notebooks one after the other, leaving out what is up to date."
     outcomes = []
@@ -821,7 +823,7 @@ def run_all(chosen: list[Notebook], run: Run, display: Display) -> list[Outcome]
             display.end(outcomes[-1])
     return outcomes
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #2cfe4bab
 @contextlib.contextmanager
 def kernels(chosen: list[Notebook], run: Run):
     "The run with its server of kernels, which is started by this thread: it ends when the thread that started it does."
@@ -835,7 +837,7 @@ def kernels(chosen: list[Notebook], run: Run):
     try: yield replace(run, server=server)
     finally: server.close()
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #3377b21b
 def render_all(chosen: list[Notebook], run: Run, display: Display) -> list[Outcome]:
     "Make pages from records, several at once."
     def one(notebook):
@@ -860,7 +862,7 @@ def render_all(chosen: list[Notebook], run: Run, display: Display) -> list[Outco
             raise
     return [future.result() for future in waiting]
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #1c32c796
 def render(
     names: list[str] = (),  # notebooks, folders, patterns; none: all
     records: str | Path | None = None,  # the run's own store; None: .robustnb/records
