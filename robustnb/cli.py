@@ -82,7 +82,7 @@ class Commands(typer.core.TyperGroup):
             error.message = number_error(error) or error.message
             raise
 
-
+# %% ../nbs/66_cli.ipynb #ad7f5b55
 MARKUP = "markdown"  # rich would take [default: ...] in a help text for a style, and leave it out
 app = typer.Typer(
     cls=Commands, rich_markup_mode=MARKUP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -91,12 +91,14 @@ app = typer.Typer(
 # 160: a log has no width
 out = Console(highlight=False, soft_wrap=True, force_jupyter=False, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, highlight=False, soft_wrap=True)  # for what is said besides the answer
+
+# %% ../nbs/66_cli.ipynb #052e3c24
 Profile = Annotated[str, typer.Option(
     help="smoke (seconds, means nothing), quick (real data, minutes), "
     "reduced (hours of two cores) or full (the papers' settings)",
 )]
 
-
+# %% ../nbs/66_cli.ipynb #da443fa7
 def reachable(folder: Path | None, what: str = "what is written goes into a folder") -> Path | None:
     "BadParameter where a file, or a link that leads nowhere, is in the way: told before anything is computed."
     way = (folder, *folder.parents) if folder else ()
@@ -110,12 +112,12 @@ def reachable(folder: Path | None, what: str = "what is written goes into a fold
         raise typer.BadParameter(f"{str(folder)[:60]}... is longer than a path may be; name a shorter one") from None
     return folder
 
-
+# %% ../nbs/66_cli.ipynb #b0d96c08
 def goes_to(folder: Path | None) -> Path | None:  # --out, as it was given
     "The folder that something is written into, if that can be."
     return reachable(folder)
 
-
+# %% ../nbs/66_cli.ipynb #5a44b043
 def can_hold(folder: Path | None) -> Path | None:  # --records, as it was given
     "The folder of records, or ROBUSTNB_RECORDS where none was given, if records can be kept there."
     named = " (ROBUSTNB_RECORDS)" if folder is None and os.environ.get("ROBUSTNB_RECORDS") else ""
@@ -136,7 +138,7 @@ def read_from(folder: Path | None) -> Path | None:  # --records of a command tha
     beside = [p.name for p in folder.resolve().parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
     raise typer.BadParameter(f"there is no folder {folder}: {nearest(folder.name, sorted(beside), 'folder')}")
 
-
+# %% ../nbs/66_cli.ipynb #ea07f4a2
 OWN = "The run's own records [default: ROBUSTNB_RECORDS, else .robustnb/records]"
 Records = Annotated[Path | None, typer.Option("--records", callback=kept_in, help=OWN, show_default=False)]
 ReadRecords = Annotated[Path | None, typer.Option("--records", callback=read_from, help=OWN, show_default=False)]
@@ -157,6 +159,8 @@ Address = Annotated[
         show_default=False
     )
 ]
+
+# %% ../nbs/66_cli.ipynb #f33959a6
 DataDir = Annotated[
     Path | None,
     typer.Option(
@@ -165,12 +169,12 @@ DataDir = Annotated[
     )
 ]
 
-
+# %% ../nbs/66_cli.ipynb #b7015d8c
 @app.callback()
 def about() -> None:
     "Robust image recognition, reproduced: run the notebooks, look at records and verdicts, build the site."
 
-
+# %% ../nbs/66_cli.ipynb #3e1e578f
 def on_cluster(executor: str, address: str | None) -> None:
     "What a run in this process and in its children takes its cluster from."
     check_choice(executor, EXECUTORS, "executor")
@@ -181,7 +185,7 @@ def on_cluster(executor: str, address: str | None) -> None:
     if address: os.environ["RAY_ADDRESS"] = address
     if executor != "local": os.environ["ROBUSTNB_EXECUTOR"] = executor
 
-
+# %% ../nbs/66_cli.ipynb #c87ea108
 def checkout() -> Path:
     "The top folder of the checkout. NotebookError where there is none."
     root = repository()
@@ -214,6 +218,8 @@ Benchmark = Annotated[
         show_default=False
     )
 ]
+
+# %% ../nbs/66_cli.ipynb #892e2362
 Images = Annotated[
     int | None,
     typer.Option(help="So many images, equally many of each class [default: all]", min=1, show_default=False)
@@ -227,6 +233,8 @@ ClassIndex = Annotated[
         show_default=False
     )
 ]
+
+# %% ../nbs/66_cli.ipynb #396e6773
 Side = Annotated[int | None, typer.Option(help="Side in pixels, for pictures", min=8, max=8192, show_default=False)]
 Processes = Annotated[
     int | None,
@@ -249,12 +257,12 @@ def quoted_experiments(notebook: Notebook, known: list[str]) -> list[str]:
     code = "\n".join("".join(c["source"]) for c in notebook.cells if c["cell_type"] == "code")
     return [name for name in known if f'"{name}"' in code or f"'{name}'" in code]
 
-
+# %% ../nbs/66_cli.ipynb #8e1cbea8
 def executed_profile(notebook: Notebook, runs: Path) -> str | None:
     "The best profile in which a notebook was executed, or that it was made from records."
     return next((p for p in (*reversed(PROFILES), RENDERED) if (runs / p / notebook.page).is_file()), None)
 
-
+# %% ../nbs/66_cli.ipynb #f761a204
 @app.command("list")
 def list_notebooks(records: ReadRecords = None) -> None:
     "Show the result notebooks, and the profile whose records the page of each shows."
@@ -298,7 +306,7 @@ def outcome_line(outcomes: list[Outcome]) -> str:  # e.g. "3 notebooks: 2 done, 
     ]
     return f"{len(outcomes)} notebook{'s' * (len(outcomes) != 1)}: {', '.join(counts) or 'nothing to do'}"
 
-
+# %% ../nbs/66_cli.ipynb #39709496
 def data_of(cell) -> set[str]:
     "The data sets that a cell and the cells inside it name."
     inner = [getattr(cell, f.name) for f in fields(cell)]
@@ -323,7 +331,7 @@ def data_needed(
         sets[notebook.name] = {name for cell in cells for name in data_of(cell) if name in READERS}
     return sets
 
-
+# %% ../nbs/66_cli.ipynb #f63f1d77
 def with_data(
     names: list[str],  # notebooks as they were asked for
     profile: str,
@@ -338,7 +346,7 @@ def with_data(
     without = [name for name, sets in needed.items() if sets & lacking]
     return [n.name for n in chosen if n.name not in without], without
 
-
+# %% ../nbs/66_cli.ipynb #81a7637f
 @app.command("reproduce")
 def reproduce_notebooks(
     names: Annotated[
@@ -392,7 +400,7 @@ Minutes = Annotated[
     )
 ]
 
-
+# %% ../nbs/66_cli.ipynb #d815a60a
 @app.command("run")
 def run_cells_of(
     experiment: Annotated[
@@ -441,7 +449,7 @@ def records_default(context: typer.Context) -> None:
     "List, check and promote records."
     if context.invoked_subcommand is None: list_records(read_from(None))
 
-
+# %% ../nbs/66_cli.ipynb #109949aa
 @records_app.command("list")
 def list_records(records: ReadRecords = None) -> None:
     "Show how many cells have records, by experiment and profile."
@@ -484,7 +492,7 @@ def committed_store() -> Store:
     experiments_in(store)
     return store
 
-
+# %% ../nbs/66_cli.ipynb #20abb07f
 @records_app.command("promote")
 def promote_records(
     experiment: Annotated[str | None, typer.Argument(help="[default: all]", show_default=False)] = None,
@@ -501,7 +509,7 @@ def promote_records(
     done = promote(store, (repository() or Path.cwd()) / "results", profile, experiment, force)
     out.print(f"{len(done)} records promoted to results/" + ("; commit them" if done else ": there was nothing newer"))
 
-
+# %% ../nbs/66_cli.ipynb #169fb4ce
 @records_app.command("check")
 def check_records(
     folders: Annotated[
@@ -566,7 +574,7 @@ def tell(verdict) -> None:
     if len(verdict.differs) > 10: out.print(f"  and {len(verdict.differs) - 10} more")
     for text in verdict.unseen: out.print(f"  changed, but no canary ran it: {text}", markup=False)
 
-
+# %% ../nbs/66_cli.ipynb #9b2b1061
 @records_app.command("attest")
 def attest_records(
     experiment: Annotated[
@@ -607,7 +615,7 @@ def attest_records(
         refused += sum(not v.equal for v in verdicts)
     if refused: raise typer.Exit(1)
 
-
+# %% ../nbs/66_cli.ipynb #cb09cc92
 @records_app.command("replay")
 def replay_records(
     experiment: Annotated[str, typer.Argument(help="Whose records are run again")],
@@ -687,7 +695,7 @@ def chosen_conditions(corruptions: str, severities: str, subset: str) -> tuple[t
     except ValueError as error: raise ChoiceError(str(error)) from None
     return names, levels
 
-
+# %% ../nbs/66_cli.ipynb #a4b597f9
 def baseline_of(given: str | None):  # -> a published baseline's name, a table, or None
     "A baseline is named, or is another evaluation: its folder, its table.csv or its table.json."
     if given and Path(given).is_dir(): given = str(Path(given) / "table.csv")
@@ -722,7 +730,7 @@ def published_set(data: str, class_index: Path | None, size: int | None):  # -> 
     try: return open_published(data, class_index, size)
     except (ValueError, RuntimeError, OSError) as error: raise ChoiceError(str(error)) from None
 
-
+# %% ../nbs/66_cli.ipynb #b0fa79ff
 def published_rows(published, corruptions: str, severities: str, subset: str) -> list[tuple[str, int]]:
     "The conditions of a published set that were asked for."
     from robustnb.published import FORMS
@@ -747,7 +755,7 @@ def published_rows(published, corruptions: str, severities: str, subset: str) ->
         )
     return rows
 
-
+# %% ../nbs/66_cli.ipynb #3dba1415
 def clean_images(published, given: str | None, data_dir: Path | None):  # -> Source | None
     "The images that were corrupted: as given, or where they are at hand."
     from robustnb.formats import READERS
@@ -781,7 +789,7 @@ def as_text(against) -> str | None:
     "What a baseline holds: another evaluation's errors as text, a name as it is."
     return against.to_csv(index=False) if hasattr(against, "to_csv") else against
 
-
+# %% ../nbs/66_cli.ipynb #a4f26bf1
 def check_device(device: str) -> None:
     "ChoiceError where nothing can be computed, with the devices that are here."
     import torch
@@ -801,7 +809,7 @@ def on_device(model, device: str):
 
     return model.to(device) if isinstance(model, torch.nn.Module) else model
 
-
+# %% ../nbs/66_cli.ipynb #3c1af1e5
 def lies_apart(folder: Path | None, data: str | None, such_as: str) -> None:  # data: a folder, FORM:FOLDER or no path
     "ChoiceError where what is written would lie among the images, and be taken for more of them."
     for path in map(Path, filter(None, (data, data and data.partition(":")[2]))):
@@ -830,7 +838,7 @@ def open_published_set(given: SimpleNamespace) -> None:
             "so these are not the images that were corrupted"
         )
 
-
+# %% ../nbs/66_cli.ipynb #a464f860
 def open_published_model(given: SimpleNamespace) -> None:
     "The model, its outputs, and the baseline that it is held against."
     import torch
@@ -904,7 +912,7 @@ def planned_published(given: SimpleNamespace):  # -> Evaluation
     }
     return asked
 
-
+# %% ../nbs/66_cli.ipynb #b7650f83
 def evaluate_published(
     given: SimpleNamespace,  # options of `evaluate`, with the set and the conditions asked for
 ) -> Path | None:  # the report's folder; None: a shard
@@ -933,7 +941,7 @@ def with_weights(text: str) -> tuple[str, Path | None]:  # model, file of weight
     name, equals, file = text.rpartition("=")
     return (name, Path(file)) if equals else (text, None)
 
-
+# %% ../nbs/66_cli.ipynb #f3075a33
 def tell_comparison(folders: list[Path], into: Path | None) -> None:
     "Compare reports, write the page and say what it comes to."
     from robustnb import compare
@@ -949,7 +957,7 @@ def tell_comparison(folders: list[Path], into: Path | None) -> None:
     out.print((page.parent / "comparison.txt").read_text().rstrip(), markup=False)
     out.print(f"{len(found)} models, {len(found[0].answers):,} images; comparison: {shown_path(page)}", markup=False)
 
-
+# %% ../nbs/66_cli.ipynb #757ed892
 def evaluate_several(models: list[tuple[str, Path | None]], settings: dict) -> None:
     "`evaluate` for each model in turn, then the comparison."
     from robustnb.opening import FILES
@@ -977,7 +985,7 @@ def evaluate_several(models: list[tuple[str, Path | None]], settings: dict) -> N
     if None in reports: return out.print("when all shards are merged: robustnb compare REPORT REPORT")
     tell_comparison(reports, above and above / "compared")
 
-
+# %% ../nbs/66_cli.ipynb #f3a1ce54
 @app.command("compare")
 def compare_reports(
     reports: Annotated[
@@ -1006,7 +1014,7 @@ def check_share(part: tuple[int, int], blocks: dict[int, int]) -> None:  # block
         f" block{'s' * (len(blocks) > 1)} of up to 64, enough for {len(blocks)} at most, such as 0/{len(blocks)}"
     )
 
-
+# %% ../nbs/66_cli.ipynb #2c42dfa7
 def write_card(asked, answers, target: Path) -> None:
     "Write an evaluation's report, and say what it comes to."
     from robustnb import published_scores, scorecard
@@ -1017,7 +1025,7 @@ def write_card(asked, answers, target: Path) -> None:
     for row in card.summary.itertuples():
         out.print(f"{row.quantity:36} {row.value:.3f}  [{row.low:.3f}, {row.high:.3f}]", markup=False)
 
-
+# %% ../nbs/66_cli.ipynb #583a75af
 def report_or_shard(given: SimpleNamespace, answers, start: float) -> Path | None:  # the report's folder; None: a shard
     "Say what a shard did, or write the report."
     from robustnb.scorecard import passing_facts
@@ -1035,7 +1043,7 @@ def report_or_shard(given: SimpleNamespace, answers, start: float) -> Path | Non
     out.print(f"{len(answers):,} images, {took}; report: {shown_path(given.target / 'report.html')}", markup=False)
     return given.target
 
-
+# %% ../nbs/66_cli.ipynb #94f7b087
 ON = "answered blocks are kept; the same command goes on from there"
 
 
@@ -1061,7 +1069,7 @@ def interruptible(on: str = ON) -> Iterator[None]:
         if signal.getsignal(signal.SIGINT) is answer:
             signal.signal(signal.SIGINT, before)  # else the program is ending, whatever is typed now
 
-
+# %% ../nbs/66_cli.ipynb #ea171625
 @contextmanager
 def going_on() -> Iterator[None]:
     "What a model does wrong midway ends an evaluation with a sentence."
@@ -1119,7 +1127,7 @@ def open_images_and_model(given: SimpleNamespace) -> None:
         how = "what is larger or smaller is resized by its shorter side (bilinear) and cut to the middle"
         given.assumed = {"pictures": f"read at 224 x 224 pixels: {how} (--size for another)", **given.assumed}
 
-
+# %% ../nbs/66_cli.ipynb #29ab1689
 def check_constants(given: SimpleNamespace) -> None:
     "Whose constants, which conditions, and a baseline that fits both: before hours are spent."
     import torch
@@ -1133,7 +1141,7 @@ def check_constants(given: SimpleNamespace) -> None:
     if given.against is not None:
         baseline_errors(Answers(given.rows, torch.zeros(0), torch.zeros(0), given.whose), given.against)
 
-
+# %% ../nbs/66_cli.ipynb #f40058a3
 def ready_model(given: SimpleNamespace) -> None:
     "Bring the model to its device, say what is assumed, and refuse one that is not as accurate as expected."
     from robustnb.opening import Answering
@@ -1175,7 +1183,7 @@ def planned_evaluation(given: SimpleNamespace):  # -> Evaluation
         [settings.key(row) for row in given.rows], every, as_text(given.against)
     )
 
-
+# %% ../nbs/66_cli.ipynb #7b32597a
 def find_target(given: SimpleNamespace, images: str) -> None:
     "Where the report goes; a shard only leaves its answers, and word of what was asked."
     from robustnb.scorecard import report_folder
@@ -1230,6 +1238,8 @@ Weights = Annotated[Path | None, typer.Option(
     "or a name that `robustnb weights` lists [default: that of the data set]",
     show_default=False,
 )]
+
+# %% ../nbs/66_cli.ipynb #7fa8db42
 Normalize = Annotated[str | None, typer.Option(
     help="cifar10, cifar100, imagenet or none: statistics that the model expects to be applied "
     "[default: as its hub says; else it takes pixels in 0..1]",
@@ -1239,6 +1249,8 @@ Expect = Annotated[float | None, typer.Option(
     help="Clean accuracy that the model should have, such as 0.76: checked first, on 500 images", min=0, max=1,
     show_default=False,
 )]
+
+# %% ../nbs/66_cli.ipynb #fd752ae4
 Baseline = Annotated[str | None, typer.Option(
     help="Of the mCE: alexnet, wrn-28-10, or another evaluation with the same constants: "
     "its folder, table.csv or table.json",
@@ -1294,7 +1306,7 @@ def evaluate_model(
             given
         )
 
-
+# %% ../nbs/66_cli.ipynb #f9f0d3d5
 def open_one(given: SimpleNamespace) -> None:
     "Options, images and model of an evaluation; what does not fit together is refused here."
     from robustnb.formats import READERS
@@ -1315,7 +1327,7 @@ def open_one(given: SimpleNamespace) -> None:
     with in_one_line():
         for step in steps: step(given)
 
-
+# %% ../nbs/66_cli.ipynb #4fe28aa8
 def evaluate_one(given: SimpleNamespace) -> Path | None:  # the report's folder; None: a shard
     "`evaluate` for one model."
     from robustnb.scorecard import namesakes
@@ -1373,7 +1385,7 @@ OwnSide = Annotated[int | None, typer.Option(
     show_default=False,
 )]
 
-
+# %% ../nbs/66_cli.ipynb #fdeb7df4
 @app.command("corrupt")
 def corrupt_set(
     data: Annotated[str, typer.Argument(
@@ -1416,7 +1428,7 @@ def pages_from_records(root: Path) -> list[Outcome]:  # those that failed
     "Make the result pages of a checkout; nothing to do where it has none."
     return [o for o in (render(root=root) if notebooks(root) else []) if o.status == "failed"]
 
-
+# %% ../nbs/66_cli.ipynb #b5df5784
 @app.command("site")
 def build_site(
     serve: Annotated[
@@ -1460,7 +1472,7 @@ def renewed_site(root: Path, records: Path, workers: int | None) -> tuple[list[O
     except site.SiteError as error: out.print(f"error: {error}", markup=False)
     return outcomes, None
 
-
+# %% ../nbs/66_cli.ipynb #f29524be
 def chosen_seeds(text: str) -> tuple[int, ...]:  # text: as it was given
     "The seeds of a rerun, each once. ChoiceError for what is none."
     chosen = tuple(dict.fromkeys(whole_numbers(text, "seeds")))
@@ -1468,7 +1480,7 @@ def chosen_seeds(text: str) -> tuple[int, ...]:  # text: as it was given
     if wrong: raise ChoiceError(f"a seed is a whole number from 0 to {2**32 - 1}; got {wrong[0]}")
     return chosen
 
-
+# %% ../nbs/66_cli.ipynb #fb3d1682
 def tell_rerun(outcomes: list[Outcome], compared, site: str) -> list[Outcome]:  # pages that failed
     "Say what a rerun came to: pages, the comparison with the committed records, the site."
     from robustnb.rerun import comparison_text
@@ -1479,7 +1491,7 @@ def tell_rerun(outcomes: list[Outcome], compared, site: str) -> list[Outcome]:  
     for line in [*lines, *comparison_text(compared), site]: out.print(line, markup=False)
     return bad
 
-
+# %% ../nbs/66_cli.ipynb #de43bc44
 @app.command("rerun")
 def rerun_here(
     records: Records = None,
@@ -1566,7 +1578,7 @@ def where_data() -> None:
     for file in sorted(folder.rglob("*.npz")):
         out.print(f"  {file.relative_to(folder)}  {file.stat().st_size / 1e6:.1f} MB", markup=False)
 
-
+# %% ../nbs/66_cli.ipynb #9a4d8e79
 def check_published(path: str, clean: str | None, images: int, benchmark: str | None, data_dir: Path | None) -> None:
     "Count the bytes of a published set that differ from our corruptions."
     from robustnb.published_scores import compare_files
@@ -1597,7 +1609,7 @@ def check_published(path: str, clean: str | None, images: int, benchmark: str | 
     out.print(table)
     out.print(f"{found.differ.sum():,} of {found.bytes.sum():,} bytes differ from our corruptions")
 
-
+# %% ../nbs/66_cli.ipynb #1f04e5a5
 @data_app.command("check")
 def check_data(
     path: Annotated[str | None, typer.Argument(
@@ -1655,7 +1667,7 @@ def worker_died(error: Exception) -> bool:
     "Did a process that makes images end before its time?"
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
-
+# %% ../nbs/66_cli.ipynb #2272fd88
 def others(path: str | None) -> str:
     "Whose a file or its folder is, where it is another user's."
     at = next((p for p in (Path(path), *Path(path).parents) if p.exists()), None) if path else None
@@ -1680,7 +1692,7 @@ def error_message(error: Exception) -> str:
     denied = error.errno in (errno.EACCES, errno.EPERM) and isinstance(error.filename, str)
     return f"{error.strerror}: {error.filename or 'while writing'}{others(error.filename) if denied else ''}; {again}"
 
-
+# %% ../nbs/66_cli.ipynb #17b8ccd2
 def main() -> None:
     "The program `robustnb`; nothing that it locked in the cache is left there."
     def end(number, frame): raise SystemExit(128 + number)
