@@ -75,7 +75,7 @@ def namesakes(model: str, data: str) -> list[str]:
         if note
     ]
 
-
+# %% ../nbs/55_scorecard.ipynb #4bb3ae8b
 def open_images(
     spec: str,  # a data set's name, or a folder
     split: str = "test",  # of a data set
@@ -154,7 +154,7 @@ def pictures_in(folder: Path) -> list[Path]:
     "The pictures of one folder, if it is there."
     return [p for p in folder.iterdir() if p.suffix.lower() in FORMATS] if folder.is_dir() else []
 
-
+# %% ../nbs/55_scorecard.ipynb #32e669d9
 def report_folder(
     out: Path | None,  # as asked for; None: a folder of its own below robustness/
     title: str,  # of model and images
@@ -213,7 +213,7 @@ class Evaluation:
         "The baseline as `summarise` takes it."
         return pd.read_csv(io.StringIO(self.baseline)) if self.baseline and "\n" in self.baseline else self.baseline
 
-
+# %% ../nbs/55_scorecard.ipynb #1c3788ec
 def merged(
     folders: list[Path],  # that shards were told as --out
     out: Path,  # gets the answers
@@ -264,7 +264,7 @@ def calibration_figure(answers: Answers) -> plt.Figure:
     ax.legend()
     return fig
 
-
+# %% ../nbs/55_scorecard.ipynb #9cb2ab5e
 def same_constants(
     baseline: str | pd.DataFrame | None,  # a published one's name, or a table
     benchmark: str,  # whose constants an evaluation has
@@ -279,7 +279,7 @@ def same_constants(
             f"evaluate the baseline with --benchmark {benchmark}, or this model with --benchmark {other[0]}"
         )
 
-
+# %% ../nbs/55_scorecard.ipynb #16446357
 @dataclass
 class Scorecard:
     "Everything that a report says."
@@ -316,7 +316,7 @@ CAPTIONS = {"heatmap": "Accuracy in percent, by corruption and severity.",
             "families": "Accuracy against severity (0: clean). Bands: 95% intervals over images.",
             "calibration": "How often the model is right when it is so sure. Below the line: overconfident."}
 
-
+# %% ../nbs/55_scorecard.ipynb #38e35c66
 def html_table(frame: pd.DataFrame) -> str:
     "A table; numbers with three decimals, `value [low, high]` in one column."
     cell = lambda v: f"{v:.3f}" if isinstance(v, float) else html.escape(str(v))
@@ -333,7 +333,7 @@ def with_bounds(frame: pd.DataFrame, value: str, low: str, high: str) -> list[st
     "0.421 [0.390, 0.450]"
     return [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in frame[[value, low, high]].itertuples(index=False)]
 
-
+# %% ../nbs/55_scorecard.ipynb #59053d16
 def page(card: Scorecard, pictures: dict[str, bytes]) -> str:  # pictures: name -> PNG
     "The report as HTML."
     summary = card.summary.assign(value=with_bounds(card.summary, "value", "low", "high"))[["quantity", "value"]]
@@ -381,7 +381,7 @@ def as_json(
         {"schema": f"robustnb/{kind}", "version": SCHEMA, **about, "rows": rows}, indent=1, allow_nan=False
     ).encode()
 
-
+# %% ../nbs/55_scorecard.ipynb #80e6840f
 def keep_answers(answers: Answers, path: Path, about: dict) -> None:
     "The answer to every image in every condition, so that two reports can be compared image by image."
     whole = io.BytesIO()
@@ -389,7 +389,7 @@ def keep_answers(answers: Answers, path: Path, about: dict) -> None:
              about=np.array(json.dumps(about | dict(version=SCHEMA, rows=answers.rows))))
     atomic_write(path, whole.getvalue())
 
-
+# %% ../nbs/55_scorecard.ipynb #48d3e64a
 def read_answers(
     folder: str | Path,  # of a report
 ) -> tuple[Answers, dict]:  # and what they are of: title, benchmark, images, facts
@@ -420,7 +420,7 @@ def read_answers(
     except Exception as error:
         raise ModelError(f"{path} is damaged ({type(error).__name__}: {first_line(error)})") from None
 
-
+# %% ../nbs/55_scorecard.ipynb #87119ac7
 def write_report(
     card: Scorecard,
     folder: str | Path,  # made when missing; of `report_folder`, which sees to it that no other report is there
@@ -444,7 +444,7 @@ def write_report(
     atomic_write(folder / "report.html", page(card, pictures).encode())
     return folder / "report.html"
 
-
+# %% ../nbs/55_scorecard.ipynb #1aad46e0
 def run_facts(
     spec: str,  # how the model was named
     data: ImageSet | Source,
@@ -479,7 +479,7 @@ def lasting_facts(
         ),
     }
 
-
+# %% ../nbs/55_scorecard.ipynb #bc81e45d
 def passing_facts(command: str) -> dict[str, str]:
     "When, where and with what a report was made."
     place = machine()
