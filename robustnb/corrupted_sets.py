@@ -75,7 +75,7 @@ class Target:
             "classes": list(self.source.classes), "versions": versions(),
         }
 
-
+# %% ../nbs/51b_corrupted_sets.ipynb #c514d095
 def file_names(source: PictureFiles | TarFiles, form: str) -> list[str]:  # class/picture.JPEG
     "Where each picture goes below a condition's folder; pictures that differ in their ending only keep it."
     folders = getattr(source, "folders", None) or source.classes
@@ -102,7 +102,7 @@ def file_names(source: PictureFiles | TarFiles, form: str) -> list[str]:  # clas
         raise DataError(f"{source.name}: two pictures have the name {next(n for n in names if names.count(n) > 1)}")
     return names
 
-
+# %% ../nbs/51b_corrupted_sets.ipynb #8ddd0d96
 def own_picture(file, where: str) -> Tensor:  # uint8 [1 or 3,H,W]
     "A picture as it is seen, of its own size; a grey one stays grey. DataError that names the file."
     try:
@@ -112,7 +112,7 @@ def own_picture(file, where: str) -> Tensor:  # uint8 [1 or 3,H,W]
         raise DataError(f"{where}: no readable picture ({type(error).__name__}: {error})") from None
     return torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)
 
-
+# %% ../nbs/51b_corrupted_sets.ipynb #fd4f04f6
 def encoded(x: Tensor, form: str) -> bytes:  # x: uint8 [C,H,W]
     "A picture file."
     array, content = x.permute(1, 2, 0).numpy(), io.BytesIO()
@@ -178,7 +178,7 @@ class Writing(IterableDataset):
                 )
                 return
 
-
+# %% ../nbs/51b_corrupted_sets.ipynb #d7a2ac29
 def header_of(target: Target) -> tuple[bytes, int]:  # of a .npy file, and its length
     "What stands before the bytes of an array."
     content, (c, h, w) = io.BytesIO(), target.source.shape
@@ -190,7 +190,7 @@ def header_of(target: Target) -> tuple[bytes, int]:  # of a .npy file, and its l
 # %% ../nbs/51b_corrupted_sets.ipynb #cd504bb5
 MANIFEST, BEGUN, DONE = "manifest.json", ".corrupt.json", ".corrupt-blocks.txt"
 
-
+# %% ../nbs/51b_corrupted_sets.ipynb #9a6a0f47
 def make_room(target: Target, out: Path) -> None:
     "Arrays of their full size, as far as they are not there yet."
     header, length = header_of(target)
@@ -208,7 +208,7 @@ def tidy(out: Path) -> None:
     for path in (out / BEGUN, out / DONE, *out.glob("sha256/*.part"), *out.glob("*.npy.part")):
         path.unlink(missing_ok=True)
 
-
+# %% ../nbs/51b_corrupted_sets.ipynb #accea059
 def begin(target: Target, out: Path) -> set[int]:  # blocks that are there already
     "Prepare a folder, or go on in one. ValueError where something else is in it."
     settings = json.loads(json.dumps(target.settings()))
@@ -234,7 +234,7 @@ def begin(target: Target, out: Path) -> set[int]:  # blocks that are there alrea
         else set()
     )
 
-
+# %% ../nbs/51b_corrupted_sets.ipynb #b738fa27
 def finish_set(target: Target, out: Path) -> dict:
     "Labels, hashes and the manifest, which is written last."
     files = {}
@@ -261,7 +261,7 @@ def finish_set(target: Target, out: Path) -> dict:
     tidy(out)
     return manifest
 
-
+# %% ../nbs/51b_corrupted_sets.ipynb #1d3b8cba
 def labels_of(target: Target) -> np.ndarray:  # int64 [N]
     "Of the chosen images."
     if target.source.labels is not None: return target.source.labels[list(target.chosen)].numpy()
@@ -309,7 +309,7 @@ def write_set(
             bar.add(len(left[item[0]]) * len(target.rows))
     return finish_set(target, out)
 
-
+# %% ../nbs/51b_corrupted_sets.ipynb #fafc90fb
 def enter(out: Path, block: int, hashes: dict[str, str]) -> None:
     "A block is written: keep the hashes of its pictures, then its number."
     lines = {}
