@@ -40,7 +40,7 @@ class Evaluated:
     answers: Answers
     about: dict  # title, benchmark, images, facts
 
-
+# %% ../nbs/56_compare.ipynb #e40fb58c
 def read_reports(
     folders: Sequence[str | Path],  # of two or more reports
 ) -> list[Evaluated]:
@@ -53,7 +53,7 @@ def read_reports(
         raise ModelError(f"the reports must be different ones; {twice} was given twice")
     return [Evaluated(name, answers, about) for name, (_, answers, about) in zip(names, found)]
 
-
+# %% ../nbs/56_compare.ipynb #442c06ff
 def image_set_of(one: Evaluated) -> tuple[str, str]:  # name; fingerprint
     "Of what images a report is."
     text = one.about.get("facts", {}).get("images", "")
@@ -101,7 +101,7 @@ def shared(a: Answers, b: Answers) -> tuple[Answers, Answers]:
     rows = [row for row in a.rows if row in b.rows]
     return a.take([a.rows.index(row) for row in rows]), b.take([b.rows.index(row) for row in rows])
 
-
+# %% ../nbs/56_compare.ipynb #d62ff670
 def groups(rows: Sequence[tuple[str, int]]) -> dict[tuple[str, str], list[int]]:  # (kind, name) -> places of the rows
     "What is averaged: clean, corrupted, families, corruptions."
     hurt = [i for i, row in enumerate(rows) if row != ("clean", 0)]
@@ -111,7 +111,7 @@ def groups(rows: Sequence[tuple[str, int]]) -> dict[tuple[str, str], list[int]]:
         found["corruption", name] = [i for i in hurt if rows[i][0] == name]
     return {key: places for key, places in found.items() if places}
 
-
+# %% ../nbs/56_compare.ipynb #cdfe3c0b
 def paired_differences(
     first: Evaluated,
     other: Evaluated,
@@ -215,7 +215,7 @@ def overview(found: Sequence[Evaluated]) -> pd.DataFrame:  # columns quantity, m
         parts.append(summary.assign(model=one.name)[["quantity", "model", "value", "low", "high"]])
     return pd.concat(parts, ignore_index=True)
 
-
+# %% ../nbs/56_compare.ipynb #94c255d1
 def side_by_side(table: pd.DataFrame) -> pd.DataFrame:  # a column for each model
     "An overview for people: `value [low, high]`."
     shown = table.assign(text=with_bounds(table, "value", "low", "high"))
@@ -260,7 +260,7 @@ def comparison_page(
         f"<h2>What was evaluated</h2>{html_table(facts)}</body></html>"
     )
 
-
+# %% ../nbs/56_compare.ipynb #ed7842f0
 def compare(
     found: Sequence[Evaluated],  # the first is what others are measured by
     out: str | Path | None = None,  # folder of the page; None: one of its own below robustness/
