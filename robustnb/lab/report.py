@@ -48,7 +48,7 @@ def probability(p: float) -> str:
     "A p-value; what the approximation takes for zero is only too small for it."
     return "&lt;&nbsp;10<sup>−15</sup>" if p < 1e-15 else number(p)
 
-
+# %% ../../nbs/lab/30_report.ipynb #19bd3df7
 def with_interval(value: float, low: float, high: float) -> str:
     "0.421 [0.39, 0.45]"
     if value != value: return "not defined"
@@ -63,7 +63,7 @@ def with_interval(value: float, low: float, high: float) -> str:
         f"{number(value)} <span class='interval' style='white-space:nowrap;opacity:.75'>[{ends[0]}, {ends[1]}]</span>"
     )
 
-
+# %% ../../nbs/lab/30_report.ipynb #5b2163bf
 def table(
     frame: pd.DataFrame,  # cells are shown as they are, HTML included; numbers by `number`
     caption: str = "",
@@ -101,7 +101,7 @@ def badge(
     note = " <span style='white-space:nowrap;font-style:italic'>provisional</span>" if provisional else ""
     return f"<span style='{style};border-radius:.3em;padding:.05em .45em;white-space:nowrap'>{verdict}</span>{note}"
 
-
+# %% ../../nbs/lab/30_report.ipynb #a4915c87
 def verdict_table(
     frame: pd.DataFrame,  # of `verdicts`
     caption: str = "Each claim is tried on 1,000 resamples of seeds and test images: "
@@ -189,7 +189,7 @@ def long_reasons(records: list[Record]) -> str:  # HTML; "" where `code_state` s
     whole = [f"<p>{n} {html.escape(str(stands))}</p>" for stands, n in cut]
     return f"<details><summary>Reasons in full</summary><small>{''.join(whole)}</small></details>" if whole else ""
 
-
+# %% ../../nbs/lab/30_report.ipynb #1ecb4307
 def made_before(
     old: list[Record],  # stale ones
 ) -> str:  # HTML; "" where there is none
@@ -201,7 +201,7 @@ def made_before(
     days = " and ".join(sorted({r.time[:10] for r in old}))
     return f" <strong>{len(old)} timings are those of the code of {days}</strong>, and may be another's today{again}"
 
-
+# %% ../../nbs/lab/30_report.ipynb #2dee28a9
 def banner(
     records: list[Record],  # those that the page shows
     profile: str,  # smoke | quick | reduced | full
@@ -271,7 +271,7 @@ def beside(
         )
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/lab/30_report.ipynb #4a6cc84c
 def beside_table(
     frame: pd.DataFrame,  # of `beside`
     caption: str = "",  # the protocol
@@ -314,7 +314,7 @@ def theme() -> None:
         style="whitegrid", palette="colorblind", rc={"axes.titlesize": 11, "figure.dpi": 110, "savefig.bbox": "tight"}
     )
 
-
+# %% ../../nbs/lab/30_report.ipynb #82f8b340
 @contextmanager
 def alone(ax) -> Iterator[None]:
     "Hide a figure's other panels: seaborn draws all of it with each map, to see whether the map's labels overlap."
@@ -324,7 +324,7 @@ def alone(ax) -> Iterator[None]:
     finally:
         for other in others: other.set_visible(True)
 
-
+# %% ../../nbs/lab/30_report.ipynb #a267108b
 def draw_series(ax, levels: list, values: np.ndarray, **style) -> None:  # values [levels, 1+R]
     "A series as a line with the band of its resamples; a lone model as a dot with its interval."
     low, high = np.percentile(values[:, 1:], [2.5, 97.5], axis=1)
@@ -388,7 +388,7 @@ def cell_text(value) -> str:
     if value != 0 and abs(value) < 1e-3: return number(f"{value:.3g}")
     return (f"{value:,.0f}" if float(value).is_integer() else f"{value:.5g}").replace("-", "−")
 
-
+# %% ../../nbs/lab/30_report.ipynb #086ee413
 def evidence(
     rows: list[dict],  # of `statement`
     caption: str = "",
