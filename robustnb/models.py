@@ -75,7 +75,7 @@ def model_names() -> list[str]:
 
     return [*MODELS, *(name for name in models.list_models(module=models) if name not in MODELS)]
 
-
+# %% ../nbs/24_models.ipynb #5bb95f00
 def create(
     name: str,  # one of `model_names()`
     classes: int = 10,
@@ -105,7 +105,7 @@ STATES = (
 # put into names by what wraps a network, anywhere
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
-
+# %% ../nbs/24_models.ipynb #fdcb81d5
 def swollen(path: Path) -> bool:
     "Is it a zip file whose parts are ten times larger than itself? Tensors are stored as they are."
     try:
@@ -113,7 +113,7 @@ def swollen(path: Path) -> bool:
             return sum(part.file_size for part in file.infolist()) > 10 * path.stat().st_size
     except (zipfile.BadZipFile, ValueError, NotImplementedError): return False  # another format, or torch tells
 
-
+# %% ../nbs/24_models.ipynb #2a709c4a
 def read_state_dict(
     path: str | Path,  # a file of torch.save or a .safetensors
 ) -> dict[str, Tensor]:
@@ -152,7 +152,7 @@ def read_state_dict(
         )
     return state
 
-
+# %% ../nbs/24_models.ipynb #f1fea47a
 def under_names(
     state: dict[str, Tensor],
     wanted: set[str],  # names that the network has
@@ -166,7 +166,7 @@ def under_names(
         part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         if least <= part.keys() <= wanted: return part
 
-
+# %% ../nbs/24_models.ipynb #19a112f4
 class WrongShapes(ValueError):
     "Weights whose names fit a network and whose shapes do not."
     classes: int | None = None  # outputs of the stored head, where nothing but the head differs
@@ -183,7 +183,7 @@ def check_shapes(state: dict[str, Tensor], own: dict[str, Tensor], path: str | P
     if all(k.startswith("head.") for k in wrong): error.classes = state["head.weight"].shape[0]
     raise error
 
-
+# %% ../nbs/24_models.ipynb #4265b3d7
 def load_weights(
     model: Classifier,  # changed in place
     path: str | Path,  # a state dict, in any of the wrappings above
