@@ -89,7 +89,7 @@ def from_factory(spec: str) -> Callable[[Tensor], Tensor]:  # module:factory
         raise ModelError(f"{spec} returned {type(model).__name__}, which cannot be called with images")
     return model
 
-
+# %% ../nbs/25b_opening.ipynb #0608028e
 def fill(
     net: nn.Module,  # changed in place
     path: Path,  # a state dict, in any of the wrappings that `read_state_dict` and `under_names` know
@@ -128,7 +128,7 @@ def with_shipped(
     advice = "give a file of weights (--weights), such as a checkpoint of robustnb.training.fit"
     raise ModelError(f"{name} comes {there}, not for {weights}; {advice}")
 
-
+# %% ../nbs/25b_opening.ipynb #eb038b2b
 def from_name(
     name: str,  # one of `model_names()`
     weights: str | Path | None,  # a file of weights
@@ -154,14 +154,14 @@ def from_name(
             return load_weights(fresh(error.classes), weights)
     except Exception as error: raise ModelError(first_line(error)) from error
 
-
+# %% ../nbs/25b_opening.ipynb #8556dcd0
 def normalises(model: Callable[[Tensor], Tensor]) -> bool:
     "Does it hold a layer that normalises, by its name?"
     return isinstance(model, nn.Module) and any(
         "Normalize" in (type(m).__name__, getattr(m, "original_name", "")) for m in model.modules()
     )
 
-
+# %% ../nbs/25b_opening.ipynb #693225a7
 def after(
     normalize: str,  # whose statistics
     channels: int,  # of the images
@@ -187,7 +187,7 @@ def parts(output, path: tuple = ()) -> dict[tuple, Tensor]:  # (key, ...) -> ten
         else {}
     )
 
-
+# %% ../nbs/25b_opening.ipynb #d13050f9
 def find_logits(
     output,  # of a model, for n images
     n: int,
@@ -214,7 +214,7 @@ def find_logits(
         else "as they are"
     )
 
-
+# %% ../nbs/25b_opening.ipynb #aab631f1
 def take_part(output, place: tuple) -> Tensor:
     "The part of an answer that `find_logits` chose."
     for key in place:
@@ -228,7 +228,7 @@ def are_probabilities(answers: Tensor) -> bool:  # [B,K]
         answers.shape[1] > 1 and bool((answers >= 0).all()) and bool(((answers.float().sum(1) - 1).abs() < 1e-3).all())
     )
 
-
+# %% ../nbs/25b_opening.ipynb #f7a2f940
 class Answering(nn.Module):
     "A model whose logits lie somewhere in what it returns. ModelError where it fails on images."
 
@@ -259,7 +259,7 @@ def evaluating(model: Callable[[Tensor], Tensor]) -> None:
     except NotImplementedError:  # nor has an exported program, or what lies around one
         for module in model.modules(): module.training = False
 
-
+# %% ../nbs/25b_opening.ipynb #20fe7639
 def check_model(
     model: Callable[[Tensor], Tensor],
     data: ImageSet,
@@ -269,7 +269,7 @@ def check_model(
     "Try the model on two images."
     return checked(model, data, spec, any_outputs)[0]
 
-
+# %% ../nbs/25b_opening.ipynb #206126d5
 def checked(
     model, data: ImageSet, spec: str, any_outputs: bool = False
 ) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
@@ -354,7 +354,7 @@ def hub_model(
     pictures = how.size is None or tuple(data.x.shape[-2:]) == how.size
     return Prepared(net, how), {"preparation": describe_preparation(how, pictures), "class order": order, **hub.facts}
 
-
+# %% ../nbs/25b_opening.ipynb #1f611ad5
 def opened(
     spec: str | Hub,  # a name, a hub's name or what `find_hub` said of it, a file, or module:factory
     data: ImageSet,  # that it will be put through: tells the number of classes and channels
@@ -374,7 +374,7 @@ def opened(
     model, found = checked(model, data, spec, any_outputs)
     return model, {**said, **found}
 
-
+# %% ../nbs/25b_opening.ipynb #38b2805a
 def own_model(
     spec: str, data: ImageSet, weights: Path | None, normalize: str | None, any_outputs: bool
 ) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
@@ -413,7 +413,7 @@ def own_model(
     except ValueError as error: raise ModelError(str(error)) from None
     return model, {"preparation": f"{side}; {pixels}", "class order": class_order(None, data, any_outputs)}
 
-
+# %% ../nbs/25b_opening.ipynb #b7cf7e27
 def open_model(
     spec: str | Hub,  # as for `opened`
     data: ImageSet,  # that it will be put through
@@ -429,7 +429,7 @@ def spread(n: int, most: int = 500) -> Tensor:  # int64, ascending
     "Up to `most` of n positions at equal distances."
     return torch.linspace(0, n - 1, min(n, most)).round().long()
 
-
+# %% ../nbs/25b_opening.ipynb #c3356836
 def expected(
     right: int,  # images that were answered rightly
     n: int,  # of so many
