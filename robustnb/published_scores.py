@@ -52,7 +52,7 @@ def answers_folder(published: PublishedSet, row: tuple[str, int], source: Source
     "The folder of a condition's answers: other files are other answers."
     return f"{row[0]}-{row[1]}-{published.stamp(row) if row in published.places else source.fingerprint}"
 
-
+# %% ../nbs/55a_published_scores.ipynb #e2dd5c45
 def measure_published(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     published: PublishedSet,
@@ -123,7 +123,7 @@ def tabulate_published(
     families = [family if named(name) else "other" for family, (name, _) in zip(table.family, answers.rows)]
     return table.assign(corruption=[name for name, _ in answers.rows], family=families)
 
-
+# %% ../nbs/55a_published_scores.ipynb #44039d12
 def summarise_published(
     answers: Answers,
     baseline: str | pd.DataFrame | None = None,  # of the mCE, as `summarise` takes it
@@ -169,13 +169,13 @@ DETERMINISTIC = (
     "jpeg_compression",
 )
 
-
+# %% ../nbs/55a_published_scores.ipynb #e8cd8f28
 def as_jpeg(x: Tensor) -> Tensor:  # uint8 [N,C,H,W] -> the same
     "Images after a JPEG file of quality 85."
     files = [np.array(Image.open(io.BytesIO(encoded(one, "jpeg")))) for one in x]
     return torch.from_numpy(np.stack(files)).reshape(*x.shape[:1], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
 
-
+# %% ../nbs/55a_published_scores.ipynb #6fe42cf5
 def twins(
     published: Source,
     clean: Source,
@@ -202,7 +202,7 @@ def twins(
     step = max(1, len(pairs) // images)
     return tuple(map(list, zip(*pairs[::step][:images])))
 
-
+# %% ../nbs/55a_published_scores.ipynb #7b6b2355
 def own_sizes(
     published: Source, clean: Source, theirs_at: Sequence[int], ours_at: Sequence[int],
 ) -> list[tuple[Tensor, Tensor]]:  # of each pair uint8 [1,C,H,W]; [] where they are not pictures of the same sizes
@@ -213,7 +213,7 @@ def own_sizes(
     pairs = [tuple(own_picture(path, str(path))[None] for path in some) for some in both]
     return pairs if all(a.shape == b.shape for a, b in pairs) else []
 
-
+# %% ../nbs/55a_published_scores.ipynb #c80514e4
 def compare_files(
     published: PublishedSet,
     clean: Source,  # the images that were corrupted
@@ -246,7 +246,7 @@ def compare_files(
         found.append((name, severity, len(theirs_at), gap.numel(), differ, differ / gap.numel(), int(gap.max())))
     return pd.DataFrame(found, columns=["corruption", "severity", "images", "bytes", "differ", "share", "largest"])
 
-
+# %% ../nbs/55a_published_scores.ipynb #e650ae64
 def clean_as_published(
     source: Source,  # of the clean images
     published: PublishedSet,
