@@ -50,7 +50,7 @@ DEM_HEC = ShippedCell(
     severities=(1, 3, 5), entropies=0
 )
 
-
+# %% ../nbs/63_rerun.ipynb #8bd14fd8
 @dataclass(frozen=True)
 class Checked:
     "A cell that is rerun."
@@ -64,7 +64,7 @@ class Checked:
     @property
     def key(self) -> str: return record_key(self.experiment, self.cell)
 
-
+# %% ../nbs/63_rerun.ipynb #815af0c3
 def planned(seed: int = 0) -> list[Checked]:
     "The cells of one seed."
     study = {
@@ -154,7 +154,7 @@ def kind(experiment: str, name: str) -> str:
     "Numbers whose spreads are taken together: of a test set of the study and of ERIEP; all of fine-tuned networks."
     return experiment if experiment in ("dem-hec", "pretraining") else f"{experiment} {name}"
 
-
+# %% ../nbs/63_rerun.ipynb #04e38c5d
 @dataclass(frozen=True)
 class Compared:
     "What a cell's rerun came to."
@@ -165,7 +165,7 @@ class Compared:
     limits: dict[str, tuple[float, float]] | None = None  # name -> lowest and highest that agrees
     seeds: int = 0  # committed
 
-
+# %% ../nbs/63_rerun.ipynb #fd212534
 def committed(
     results: Store
 ) -> dict[tuple[str, str], list[Record]]:  # experiment, key of the rerun cell -> records by seed
@@ -179,7 +179,7 @@ def committed(
         for same in zip(*seeds)
     }
 
-
+# %% ../nbs/63_rerun.ipynb #b3ef6355
 def compare_stores(
     own: Store,  # this machine's records
     results: Store,  # the committed ones
@@ -199,7 +199,7 @@ def compare_stores(
         for c in checks
     ]
 
-
+# %% ../nbs/63_rerun.ipynb #ba7ca2e1
 def compare_cell(
     c: Checked, mine: Record | None, records: list[Record], spread: dict, count: int, why: str
 ) -> Compared:
@@ -250,7 +250,7 @@ def plan_of(c: Checked, store: Store, workers: int, cache: Path) -> Plan:
     "What `outcome` needs besides the cell."
     return Plan(c.experiment, c.function, store, "quick", "", workers, cache)
 
-
+# %% ../nbs/63_rerun.ipynb #af071f51
 def run_checked(
     cells: list[Checked],
     store: Store,  # where records go
@@ -287,12 +287,12 @@ def run_checked(
     if again: yield from run_checked(lost, store, 1, cache, again=False)
     shutil.rmtree(cache, ignore_errors=True)
 
-
+# %% ../nbs/63_rerun.ipynb #66991b1e
 def load_reasons(records: Path) -> dict[str, str]:  # folder of the own records; key -> why a cell has no record
     "What the last rerun noted."
     return read_object(records / NOTE)
 
-
+# %% ../nbs/63_rerun.ipynb #17e4c519
 def rerun(
     own: Store,  # this machine's records
     results: Store,  # the committed ones
@@ -351,7 +351,7 @@ def comparison_table(compared: list[Compared]) -> str:
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
-
+# %% ../nbs/63_rerun.ipynb #384deced
 def comparison_text(compared: list[Compared]) -> list[str]:
     "The comparison in lines of text."
     count = {state: [x for x in compared if x.state == state] for state in OUTCOME_WORDS}
@@ -372,7 +372,7 @@ def comparison_text(compared: list[Compared]) -> list[str]:
         + [f"not rerun: {'; '.join(f'{n} ({why})' for why, n in whys.items()) or 0}"]
     )
 
-
+# %% ../nbs/63_rerun.ipynb #4313ced8
 def sound(compared: list[Compared]) -> bool:
     "Did nothing fail and nothing differ?"
     return not any(x.state in ("differs", "failed") for x in compared)
