@@ -129,7 +129,7 @@ def in_lab(name: str, top: str) -> Any:  # top: the package's folder, with "/" a
         f"robustnb.lab.{name}" if Path(f"{top}lab/{name}.py").is_file() else f"robustnb.{name}"
     )
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #b868996a
 def cell_function(name: str, top: str) -> Callable:  # name: module:name; top: the package's folder, with "/" at the end
     "A function by its name, or by where the one function of its name stands in this package."
     module, _, function = name.partition(":")
@@ -144,7 +144,7 @@ def cell_function(name: str, top: str) -> Callable:  # name: module:name; top: t
         importlib.import_module(".".join(("robustnb", *places[0].relative_to(top).with_suffix("").parts))), function
     )
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #a919d3b8
 def interrupted(
     attempted: Callable,
     canaries: list,
@@ -162,7 +162,7 @@ def interrupted(
     except KeyboardInterrupt: pass
     finally: sys.setprofile(before)
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #da92277c
 def calls_in(top: str) -> set:  # grows: code objects; top: the package's folder, with "/" at the end
     "Note from now on what is called of a package."
     ran = set()
@@ -181,7 +181,7 @@ def weights_in(folder: Path) -> dict[str, dict]:  # experiment/key/file -> conte
     name = lambda f: f"{f.parent.parent.name}/{f.parent.name.partition('-')[0]}/{f.name}"
     return {name(f): torch.load(f, map_location="cpu", weights_only=True) for f in files}
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #bde95b89
 def answer_request(
     asked: dict,
 ) -> dict:  # cells: leaves of each; kept: leaves of the files of weights; ran: module, name and line
@@ -211,7 +211,7 @@ def answer_request(
         ran=sorted({(dotted(c.co_filename), c.co_qualname, c.co_firstlineno) for c in ran}),
     )
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #cac39450
 def program() -> str:
     "The text that a fresh interpreter runs; it reads what is asked from its input and writes a file."
     imports = (
@@ -275,7 +275,7 @@ def run_under(
             )
         return json.loads(Path(asked["answer"]).read_text())
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #fcf839f2
 def unpack(commit: str, root: Path, folder: Path) -> Path:  # the folder
     "Write the package of a commit into a folder; LookupError where git does not have it."
     got = subprocess.run(["git", "-C", str(root), "archive", "--format=zip", commit, "robustnb"], capture_output=True)
@@ -305,7 +305,7 @@ def code_pieces(package: Package, where: Where, ambiguous: frozenset[str] = froz
         return digest(part.text, *(str(r) if r.name in ambiguous else r.name for r in part.reached))
     return [CodePiece(where.module, name, text(node), (node.lineno, node.end_lineno)) for name, node in found]
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #de46c6f5
 def repeated(*definitions: Iterable[Where]) -> frozenset[str]:
     "Names that several modules define: these are told apart by their module."
     return frozenset(name for found in definitions for name, n in Counter(w.name for w in found).items() if n > 1)
@@ -324,7 +324,7 @@ def changed(
     known = {(p.name, p.text) for w in [*before, *unreached] for p in code_pieces(old, w, several)}
     return [p for w in after for p in code_pieces(new, w, several) if (p.name, p.text) not in known]
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #20debfa9
 def unseen(
     wanted: list[CodePiece],
     ran: Iterable[tuple[str, str, int]],  # of `answer_request`
@@ -373,20 +373,20 @@ def decisions(
     if isinstance(cell, (list, tuple)): return {d for v in cell for d in decisions(v, name)}
     return {(name, "a number" if is_number(cell) and cell else cell)}
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #0b500a60
 def untried(cells: Iterable[dict], canaries: Iterable[dict]) -> list[str]:  # both: plain settings
     "Decisions of cells that no canary has taken."
     tried = {d for c in canaries for d in decisions(c)}
     return sorted(f"{k} = {v!r}" for k, v in {d for c in cells for d in decisions(c)} - tried)
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #9e2e53c1
 def vocabulary(package: Package, function: str) -> set[str]:  # function: module:name
     "The strings in the modules that a function reaches."
     modules = {where.module for where in closure(package, function).definitions}
     nodes = (n for m in modules for n in ast.walk(ast.parse(package.sources.modules[m])))
     return {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #31716d55
 def strange(
     known: set[str],  # of `vocabulary`
     cell: dict,  # plain settings
@@ -414,7 +414,7 @@ class Verdict(NamedTuple):
     @property
     def equal(self) -> bool: return not self.differs and not self.unseen
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #a8d0e4a5
 def stale_groups(
     records: list[Record], root: Path
 ) -> dict[tuple[str, str], list[Record]]:  # function, commit -> records
@@ -449,7 +449,7 @@ def scope(
     every = [closure(package, function, dict(c)) for c in chosen]
     return {k: v for c in every for k, v in c.definitions.items()}, {k: v for c in every for k, v in c.assets.items()}
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #0d50f8d0
 def still_to_find(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:  # both: leaves of kept files
     "Leaves of then without those of a folder that is gone, if one of now's holds every value of it."
     folder = lambda name: "/".join(name.split("/")[:2])
@@ -459,7 +459,7 @@ def still_to_find(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]: 
     moved = {f for f, values in held.items() if f not in holds and any(values <= there for there in holds.values())}
     return {name: value for name, value in then.items() if folder(name) not in moved}
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #a64251df
 def compare_packages(
     old: Path,
     new: Path,
@@ -481,7 +481,7 @@ def compare_packages(
         [digest(json.dumps(c, sort_keys=True)) for c in (*here["cells"], here["kept"])], rounded,
     )
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #050b4861
 def today_of(function: str) -> str:
     "The name that a function has today: its own, or where a function of its name is now."
     if address_of(function): return function
@@ -507,7 +507,7 @@ def pairs_since(function: str, records: list[Record], old: Package) -> list[list
     found = {then_and_today(cell) for cell in ({}, *(r.cell for r in records))}
     return [list(pair) for pair in sorted(found) if len(pair) == 2 and pair[0] != pair[1]]
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #558a3249
 def endures(there: Path, canary: Canary) -> bool:  # there: where an older package is
     "Does older code take a canary? A choice that came later it refuses, and no record of it can have made it."
     try: run_under(there, [canary])
@@ -544,7 +544,7 @@ def ask_in_turn(
             if differs or len(left := unseen(wanted, ran)) == len(aside(cells, left)): break
     return ran, cells, differs, added, digests, rounded
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #46ce9a2c
 def uncalled_of(
     records: list[Record], cells: list[dict], left: list[CodePiece], package: Package  # cells: the canaries' settings
 ) -> list[CodePiece]:
@@ -552,7 +552,7 @@ def uncalled_of(
     if untried((r.cell for r in records), cells): return []
     return [p for p in left if not reads_data(package, p)]
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #3c0389e3
 def question(
     experiment: str,
     function: str,  # as the records name it
@@ -586,7 +586,7 @@ def question(
     )
     return Verdict(experiment, function, commit, differs, [label(p) for p in left if p not in uncalled] + lost, note)
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #8becdf13
 def tries(function: str, left: Callable[[], list[CodePiece]], package: Package) -> Iterable[list[Canary]]:
     "A function's own canaries, then those of other experiments that reach what has not run."
     yield offered(function)
@@ -603,7 +603,7 @@ def append_note(path: Path, note: dict) -> None:
     "Append a line about records to a file beside them."
     append_line(path, (json.dumps(note, separators=(",", ":")) + "\n").encode())
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #ab8f9fb0
 def refusal(verdict: Verdict, records: list[Record]) -> dict:
     "The line of refused.jsonl: pages tell with it why records stay stale."
     if verdict.differs:
@@ -617,7 +617,7 @@ def refusal(verdict: Verdict, records: list[Record]) -> dict:
         unseen=verdict.unseen, addresses=sorted({r.address for r in records}), commits=[verdict.commit], time=now(),
     )
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #f463836c
 def attest(
     experiment: str,
     folder: str | Path,  # of records; new lines go to its attested.jsonl
@@ -675,7 +675,7 @@ def result_of(record: Record, store: Store) -> dict[str, Any]:
     arrays = {name: store.artefact(record, name) for name in record.artefacts if name.endswith(".npz")}
     return leaves(record.metrics) | leaves(arrays)
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #bb827d43
 def flips(record: Record, store: Store, other: Record, others: Store) -> float:  # in [0,1]
     "Largest share of the kept entries of an array that are not the same in two records."
     import numpy as np
@@ -689,7 +689,7 @@ def flips(record: Record, store: Store, other: Record, others: Store) -> float: 
             if v.size: found.append(float((bits[0] != bits[1]).mean()))
     return max(found)
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #1f223a1a
 def replay(
     experiment: str,
     cells: int,  # how many, the cheapest first
@@ -740,7 +740,7 @@ def commit_of(revision: str, root: Path) -> str:  # root: of the checkout
     known = ["HEAD", *branches.stdout.split()]
     raise RecordError(nearest(revision, known, "revision") + "; or a commit by its number")
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #51a9822f
 def added_notes(
     root: Path,  # of the checkout
     since: str | None = None,  # a revision; None: all lines
@@ -762,7 +762,7 @@ def package_of_note(note: dict, root: Path) -> Package:
     found = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.split()
     return package_at(found[0], root) if found else package_today()
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #15de81df
 def subjects(note: dict, records: list[Record], old: Package) -> list[Record]:
     "The records that a line speaks of: made by its older code, or joined to that by other lines."
     either = {address for pair in note["same"] for address in pair}
@@ -775,7 +775,7 @@ def goes_by(function: str, name: str) -> bool:  # both robustnb.module:name
     try: return name == function or name == today_of(function)
     except CanaryError: return False  # it is not there any more
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #b2c5a9cb
 def faults(
     note: dict,  # a line of attested.jsonl
     folder: str | Path,  # of records
@@ -796,7 +796,6 @@ def faults(
     if note.get("uncalled"): wrong += untried([r.cell for r in mine], canary_cells)
     return wrong + unnamed(note, mine, old, new) + unsound_canaries(note, root, run)
 
-
 # %% ../../nbs/lab/02_canaries.ipynb #59677a7f
 def unnamed(note: dict, mine: list[Record], old: Package, new: Package) -> list[str]:
     "Changed functions that a line does not name."
@@ -808,7 +807,7 @@ def unnamed(note: dict, mine: list[Record], old: Package, new: Package) -> list[
     found = [f"{p.module}.{p.name}" for p in changed(old, new, before, after)]
     return [f"{label} has changed and is not named" for label in found if label not in note["changed"]]
 
-
+# %% ../../nbs/lab/02_canaries.ipynb #09a31314
 def unsound_canaries(note: dict, root: Path, run: bool) -> list[str]:
     "What is wrong with a line's canaries."
     if len(note["cells"]) != note["canaries"] or not note["cells"]:
@@ -827,4 +826,3 @@ def unsound_canaries(note: dict, root: Path, run: bool) -> list[str]:
             ROUNDING if note.get("rounded", {}).get("numbers") else 0.0,
         )
     return differs
-
