@@ -102,7 +102,7 @@ class Held(Source):
     @cached_property
     def fingerprint(self) -> str: return self.data.fingerprint
 
-
+# %% ../nbs/04_sources.ipynb #34ce256b
 class FromBlocks(Source):
     "Any object with `name`, `classes`, a length and `block(i)`."
 
@@ -149,7 +149,7 @@ class Unread:
 
     def cpu(self) -> Tensor: return torch.cat([piece.to("cpu") for piece in self.split(BLOCK)])
 
-
+# %% ../nbs/04_sources.ipynb #e7ca7e78
 class Later:
     "A piece that has not been read."
     def __init__(self, whole: Unread, place: slice): self.whole, self.place = whole, place
@@ -208,7 +208,7 @@ def pictures_of(folder: Path) -> list[Path]:
         found += [Path(place) / f for f in sorted(files) if Path(f).suffix.lower() in FORMATS and not f.startswith(".")]
     return sorted(found)
 
-
+# %% ../nbs/04_sources.ipynb #ad9d7c92
 def class_folders(folder: Path) -> list[str]:  # names, in the order of the outputs
     "The subfolders that are classes. ModelError where it is not plain which class is which output."
     names = [
@@ -239,7 +239,7 @@ def class_folders(folder: Path) -> list[str]:  # names, in the order of the outp
     ]
     return ambiguous(folder, names, numbers) if len(patterns) == 1 and len(names) > 1 else sorted(names)
 
-
+# %% ../nbs/04_sources.ipynb #52a9897f
 def ambiguous(folder: Path, names: list[str], numbers: list[int]) -> list[str]:
     "Names such as class2 and class10: right where both orders agree, else ModelError."
     by_number = [name for _, name in sorted(zip(numbers, names))]
@@ -268,7 +268,7 @@ def class_listing(
         names = tuple(by_place.get(i, str(i)) for i in range(max(outputs.values()) + 1))
     return names, chosen
 
-
+# %% ../nbs/04_sources.ipynb #83e082dd
 def natural_size(chosen: list[tuple[int, Path]]) -> int:  # pixels
     "The side of the pictures where they are small squares of one size, else 224."
     sizes = set()
@@ -322,7 +322,7 @@ class PictureFiles(Source):
             total.update(f"{label} {os.path.relpath(path, self.root)} {path.stat().st_size}\n".encode() + ends(path))
         return total.hexdigest()[:16]
 
-
+# %% ../nbs/04_sources.ipynb #1ec9407a
 def folder_source(
     folder: Path,
     size: int | None = None,  # side in pixels; None: `natural_size`
@@ -337,7 +337,7 @@ def is_grey(picture: Image.Image) -> bool:
     "Is it one of shades alone?"
     return (picture.mode in ("L", "1", "F") or picture.mode.startswith("I")) and not picture.has_transparency_data
 
-
+# %% ../nbs/04_sources.ipynb #a6955092
 def as_tensor(
     picture: Tensor | Image.Image | np.ndarray,  # PIL image, [H,W] or [H,W,C] array, or [C,H,W] tensor
     where: str,  # for errors
@@ -362,7 +362,7 @@ def as_tensor(
         )
     return picture.as_subclass(Tensor).float()
 
-
+# %% ../nbs/04_sources.ipynb #d594b978
 def stacked(pictures: list[Tensor], positions: Sequence[int], name: str) -> Tensor:
     "Pictures of one shape as a batch. ValueError that names the first of another."
     other = next(
@@ -388,7 +388,7 @@ def known_labels(dataset) -> Tensor | None:  # int64 [N]; None: only its items t
     except (TypeError, ValueError, RuntimeError): return None
     return labels.long() if labels.shape == (len(dataset),) and not labels.is_floating_point() else None
 
-
+# %% ../nbs/04_sources.ipynb #2088b331
 def known_classes(dataset, labels: Tensor | None, given: Sequence[str] | None) -> tuple[str, ...]:
     "Names of the classes: as given, the dataset's, or numbers up to the highest label."
     inner = dataset
@@ -401,7 +401,7 @@ def known_classes(dataset, labels: Tensor | None, given: Sequence[str] | None) -
         )
     return tuple(map(str, found if found is not None else range(int(labels.max()) + 1)))
 
-
+# %% ../nbs/04_sources.ipynb #3ad24832
 class FromDataset(Source):
     "A map-style torch dataset of (picture, label)."
 
@@ -467,7 +467,7 @@ class InOrder(Source):
         for part in self.block(0): total.update(part.contiguous().numpy().data)
         return total.hexdigest()[:16]
 
-
+# %% ../nbs/04_sources.ipynb #d3bdb394
 def loader_source(loader, classes: Sequence[str] | None = None, name: str | None = None) -> Source:
     "A `DataLoader` as a source. ValueError where it is shuffled."
     from torch.utils.data import IterableDataset, SequentialSampler, default_collate
@@ -506,7 +506,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, str, int, int]]:  # key, exte
             " places"
         ) from None
 
-
+# %% ../nbs/04_sources.ipynb #c982b5a4
 def tar_label(content: bytes, ext: str, where: str) -> int:
     "The label of a sample."
     try:
@@ -518,7 +518,7 @@ def tar_label(content: bytes, ext: str, where: str) -> int:
         raise DataError(f"{where}.{ext}: a label must lie in 0..{LABELS - 1}, this is {str(label)[:20]}")
     return label
 
-
+# %% ../nbs/04_sources.ipynb #938bfac7
 class Member(io.BytesIO):
     "A file of a tar, which knows its name."
     def __init__(self, content: bytes, name: str): super().__init__(content); self.where = name
