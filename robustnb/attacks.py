@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GENERATE_MODES', 'NORMS', 'TINY', 'borrowed', 'check_values', 'check_outputs', 'check_logits', 'whole_labels',
            'as_weights', 'length', 'unit', 'project', 'random_offset', 'check_ascent', 'check_gradient', 'ascend',
-           'label_loss', 'pgd', 'fgsm', 'softmax_entropy', 'raise_entropy', 'loss_sign', 'fgsm_at_distance']
+           'check_differentiable', 'label_loss', 'pgd', 'fgsm', 'softmax_entropy', 'raise_entropy', 'loss_sign',
+           'fgsm_at_distance']
 
 # %% ../nbs/16_attacks.ipynb #e6ae4111
 from collections.abc import Callable, Iterator, Sequence
@@ -200,6 +201,18 @@ def ascend(
     return z
 
 # %% ../nbs/16_attacks.ipynb #feb1110b
+def check_differentiable(
+    z: Tensor,  # images
+    logits: Tensor,  # the answer to them
+) -> None:
+    "ValueError where a gradient is wanted that the answer does not give."
+    if torch.is_grad_enabled() and z.requires_grad and not logits.requires_grad:
+        raise ValueError(
+            "the model's answer has no gradient towards the images (it runs under torch.no_grad, or takes them out of"
+            " the graph); the attack 'square' needs none"
+        )
+
+
 def label_loss(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     y: Tensor,  # labels, [B], of any whole type
@@ -208,7 +221,9 @@ def label_loss(
     labels, looked = whole_labels(y), []
     def objective(z: Tensor) -> Tensor:
         logits = model(as_weights(model, z))
-        if not looked: looked.append(check_outputs(logits, labels))  # once: a GPU need not wait at each step
+        if not looked:  # once: a GPU need not wait at each step
+            looked.append(check_outputs(logits, labels))
+            check_differentiable(z, logits)
         return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="none")
     return objective
 

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks import GENERATE_MODES, as_weights, borrowed, check_values, raise_entropy, softmax_entropy
+from .attacks import (GENERATE_MODES, NORMS, as_weights, borrowed, check_values, raise_entropy,
+                              softmax_entropy)
 from .contrastive import info_nce
-from .basics import nearest
+from .basics import check_count, nearest
 from .layers import Classifier, check_module, freeze, mode
 from .training import Loss, Objective, Recipe, TrainingRun, content_name, crop_flip, gathered, to_unit
 
@@ -225,7 +226,13 @@ def check_settings(s: "DemHEC"):
         raise ValueError(f"alpha is the share of the high-entropy images, in [0,1], got {s.alpha}")
     if not (s.lambda_c >= 0 and s.lambda_kd >= 0):
         raise ValueError(f"weights must be >= 0, got lambda_c={s.lambda_c}, lambda_kd={s.lambda_kd}")
-    for what, options in (("generate_mode", GENERATE_MODES), ("batch_norm", BATCH_NORM), ("direction", DIRECTIONS)):
+    for name in ("eps", "tau", "temperature"):
+        if not getattr(s, name) > 0: raise ValueError(f"{name} must be above 0, got {getattr(s, name)}")
+    check_count(s.steps, "steps", least=0)
+    for what, options in (
+        ("generate_mode", GENERATE_MODES), ("batch_norm", BATCH_NORM), ("direction", DIRECTIONS), ("norm", NORMS),
+        ("of", ("output", "pooled")),
+    ):
         if getattr(s, what) not in options: raise ValueError(nearest(getattr(s, what), options, what))
 
 # %% ../nbs/43_dem_hec.ipynb #1c40cf86

@@ -22,7 +22,7 @@ from .basics import atomic_write, nearest
 from .images import ImageSet
 from .epm import Critic, Policy, Search, SearchRecipe, discretise, search
 from .layers import reverse_gradient
-from .training import History, Loss, Objective, Recipe, TrainingRun, content_name, fit, gathered
+from .training import History, Loss, Objective, Recipe, TrainingRun, check_labels, content_name, fit, gathered
 
 # %% ../nbs/41_eriep.ipynb #0058abe9
 REDUCTIONS = ("batch", "sample")
@@ -308,6 +308,8 @@ def eriep(
     **options,  # of `ERIEP`
 ) -> Result:
     "Train a network by ERIEP (Algorithm 1). ValueError if the checkpoint is another training's."
+    ERIEP(policy or Policy(generator=torch.Generator()), **options)  # refuses before the search, which takes hours
+    check_labels(model, data)
     beside, found = Path(f"{checkpoint}.search") if checkpoint else None, None
     if policy is None and options.get("reading") != "standard":
         found = search_of(beside, data, searching, seed, device=device, progress=progress)

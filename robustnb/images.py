@@ -42,6 +42,11 @@ class ImageSet:
     name: str  # what the set is called in records and messages
 
     def __post_init__(self):
+        if not (isinstance(self.x, Tensor) and isinstance(self.y, Tensor)):
+            raise TypeError(
+                f"{self.name}: images and labels must be tensors, got {type(self.x).__name__} and"
+                f" {type(self.y).__name__}; torch.as_tensor makes them of arrays and lists"
+            )
         if self.x.ndim != 4 or self.x.dtype not in (torch.uint8, torch.float32):
             raise ValueError(
                 f"{self.name}: images must be uint8 or float32 [N,C,H,W], got {self.x.dtype} {tuple(self.x.shape)}"

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['BENCHMARK_OF_SIZE', 'SEVEN', 'FAMILY', 'benchmark_for', 'corrupted', 'answer', 'Answers', 'Folder', 'conditions',
-           'ask', 'measure', 'image_counts', 'means', 'Resamples', 'tabulate', 'evaluate', 'mean_errors',
+           'ask', 'check_owner', 'measure', 'image_counts', 'means', 'Resamples', 'tabulate', 'evaluate', 'mean_errors',
            'check_baseline', 'baseline_errors', 'relative', 'summarise', 'difference', 'heatmap', 'family_curves']
 
 # %% ../nbs/51_robustness.ipynb #fecdff19
 import io
+import json
 import zlib
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import nullcontext
@@ -24,12 +25,13 @@ from torch import Tensor, nn
 
 from .attacks import as_weights, borrowed, check_logits
 from .corruptions import BENCHMARKS, CORRUPTIONS, FAMILIES, REGISTRY, check_range, corrupt, parameters
-from .basics import atomic_write, check_count, nearest, progress
+from .basics import atomic_write, check_count, nearest, progress, read_object
 from .images import ImageSet
 from .levels import LEVELS, correct_at_levels, curve, fgsm_levels, gaussian_levels
 from .metrics import BINS, corruption_errors, guesses, published_errors
 from .sources import as_source
 from .streaming import Journal, Settings, answer_blocks
+from .training import content_name
 from .resampling import check_level, interval, resample_counts
 
 # %% ../nbs/51_robustness.ipynb #950efeab
@@ -179,6 +181,21 @@ def ask(
     table = torch.stack(tables)
     return Answers(rows, table[:, 0] > 0.5, table[:, 1].half(), benchmark)
 
+# %% ../nbs/51_robustness.ipynb #2dd2de23
+def check_owner(
+    folder: Path,  # of kept answers; need not be there
+    model: Callable[[Tensor], Tensor],
+    source,  # of the images
+) -> None:
+    "Mark a folder with whose answers it holds. ValueError where they are those of another network, or to other images."
+    now = dict(model=content_name(model) if isinstance(model, nn.Module) else None, images=source.fingerprint)
+    then = read_object(folder / "owner.json")
+    told = {"model": "of another network", "images": "to other images"}
+    other = [told[key] for key, value in now.items() if None not in (value, then.get(key)) and value != then[key]]
+    if other:
+        raise ValueError(f"{folder} holds answers {' and '.join(other)}; give each network and set of images its own")
+    if then != now: atomic_write(folder / "owner.json", json.dumps(now).encode())
+
 # %% ../nbs/51_robustness.ipynb #f309da33
 def measure(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
@@ -198,6 +215,7 @@ def measure(
     source = as_source(images)
     if not len(source): raise ValueError(f"{source.name} holds no images")
     settings = Settings(benchmark_for(source.head(1), benchmark), **options)
+    if isinstance(cache, (str, Path)): check_owner(Path(cache), model, source)
     rows, kept, shard = (
         conditions(corruptions, severities, settings.benchmark), cache if isinstance(cache, MutableMapping) else {},
         settings.shard,

@@ -17,6 +17,7 @@ import json
 import os
 import pickle
 import tempfile
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -375,8 +376,9 @@ def ask_piece(
     piece: Piece,
     device: torch.device,
     settings: Settings,
+    classes: int,  # of the source
 ) -> Tensor:  # [rows,2,n] float16: is the guess right (0 or 1), and its confidence
-    "What the model answers."
+    "What the model answers. Warns where it has another number of outputs than the images have classes."
     layout = torch.channels_last if settings.channels_last else torch.preserve_format
     x, whole = piece.x.to(device, non_blocking=True), not piece.x.is_floating_point()
     x = x.to(torch.float32, copy=True, memory_format=layout)  # one copy in 32 bits, in the layout that is asked for
@@ -385,6 +387,11 @@ def ask_piece(
     with torch.autocast(device.type, settings.dtype) if settings.dtype else nullcontext():
         logits = model(as_weights(model, x))
     check_logits(logits, y)
+    if logits.shape[1] != classes:
+        warnings.warn(
+            f"the model has {logits.shape[1]} outputs and the images {classes} classes: output i is taken for class i",
+            stacklevel=2,
+        )
     guess, confidence = guesses(logits.float())
     right = (guess.cpu() == y).view(len(piece.rows), -1)
     return torch.stack([right.half(), confidence.cpu().half().view(len(piece.rows), -1)], 1)
@@ -545,7 +552,7 @@ def answer_blocks(
                 pieces(item.job, item.x.to(device, non_blocking=True), item.y, *work.settings) if on_device else (item,)
             ):
                 job, answers, end = piece.job, made[piece.job.block], piece.start + len(piece.y)
-                answers[list(piece.rows), :, piece.start:end] = ask_piece(model, piece, device, settings)
+                answers[list(piece.rows), :, piece.start:end] = ask_piece(model, piece, device, settings, len(source.classes))
                 bar.add(len(piece.x))
                 asked += piece.x.numel()
                 if asked > HELD:

@@ -694,7 +694,12 @@ def restore(run: TrainingRun, saved: dict, path: Path):
             f"the checkpoint {path} belongs to another training ({'; '.join(changed)}): name another file or delete"
             " this one"
         )
-    run.model.load_state_dict(saved["model"])
+    try: run.model.load_state_dict(saved["model"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"the checkpoint {path} is of another network ({' '.join(str(error).split())[:200]} ...): name another file"
+            " or delete this one"
+        ) from None
     for name, part in run.objective.parts().items(): part.load_state_dict(saved["parts"][name])
     run.optimizer.load_state_dict(saved["optimizer"])
     run.objective.load_state(saved["objective"])
@@ -735,20 +740,24 @@ def accuracy(
     return (logits.argmax(1) == data.y.cpu()).double().mean().item()
 
 # %% ../nbs/30_training.ipynb #c71767a6
-def check_labels(run: TrainingRun):
+def check_labels(
+    model: nn.Module,
+    data: ImageSet,  # or another source of images
+    needs_outputs: bool = True,  # the labels are compared with the head's outputs
+):
     "ValueError where there are none, or where one has no output of the head: a graphics card would end the process."
-    if not len(run.x): raise ValueError(f"{run.data.name} holds no image to train on")
-    given = head_outputs(run.model) if run.objective.needs_outputs else None
-    if given is not None and isinstance(run.y, Tensor) and given <= (most := int(run.y.max())):
+    if not len(data): raise ValueError(f"{data.name} holds no image to train on")
+    given = head_outputs(model) if needs_outputs else None
+    if given is not None and isinstance(data.y, Tensor) and given <= (most := int(data.y.max())):
         raise ValueError(
-            f"the head of {type(run.model).__name__} has {given} output{'s' * (given != 1)}, but the labels of"
-            f" {run.data.name} go up to {most}; make the network with classes={len(run.data.classes)}"
+            f"the head of {type(model).__name__} has {given} output{'s' * (given != 1)}, but the labels of"
+            f" {data.name} go up to {most}; make the network with classes={len(data.classes)}"
         )
 
 
 def prepare_training(run: TrainingRun):
     "Everything on the device, the objective ready, the optimiser made."
-    check_labels(run)
+    check_labels(run.model, run.data, run.objective.needs_outputs)
     run.draw("before", alike=True)
     run.objective.before_fit(run)
     parts = {name: part.to(run.device) for name, part in run.objective.parts().items()}
@@ -835,6 +844,7 @@ def fit(
         raise ValueError(
             f"checkpoint_every={checkpoint_every}: a number of steps, at least 1, for which `checkpoint` names the file"
         )
+    check_module(model)
     accelerator = make_accelerator(recipe.precision, device)
     place = torch.device(device) if device is not None and accelerator.num_processes == 1 else accelerator.device
     if place.type == "cpu":

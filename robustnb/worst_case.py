@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from .attacks import (NORMS, as_weights, ascend, borrowed, check_ascent, check_gradient, check_logits,
-                              check_outputs, label_loss, pgd, project, random_offset, unit, whole_labels)
+from .attacks import (NORMS, as_weights, ascend, borrowed, check_ascent, check_differentiable, check_gradient,
+                              check_logits, check_outputs, label_loss, pgd, project, random_offset, unit, whole_labels)
 from .basics import check_count, nearest
 from .basics import progress as progress_bar
 from .images import ImageSet
@@ -91,7 +91,9 @@ def apgd(
     def look(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # loss, gradient, whether the guess is right
         z = z.detach().requires_grad_()
         logits = model(as_weights(model, z))
-        if not looked: looked.append(check_outputs(logits, y))
+        if not looked:
+            looked.append(check_outputs(logits, y))
+            check_differentiable(z, logits)
         value = LOSSES[loss](logits, y)
         grad, = torch.autograd.grad(value.sum(), z)
         check_gradient(grad.isnan().any())

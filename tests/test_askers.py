@@ -273,3 +273,47 @@ def test_nan_under_attack_is_no_right_answer():
     if not (net(zeros.float()).argmax(1) == 0).all(): zeros = zeros.take(net(zeros.float()).argmax(1) == 0)
     found = robust_accuracy(fragile, zeros, 0.1, attack="noise", batch=len(zeros), **QUIET)
     assert found.clean == 1 and found.accuracy == 0
+
+
+def test_eriep_refuses_before_its_search():
+    from robustnb.eriep import eriep
+
+    searched = []
+    recipe = type("Never", (), {"__getattr__": lambda self, name: searched.append(name) or 1})()
+    for options, said in ((dict(reading="throughn"), "did you mean 'through_n'"), (dict(alpha=-1.0), "alpha")):
+        with pytest.raises(ValueError, match=said): eriep(made(), digits, searching=recipe, **options, **QUIET)
+    with pytest.raises(ValueError, match="has 4 outputs"): eriep(made(4), digits, searching=recipe, **QUIET)
+    assert not searched
+
+
+def test_a_folder_of_answers_serves_one_network(tmp_path):
+    kept = dict(corruptions=["fog"], severities=[1], resamples=5, show=False, cache=tmp_path / "kept")
+    first = evaluate(net, digits, **kept)
+    assert (evaluate(net, digits, **kept).accuracy == first.accuracy).all()
+    other = copy.deepcopy(net)
+    with torch.no_grad(): other.head.bias += 1
+    with pytest.raises(ValueError, match="answers of another network"): evaluate(other, digits, **kept)
+    with pytest.raises(ValueError, match="answers to other images"): evaluate(net, digits.take(slice(0, 60)), **kept)
+
+
+def test_outputs_without_a_class_are_told():
+    nine = digits.take(digits.y < 9)
+    nine = ImageSet(nine.x, nine.y, tuple("012345678"), "nine")
+    with pytest.warns(UserWarning, match="10 outputs and the images 9 classes"):
+        evaluate(net, nine, ["fog"], [1], resamples=5, show=False)
+
+
+def test_models_without_a_gradient_are_told_which_attack_needs_none():
+    shut = After(lambda z: z.detach())
+    for call in (lambda: short(shut), lambda: short(shut, attack="light"), lambda: fgsm_levels(shut, digits, (1.0,))):
+        with pytest.raises(ValueError, match="no gradient towards the images.*'square' needs none"): call()
+    assert short(shut, attack="square").accuracy <= short(shut, attack="square").clean
+
+
+def test_arrays_and_functions_are_told_what_they_are_not(tmp_path):
+    with pytest.raises(TypeError, match="must be tensors, got ndarray"): ImageSet(digits.x.numpy(), digits.y, digits.classes, "a")
+    with pytest.raises(TypeError, match="got function"): fit(lambda x: net(x), digits)
+    path = tmp_path / "c.pt"
+    fit(made(), digits, None, Recipe(epochs=1), checkpoint=path, **QUIET)
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    with pytest.raises(ValueError, match="another (training|network)"): fit(wide, digits, None, Recipe(epochs=1), checkpoint=path, **QUIET)
