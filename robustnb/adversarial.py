@@ -505,7 +505,7 @@ class Distillation(Objective):
     def before_fit(self, run: TrainingRun): check_teacher(self.teacher.to(run.device), run)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
-        with torch.no_grad(): target = self.teacher(as_weights(self.teacher, x))
+        with torch.no_grad(): target = self.teacher(as_weights(x, self.teacher))
         logits = model(x)
         return Loss(distillation(logits, target, self.temperature, "teacher_student"), logits=logits)
 
@@ -584,7 +584,7 @@ def zero_gradients(
         for i in range(0, len(data), batch):
             piece = data.take(slice(i, i + batch))
             x, y = piece.float().to(device).requires_grad_(), piece.y.to(device)
-            logits = model(as_weights(model, x))
+            logits = model(as_weights(x, model))
             check_logits(logits, y)
             loss = F.cross_entropy(logits.float(), y, reduction="sum")
             grad, = torch.autograd.grad(loss, x)

@@ -62,6 +62,6 @@ class Anchored(Objective):
         if not self.weight: return Loss(total, terms, clean)
         if self.teacher is None:
             raise ValueError("there is no teacher yet: give one, let `fit` take its snapshot, or set weight=0")
-        with torch.no_grad(): target = self.teacher(as_weights(self.teacher, x)).repeat(2, 1)
+        with torch.no_grad(): target = self.teacher(as_weights(x, self.teacher)).repeat(2, 1)
         terms["anchor"] = distillation(logits, target, self.temperature, "teacher_student")
         return Loss(total + self.weight * terms["anchor"], terms, clean)

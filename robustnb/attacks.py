@@ -99,8 +99,8 @@ def whole_labels(
 
 
 def as_weights(
-    model: Callable[[Tensor], Tensor],
     x: Tensor,  # images, floats
+    model: Callable[[Tensor], Tensor],  # that they are for
 ) -> Tensor:  # of the type of the model's weights; a function of images gets them as they are
     "Images as a model's layers take them."
     parts = model.parameters() if isinstance(model, nn.Module) else ()
@@ -220,7 +220,7 @@ def label_loss(
     "The objective of FGSM and PGD, at least in float32."
     labels, looked = whole_labels(y), []
     def objective(z: Tensor) -> Tensor:
-        logits = model(as_weights(model, z))
+        logits = model(as_weights(z, model))
         if not looked:  # once: a GPU need not wait at each step
             looked.append(check_outputs(logits, labels))
             check_differentiable(z, logits)

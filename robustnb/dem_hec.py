@@ -183,7 +183,7 @@ def check_teacher(
     "ValueError where a teacher gives no logits, or not one for each answer of the student."
     x = to_unit(run.x[:8])
     with torch.no_grad(), mode(run.model, training=False):
-        theirs, ours = (model(as_weights(model, x)) for model in (teacher, run.model))
+        theirs, ours = (model(as_weights(x, model)) for model in (teacher, run.model))
     if theirs.shape != ours.shape:
         raise ValueError(
             f"a teacher of {theirs.shape[-1]} outputs has no answer for each of the student's {ours.shape[-1]}"
@@ -295,7 +295,7 @@ class DemHEC(TeacherObjective):
             (1 - self.alpha) * terms["clean"] + self.alpha * terms["high_entropy"] + self.lambda_c * terms["contrast"]
         )
         if self.lambda_kd:
-            with torch.no_grad(): target = self.teacher(as_weights(self.teacher, x))
+            with torch.no_grad(): target = self.teacher(as_weights(x, self.teacher))
             terms["distillation"] = distillation(z, target, self.temperature, self.direction)
             total = total + self.lambda_kd * terms["distillation"]
         terms |= {"entropy": softmax_entropy(z).mean(), "entropy_hard": softmax_entropy(z_hard).mean()}

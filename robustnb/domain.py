@@ -337,7 +337,7 @@ def features(
     check_count(batch, "batch")
     x, device = unlabelled(data).x, next(model.parameters()).device
     with mode(model, training=False), torch.no_grad():
-        taken = (as_weights(model, to_unit(piece.to(device))) for piece in x.split(batch))
+        taken = (as_weights(to_unit(piece.to(device)), model) for piece in x.split(batch))
         return torch.cat([model.embed(piece).float().cpu() for piece in taken])
 
 

@@ -48,7 +48,7 @@ def correct_at_levels(
         for i in progress(range(0, len(data), batch), "levels") if show else range(0, len(data), batch):
             part = data.take(slice(i, i + batch))
             moved = at_distance(part.float().to(device), direction[i:i + batch].to(device), levels, unreachable)
-            logits = model(as_weights(model, moved.flatten(0, 1)))
+            logits = model(as_weights(moved.flatten(0, 1), model))
             check_logits(logits, part.y.repeat(len(levels)))
             rights.append((logits.argmax(1).view(len(levels), -1) == part.y.to(device)).cpu())
     return torch.cat(rights, 1)

@@ -78,7 +78,7 @@ def answer(
         for x, y in batches:
             # the model may write into its input, the caller's images stay
             copy = x.to(device, torch.float32, copy=True)
-            logits = model(as_weights(model, copy if x.is_floating_point() else copy.div_(255)))
+            logits = model(as_weights(copy if x.is_floating_point() else copy.div_(255), model))
             check_logits(logits, y)
             guess, confidence = guesses(logits.float())
             found.append(torch.stack([guess == y.to(device), confidence]).cpu())

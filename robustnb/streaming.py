@@ -385,7 +385,7 @@ def ask_piece(
     if whole: x.div_(255)
     y = piece.y.repeat(len(piece.rows))
     with torch.autocast(device.type, settings.dtype) if settings.dtype else nullcontext():
-        logits = model(as_weights(model, x))
+        logits = model(as_weights(x, model))
     check_logits(logits, y)
     if logits.shape[1] != classes:
         warnings.warn(

@@ -383,7 +383,7 @@ def backward(
         x, y, share = to_unit(run.x[piece]), run.y[piece], len(piece) / len(index)
         if recipe.augment is not None: x = recipe.augment(x, run.generator)
         if recipe.channels_last: x = x.contiguous(memory_format=torch.channels_last)
-        x = as_weights(run.model, x)
+        x = as_weights(x, run.model)
         with accelerator.autocast(), loss_told(run, len(piece)): loss = run.objective.loss(run.model, x, y)
         with sum_gradients(run, number == len(pieces)):
             accelerator.backward(loss.total if share == 1 else loss.total * share)
@@ -720,7 +720,7 @@ def predict(
     pieces, device = x.split(batch), (x if weights is None else weights).device
     with mode(model, training=False), torch.no_grad():
         for piece in progress_bar(pieces, "predict", len(pieces)) if progress else pieces:
-            taken = as_weights(model, to_unit(piece.to(device)))
+            taken = as_weights(to_unit(piece.to(device)), model)
             # the model may write into its input
             out.append(model(taken.clone() if taken.data_ptr() == piece.data_ptr() else taken).float().cpu())
     return torch.cat(out)

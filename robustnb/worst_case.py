@@ -50,7 +50,7 @@ def loss_of(
 ) -> Callable[[Tensor], Tensor]:  # images -> loss of each, [B]
     "The objective that an attack climbs."
     if loss not in LOSSES: raise ValueError(nearest(loss, LOSSES, "loss"))
-    return label_loss(model, y) if loss == "ce" else lambda z: LOSSES[loss](model(as_weights(model, z)), y)
+    return label_loss(model, y) if loss == "ce" else lambda z: LOSSES[loss](model(as_weights(z, model)), y)
 
 # %% ../nbs/16a_worst_case.ipynb #51f23dca
 def checkpoints(
@@ -90,7 +90,7 @@ def apgd(
 
     def look(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # loss, gradient, whether the guess is right
         z = z.detach().requires_grad_()
-        logits = model(as_weights(model, z))
+        logits = model(as_weights(z, model))
         if not looked:
             looked.append(check_outputs(logits, y))
             check_differentiable(z, logits)
@@ -192,7 +192,7 @@ def square(
 ) -> Tensor:  # [B,C,H,W] in [0,1]
     "Random search for a smaller margin, without gradients (Andriushchenko et al. 2020)."
     check_ascent(x, eps, 0, queries, norm)
-    (b, c, h, w), y, asked = x.shape, whole_labels(y), lambda z: model(as_weights(model, z))
+    (b, c, h, w), y, asked = x.shape, whole_labels(y), lambda z: model(as_weights(z, model))
     with borrowed(model, mode), torch.no_grad():
         x, place = x.detach().clone(), torch.arange(b, device=x.device)
         out = (x + project(eps * signs(b, c, 1, w, like=x, generator=generator).expand(b, c, h, w), eps, norm)).clamp(
@@ -248,9 +248,9 @@ def autoattack(
     device = generator.device if generator is not None else "cpu"
     seed = int(torch.randint(2**31, (), generator=generator, device=device))
     with borrowed(model), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.inference_mode(False):
-        with torch.no_grad(): classes = model(as_weights(model, x[:1])).shape[1]
+        with torch.no_grad(): classes = model(as_weights(x[:1], model)).shape[1]
         whole = AutoAttack(
-            lambda z: model(as_weights(model, z)), eps=eps, norm={"linf": "Linf", "l2": "L2"}[norm], version="custom",
+            lambda z: model(as_weights(z, model)), eps=eps, norm={"linf": "Linf", "l2": "L2"}[norm], version="custom",
             attacks=parts_for(parts, classes), seed=seed, device=x.device,
         )
         whole.verbose, whole.square.n_queries, whole.apgd.n_restarts, whole.fab.n_restarts = False, queries, 1, 1
@@ -365,7 +365,7 @@ def standing(
         raise ValueError(f"pixels span [0,1], so a radius in the maximum norm is at most 1; is eps={eps:g}/255 meant?")
     check_precision(model)
     check_unit_images(x)
-    asked = lambda z: model(as_weights(model, z))
+    asked = lambda z: model(as_weights(z, model))
     with borrowed(model), torch.inference_mode(False), torch.autocast(x.device.type, enabled=False):
         x, y = x.detach().clone(), whole_labels(y)  # of inference mode, they could not take part in a gradient
         with torch.no_grad(): answers = asked(x)
@@ -427,7 +427,7 @@ def robust_accuracy(
         piece = data.take(slice(i, i + batch))
         x, y = piece.float().to(device), piece.y.to(device)
         left += int(standing(model, x, y, eps, norm, attack, restarts, steps, step, queries, generator).sum())
-        with borrowed(model), torch.no_grad(): clean += int((model(as_weights(model, x)).argmax(1) == y).sum())
+        with borrowed(model), torch.no_grad(): clean += int((model(as_weights(x, model)).argmax(1) == y).sum())
     interval = binomtest(left, len(data)).proportion_ci(level, method="wilson")
     return pd.Series(
         {
