@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['BENCHMARK_OF_SIZE', 'SEVEN', 'FAMILY', 'benchmark_for', 'corrupted', 'answer', 'Answers', 'Folder', 'conditions',
-           'ask', 'check_owner', 'measure', 'image_counts', 'means', 'Resamples', 'tabulate', 'evaluate', 'mean_errors',
-           'check_baseline', 'baseline_errors', 'relative', 'summarise', 'difference', 'heatmap', 'family_curves']
+           'ask', 'weights_hash', 'check_owner', 'measure', 'image_counts', 'means', 'Resamples', 'tabulate',
+           'evaluate', 'mean_errors', 'check_baseline', 'baseline_errors', 'relative', 'summarise', 'difference',
+           'heatmap', 'family_curves']
 
 # %% ../nbs/51_robustness.ipynb #fecdff19
+import hashlib
 import io
 import json
 import zlib
@@ -31,7 +33,6 @@ from .levels import LEVELS, correct_at_levels, curve, fgsm_levels, gaussian_leve
 from .metrics import BINS, corruption_errors, guesses, published_errors
 from .sources import as_source
 from .streaming import Journal, Settings, answer_blocks
-from .training import content_name
 from .resampling import check_level, interval, resample_counts
 
 # %% ../nbs/51_robustness.ipynb #950efeab
@@ -182,13 +183,23 @@ def ask(
     return Answers(rows, table[:, 0] > 0.5, table[:, 1].half(), benchmark)
 
 # %% ../nbs/51_robustness.ipynb #2dd2de23
+def weights_hash(model: nn.Module) -> str:  # 16 hexadecimal digits
+    "Hash of all weights and buffers, with their names and types."
+    total = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor): continue
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()[:16]
+
+
 def check_owner(
     folder: Path,  # of kept answers; need not be there
     model: Callable[[Tensor], Tensor],
     source,  # of the images
 ) -> None:
     "Mark a folder with whose answers it holds. ValueError where they are those of another network, or to other images."
-    now = dict(model=content_name(model) if isinstance(model, nn.Module) else None, images=source.fingerprint)
+    now = dict(model=weights_hash(model) if isinstance(model, nn.Module) else None, images=source.fingerprint)
     then = read_object(folder / "owner.json")
     told = {"model": "of another network", "images": "to other images"}
     other = [told[key] for key, value in now.items() if None not in (value, then.get(key)) and value != then[key]]
