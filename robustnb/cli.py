@@ -713,7 +713,7 @@ def baseline_of(given: str | None):  # -> a published baseline's name, a table, 
 
     try:
         table = pd.read_csv(given) if given.endswith(".csv") else pd.DataFrame(
-            json.loads(Path(given).read_text())["rows"]
+            json.loads(Path(given).read_text(encoding="utf-8-sig"))["rows"]
         )
     except (KeyError, TypeError):
         raise ChoiceError(f"the baseline {given} is no table of robustnb evaluate: it has no rows") from None

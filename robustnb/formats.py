@@ -148,7 +148,7 @@ PICTURES = (".jpeg", ".jpg", ".png")
 
 def read_text(path: Path) -> str:
     "A text file; DataError that names it where it is none."
-    try: return path.read_text(encoding="utf-8")
+    try: return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: no text in UTF-8 ({error.reason} at byte {error.start})") from None
 

@@ -26,8 +26,8 @@ from torch import Tensor
 from .basics import nearest
 from .formats import DataError, imagenet_root, read_text
 from .images import CLASSES
-from .sources import (ModelError, PictureFiles, Source, class_folders, class_listing, class_outputs, first_line,
-                              pictures_of)
+from .sources import (ModelError, PictureFiles, Source, class_folders, class_listing, class_order, class_outputs,
+                              first_line, left_out, pictures_of)
 
 # %% ../nbs/04a_published.ipynb #870d6df0
 def mapped(path: Path) -> np.ndarray:
@@ -152,7 +152,7 @@ def is_manifest(found) -> bool:
 def manifest_of(folder: Path) -> dict:
     "What `robustnb corrupt` wrote about a set; {} where it did not write it. DataError where something else is there."
     path = folder / "manifest.json"
-    try: found = json.loads(path.read_text()) if path.is_file() else None
+    try: found = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else None
     except (ValueError, RecursionError) as error: raise DataError(f"{path} is no JSON: {error}") from None
     if found is None: return {}
     if not is_manifest(found):
@@ -255,7 +255,7 @@ def open_severities(folder: Path, form: str | None = None, class_index: Path | N
     if not places:
         raise DataError(f"{folder}: no folders corruption/severity/class with pictures, such as fog/3/n01440764")
     first = next(iter(places.values()))
-    classes = class_folders(first)
+    classes = class_folders(first, class_index is not None)
     size = picture_side(pictures_of(first / classes[0])[0])
     form = form or ("tiny-imagenet-c" if size <= 64 else "imagenet-c")
     def part(row):
@@ -263,16 +263,18 @@ def open_severities(folder: Path, form: str | None = None, class_index: Path | N
             *class_listing(places[row], class_index)[::-1], f"{row[0]} {row[1]}", size, places[row]
         )
     benchmark = manifest.get("benchmark") or FORMS[form].benchmark
+    rest = left_out(first, classes)  # one condition tells: all of them were made alike
     return PublishedSet(
         form, folder.resolve().name, {row: part(row) for row in places}, manifest.get("data") or FORMS[form].clean,
-        benchmark, places=places,
+        benchmark, notes={"left out": f"{rest}, in {first.relative_to(folder)}"} if rest else {}, places=places,
     )
 
 # %% ../nbs/04a_published.ipynb #bf290ab1
 def wnid_outputs(given: Path) -> dict[str, int]:  # name -> output
     "Outputs by the names of class folders, from a file or a folder."
     given = Path(given)
-    if given.is_dir(): return {f.name: i for i, f in enumerate(subfolders(given))}
+    if given.is_dir():
+        return {name: i for i, name in enumerate(class_order(given, [f.name for f in subfolders(given)]))}
     if given.suffix != ".txt": return class_outputs(given)
     lines = [line for line in read_text(given).splitlines() if line.strip()]
     return {line.split()[0]: i for i, line in enumerate(lines)}
@@ -311,12 +313,13 @@ def outputs_of(
 
 def open_classes(folder: Path, form: str, class_index: Path | None = None, size: int = 224) -> PublishedSet:
     "ImageNet-R, -A, -Sketch, -V2: pictures in a folder for each class, evaluated as they are."
-    names = class_folders(folder)
+    names = class_folders(folder, class_index is not None)
     numbers = all(n.isdigit() for n in names)  # ImageNet-V2: the outputs' own
     outputs = [int(n) for n in names] if numbers and class_index is None else outputs_of(names, class_index)
     if outputs == list(range(1000)): outputs = None
-    part = lambda: PictureFiles(*class_listing(folder)[::-1], form, size, folder)
+    part = lambda: PictureFiles(*class_listing(folder, any_order=class_index is not None)[::-1], form, size, folder)
     notes = {"classes": f"{len(names)} of a model's outputs; the answer is taken among these alone"} if outputs else {}
+    if rest := left_out(folder, names): notes["left out"] = rest
     return PublishedSet(
         form, folder.resolve().name, {(form, 0): part}, outputs=outputs, notes=notes, places={(form, 0): folder}
     )

@@ -35,8 +35,8 @@ from .models import model_names
 from .opening import check_model, expected, kind_of_file, open_model, opened, spread
 from .basics import machine, now, versions
 from .sources import (FORMATS, REPORT_MARK, SPLIT_FOLDERS, ModelError, Source, ambiguous, as_source,
-                              class_folders, class_listing, class_outputs, first_line, is_report, natural_size,
-                              pictures_of)
+                              class_folders, class_listing, class_outputs, first_line, folder_source, is_report,
+                              natural_size, pictures_of, told)
 from .robustness import Answers, answer, family_curves, heatmap, summarise, tabulate
 from .selective import withheld, withholding, withholding_summary
 from .streaming import Journal, join_blocks
@@ -49,9 +49,9 @@ def image_folder(
     class_index: Path | None = None,  # see `class_outputs`; None: outputs in the order of `class_folders`
 ) -> ImageSet:
     "Pictures in a subfolder for each class."
-    names, chosen = class_listing(Path(folder), class_index)
-    x = read_pictures(chosen, size or natural_size(chosen), "pictures")
-    return ImageSet(x, torch.tensor([label for label, _ in chosen]), names, Path(folder).resolve().name)
+    source = told(folder_source(Path(folder), size, class_index))
+    x = read_pictures(list(zip(source.labels.tolist(), source.paths)), source.size, "pictures")
+    return ImageSet(x, source.labels, source.classes, source.name)
 
 # %% ../nbs/55_scorecard.ipynb #8e51cf78
 def two_meanings(
