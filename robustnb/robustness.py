@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -137,12 +137,13 @@ class Folder(MutableMapping):
 
 # %% ../nbs/51_robustness.ipynb #abea72de
 def conditions(
-    corruptions: Sequence[str] = CORRUPTIONS,  # names
-    severities: Sequence[int] = (1, 2, 3, 4, 5),
+    corruptions: Sequence[str] | str = CORRUPTIONS,  # names, or one
+    severities: Sequence[int] | int = (1, 2, 3, 4, 5),
     benchmark: str = "cifar10-c",
 ) -> list[tuple[str, int]]:  # ("clean", 0) first
     "The conditions of an evaluation; ValueError for a corruption or severity that there is not."
     if isinstance(corruptions, str): corruptions = (corruptions,)
+    if not isinstance(severities, Iterable): severities = (severities,)
     for name in corruptions:
         for severity in severities: parameters(name, severity, benchmark)
     return [
