@@ -8,20 +8,21 @@ __all__ = ['MARKUP', 'app', 'out', 'err', 'Profile', 'OWN', 'Records', 'ReadReco
            'DrawSeed', 'ClassIndex', 'Side', 'Processes', 'Report', 'Minutes', 'records_app', 'ON', 'Model', 'Data',
            'Weights', 'Normalize', 'Expect', 'Baseline', 'Clean', 'Also', 'Precision', 'Device', 'Batch', 'Shard',
            'CorruptOn', 'ChannelsLast', 'Form', 'OwnSide', 'data_app', 'MENDABLE', 'DISK', 'HEAVY', 'number_error',
-           'Commands', 'reachable', 'goes_to', 'can_hold', 'kept_in', 'read_from', 'about', 'on_cluster', 'checkout',
-           'resumable', 'shown_path', 'quoted_experiments', 'executed_profile', 'list_notebooks', 'outcome_line',
-           'data_of', 'data_needed', 'with_data', 'reproduce_notebooks', 'some_time', 'run_cells_of', 'records_default',
-           'list_records', 'experiments_in', 'committed_store', 'promote_records', 'check_records', 'verify_records',
-           'tell', 'attest_records', 'replay_records', 'show_claims', 'whole_numbers', 'chosen_conditions',
-           'baseline_of', 'published_set', 'published_rows', 'clean_images', 'in_one_line', 'clear_name', 'as_text',
-           'check_device', 'on_device', 'lies_apart', 'open_published_set', 'open_published_model',
-           'check_published_model', 'planned_published', 'evaluate_published', 'with_weights', 'tell_comparison',
-           'evaluate_several', 'compare_reports', 'shard_of', 'check_share', 'write_card', 'report_or_shard',
-           'interruptible', 'going_on', 'settle_options', 'settle_published', 'unsized', 'open_images_and_model',
-           'check_constants', 'ready_model', 'planned_evaluation', 'find_target', 'run_evaluation', 'evaluate_model',
-           'open_one', 'evaluate_one', 'list_weights', 'merge_shards', 'corrupt_set', 'pages_from_records',
-           'build_site', 'renewed_site', 'chosen_seeds', 'tell_rerun', 'rerun_here', 'image_set', 'fetch_data',
-           'where_data', 'check_published', 'check_data', 'mendable', 'worker_died', 'others', 'error_message', 'main']
+           'empty_value', 'Commands', 'reachable', 'goes_to', 'can_hold', 'kept_in', 'read_from', 'about', 'on_cluster',
+           'checkout', 'resumable', 'shown_path', 'quoted_experiments', 'executed_profile', 'list_notebooks',
+           'outcome_line', 'data_of', 'data_needed', 'with_data', 'reproduce_notebooks', 'some_time', 'run_cells_of',
+           'records_default', 'list_records', 'experiments_in', 'committed_store', 'promote_records', 'check_records',
+           'verify_records', 'tell', 'attest_records', 'replay_records', 'show_claims', 'whole_numbers',
+           'chosen_conditions', 'baseline_of', 'published_set', 'published_rows', 'clean_images', 'in_one_line',
+           'clear_name', 'as_text', 'check_device', 'on_device', 'lies_apart', 'open_published_set',
+           'open_published_model', 'check_published_model', 'planned_published', 'evaluate_published', 'with_weights',
+           'tell_comparison', 'named', 'opened_identity', 'refuse_twins', 'evaluate_several', 'compare_reports',
+           'shard_of', 'check_share', 'write_card', 'report_or_shard', 'interruptible', 'going_on', 'settle_options',
+           'settle_published', 'unsized', 'beyond_outputs', 'open_images_and_model', 'refuse_small', 'check_constants',
+           'ready_model', 'planned_evaluation', 'find_target', 'run_evaluation', 'evaluate_model', 'open_one',
+           'evaluate_one', 'list_weights', 'merge_shards', 'corrupt_set', 'pages_from_records', 'build_site',
+           'renewed_site', 'chosen_seeds', 'tell_rerun', 'rerun_here', 'image_set', 'fetch_data', 'where_data',
+           'check_published', 'check_data', 'mendable', 'worker_died', 'others', 'error_message', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import errno
@@ -73,8 +74,24 @@ def number_error(error: typer.BadParameter) -> str:  # "": it is about something
     return text if value != value or math.isinf(value) else f"{text}; nearest: {kind(value)}"
 
 
+def empty_value(words: list[str]) -> str:  # what was typed; "": none is empty
+    "An option or argument whose value is nothing, as from a shell variable that is not set."
+    for before, word in zip(["", *words], words):
+        equals = re.fullmatch("(--[a-z-]+)=\\s*", word)
+        if word.strip() and not equals: continue
+        option = equals[1] if equals else before if before.startswith("-") else ""
+        why = "nothing (a shell variable that is not set?); give a value"
+        if option: return f"{option} was given {why}, or leave it out"
+        return f"the word after {before or 'robustnb'} is {why}"
+    return ""
+
+
 class Commands(typer.core.TyperGroup):
-    "Commands whose complaints about numbers say more than that they are wrong."
+    "Commands whose complaints about numbers say more than that they are wrong, and that take no empty words."
+
+    def parse_args(self, ctx, args):
+        if text := empty_value(args): raise typer.BadParameter(text, ctx)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx):
         try: return super().invoke(ctx)
@@ -958,6 +975,30 @@ def tell_comparison(folders: list[Path], into: Path | None) -> None:
     out.print(f"{len(found)} models, {len(found[0].answers):,} images; comparison: {shown_path(page)}", markup=False)
 
 # %% ../nbs/66_cli.ipynb #757ed892
+def named(given: str | Path) -> str:
+    "A file by its whole path, anything else as it is called."
+    return str(Path(given).resolve()) if Path(given).is_file() else str(given)
+
+
+def opened_identity(given: SimpleNamespace) -> str:
+    "Open a model and its images; a hash of its name and its weights."
+    from robustnb.scorecard import identity
+
+    open_one(given)
+    source = given.source if given.published is None else given.first
+    with in_one_line(): return identity(given.model, on_device(given.opened, "cpu"), source.head(2))
+
+
+def refuse_twins(models: list[tuple[str, Path | None]], told: list) -> None:  # told: equal for equal models
+    "ChoiceError where two models are one."
+    for i, this in enumerate(told):
+        if this not in told[:i]: continue
+        one, two = (m if w is None else f"{m}={w}" for m, w in (models[told.index(this)], models[i]))
+        same = "given twice" if one == two else f"the same model as {one}"
+        raise ChoiceError(f"model {i + 1}, {two}, is {same}; the models of a comparison must be different ones")
+
+
+# %% ../nbs/66_cli.ipynb #30e22bd9
 def evaluate_several(models: list[tuple[str, Path | None]], settings: dict) -> None:
     "`evaluate` for each model in turn, then the comparison."
     from robustnb.opening import FILES
@@ -975,7 +1016,8 @@ def evaluate_several(models: list[tuple[str, Path | None]], settings: dict) -> N
         )
         if gone is not None and (model, str(gone)) not in shipped():
             raise ChoiceError(f"{model}: there is no file {gone}")
-    for model, weights in models[1:]: open_one(SimpleNamespace(**settings | dict(model=model, weights=weights)))
+    refuse_twins(models, [tuple(str(p and named(p)) for p in pair) for pair in models])
+    refuse_twins(models, [opened_identity(SimpleNamespace(**settings | dict(model=m, weights=w))) for m, w in models])
     for number, (model, weights) in enumerate(models):
         own = above and above / f"{number + 1}-{clear_name(model)}"
         err.print(f"model {number + 1} of {len(models)}: {model}", markup=False)
@@ -1074,8 +1116,9 @@ def interruptible(on: str = ON) -> Iterator[None]:
 def going_on() -> Iterator[None]:
     "What a model does wrong midway ends an evaluation with a sentence."
     try: yield
-    except ValueError as error:  # a ModelError, or answers that are no logits
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}; {ON}", markup=False)
+    except ValueError as error:  # a ModelError, or answers that are no logits: the next try would end here too
+        on = f"; {ON}" if "out of memory" in str(error).lower() else ""  # a smaller --batch changes no answer
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}{on}", markup=False)
         raise typer.Exit(1) from None
 
 # %% ../nbs/66_cli.ipynb #cfbc09fe
@@ -1110,24 +1153,53 @@ def unsized(source, size: int | None) -> bool:  # size: as it was asked for
     return isinstance(source, (PictureFiles, TarFiles)) and source.size == 224 and size is None
 
 
+def beyond_outputs(said: str, given: SimpleNamespace) -> str:
+    "Why a model was refused; of a class index that names outputs which the model lacks, that it does."
+    found, most = re.search(r" ha(?:s|ve) (?:ImageNet's )?([\d,]+) outputs", said), len(given.source.classes) - 1
+    many = int(found[1].replace(",", "")) if found else 0
+    if given.class_index is None or not 0 < many <= most: return said
+    return (
+        f"{given.class_index} names outputs up to {most} ({given.source.classes[most]}), and {given.model} has"
+        f" {many:,}: give numbers from 0 to {many - 1}"
+    )
+
+
 def open_images_and_model(given: SimpleNamespace) -> None:
     "The images as the model's hub prepares them, which of them are meant, and the model."
     from robustnb import scorecard
     from robustnb.hubs import find_hub, prepared_source
-    from robustnb.sources import balanced_positions, open_source
+    from robustnb.sources import ModelError, balanced_positions, open_source
 
     hub = find_hub(given.model, given.weights, given.size)
     source = open_source(given.data, given.split, given.size, given.class_index, given.data_dir)
     given.source = prepared_source(source, hub and hub.preparation, given.size is not None)
     given.chosen = balanced_positions(given.source, given.images)
-    given.opened, given.assumed = scorecard.opened(
-        hub or given.model, given.source.head(), given.weights, given.normalize, given.class_index is not None
-    )
+    try:
+        given.opened, given.assumed = scorecard.opened(
+            hub or given.model, given.source.head(), given.weights, given.normalize, given.class_index is not None
+        )
+    except ModelError as error: raise ModelError(beyond_outputs(str(error), given)) from None
+    if source.left_out: given.assumed = {"left out": source.left_out, **given.assumed}
     if unsized(given.source, given.size):
         how = "what is larger or smaller is resized by its shorter side (bilinear) and cut to the middle"
         given.assumed = {"pictures": f"read at 224 x 224 pixels: {how} (--size for another)", **given.assumed}
 
 # %% ../nbs/66_cli.ipynb #29ab1689
+def refuse_small(source, names: tuple[str, ...], levels: tuple[int, ...], benchmark: str | None) -> None:
+    "ValueError where a corruption reaches further than the images are large."
+    import torch
+
+    from robustnb.corruptions import corrupt
+    from robustnb.robustness import benchmark_for, conditions
+
+    if min(source.shape[1:]) > 64: return  # no radius is as long
+    whose, x = benchmark_for(source.head(1), benchmark), torch.zeros(1, *source.shape, dtype=torch.uint8)
+    for name, severity in conditions(names, levels, whose)[1:]:
+        try: corrupt(x, name, severity, whose, torch.Generator().manual_seed(0))
+        except ValueError as error:
+            raise ValueError(f"{error}; leave {name} {severity} out, or give larger images (--size)") from None
+
+
 def check_constants(given: SimpleNamespace) -> None:
     "Whose constants, which conditions, and a baseline that fits both: before hours are spent."
     import torch
@@ -1137,6 +1209,7 @@ def check_constants(given: SimpleNamespace) -> None:
 
     given.whose, given.against = benchmark_for(given.source.head(1), given.benchmark), baseline_of(given.baseline)
     given.rows = conditions(given.names, given.levels, given.whose)
+    refuse_small(given.source, given.names, given.levels, given.whose)
     same_constants(given.against, given.whose)
     if given.against is not None:
         baseline_errors(Answers(given.rows, torch.zeros(0), torch.zeros(0), given.whose), given.against)
@@ -1413,7 +1486,9 @@ def corrupt_set(
         try:
             lies_apart(folder, None if data in READERS else data, "c")
             source = open_source(data, split, size, class_index, data_dir)
+            if source.left_out: err.print(f"left out: {source.left_out}", markup=False)
             own, positions = data not in READERS and unsized(source, size), balanced_positions(source, images)
+            if not own: refuse_small(source, names, levels, benchmark)
             manifest = write_set(source, folder, names, levels, benchmark, seed, form, own, positions, workers)
         except (ValueError, RuntimeError, OSError) as error: raise ChoiceError(first_line(error)) from None
     n, took = len(names) * len(levels), time.monotonic() - start

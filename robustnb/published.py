@@ -99,6 +99,7 @@ class PublishedSet:
     outputs: list[int] | None = None  # which of a model's outputs the classes are; None: all of them
     notes: dict[str, str] = field(default_factory=dict)
     places: dict[tuple[str, int], Path] = field(default_factory=dict)  # condition -> its file or folder
+    made: dict = field(default_factory=dict)  # its manifest, where `robustnb corrupt` wrote it
 
     def stamp(self, row: tuple[str, int]) -> str:  # 8 hexadecimal digits
         "Tells a condition's files from others that may lie there later."
@@ -144,7 +145,8 @@ def is_manifest(found) -> bool:
         return False
     classes, constants = found.get("classes") or [], found.get("constants") or {}
     return (
-        isinstance(classes, list) and all(isinstance(name, str) for name in classes) and isinstance(constants, dict)
+        isinstance(found.get("images", 0), int)
+        and isinstance(classes, list) and all(isinstance(name, str) for name in classes) and isinstance(constants, dict)
         and all(isinstance(c, dict) and c and all(s.isdecimal() for s in c) for c in constants.values())
     )
 
@@ -180,7 +182,8 @@ def open_arrays(folder: Path, form: str | None = None) -> PublishedSet:
     parts = {(p.stem, s): part(p, i) for p in files for i, s in enumerate(levels)}
     places = {(p.stem, s): p for p in files for s in levels}
     return PublishedSet(
-        form, folder.resolve().name, parts, clean, manifest.get("benchmark") or known.benchmark, places=places
+        form, folder.resolve().name, parts, clean, manifest.get("benchmark") or known.benchmark, places=places,
+        made=manifest,
     )
 
 # %% ../nbs/04a_published.ipynb #9355e5f0
@@ -267,6 +270,7 @@ def open_severities(folder: Path, form: str | None = None, class_index: Path | N
     return PublishedSet(
         form, folder.resolve().name, {row: part(row) for row in places}, manifest.get("data") or FORMS[form].clean,
         benchmark, notes={"left out": f"{rest}, in {first.relative_to(folder)}"} if rest else {}, places=places,
+        made=manifest,
     )
 
 # %% ../nbs/04a_published.ipynb #bf290ab1

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['DETERMINISTIC', 'OnlyOutputs', 'answers_folder', 'measure_published', 'published_evaluation', 'tabulate_published',
-           'summarise_published', 'PublishedCard', 'as_jpeg', 'twins', 'own_sizes', 'compare_files',
-           'clean_as_published']
+           'summarise_published', 'PublishedCard', 'as_jpeg', 'twins', 'own_sizes', 'compare_files', 'fingerprint_at',
+           'taken_for', 'clean_as_published']
 
 # %% ../nbs/55a_published_scores.ipynb #24416e7d
+import copy
+import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,7 +30,7 @@ from .hubs import Preparation, PreparedFiles
 from .published import PublishedSet
 from .robustness import FAMILY, Answers, benchmark_for, heatmap, measure, summarise, tabulate
 from .scorecard import Evaluation, Scorecard, calibration_figure, same_constants
-from .sources import ModelError, PictureFiles, Source, balanced_positions
+from .sources import ModelError, PictureFiles, Source, TarFiles, balanced_positions, part_of
 from .streaming import Settings, plan
 
 # %% ../nbs/55a_published_scores.ipynb #4f12f9c1
@@ -246,12 +248,45 @@ def compare_files(
         found.append((name, severity, len(theirs_at), gap.numel(), differ, differ / gap.numel(), int(gap.max())))
     return pd.DataFrame(found, columns=["corruption", "severity", "images", "bytes", "differ", "share", "largest"])
 
+# %% ../nbs/55a_published_scores.ipynb #cd1162fd
+def fingerprint_at(source: Source, size) -> str:  # size: [C,H,W] or "their own", as a manifest has it
+    "The fingerprint of a source whose pictures are read at a size."
+    if not (isinstance(source, (PictureFiles, TarFiles)) and isinstance(size, list)): return source.fingerprint
+    other = copy.copy(source)
+    other.__dict__.pop("fingerprint", None)  # it is kept once it was asked for
+    other.size = size[-1]
+    return other.fingerprint
+
+
+def taken_for(source: Source, published: PublishedSet) -> Source:
+    "The clean images that `robustnb corrupt` took. ModelError where these are not among the clean ones."
+    made = published.made
+    count, wanted = made.get("images", len(source)), made.get("fingerprint")
+    if count >= len(source) or source.labels is None: return source
+    found = fingerprint_at(source, made.get("size"))
+    if found != wanted:
+        if isinstance(source, PictureFiles): return source  # they are known by their names
+        raise ModelError(
+            f"{source.name} ({len(source):,} images, fingerprint {found}) is not the set that {published.name} was made"
+            f" of: its manifest says {made['data']}, fingerprint {wanted}"
+        )
+    try: positions = balanced_positions(source, count)
+    except ModelError: positions = []
+    if hashlib.sha256(repr(positions).encode()).hexdigest()[:16] != made.get("positions"):
+        raise ModelError(
+            f"{published.name} was made of {count:,} of the {len(source):,} images of {source.name}, and not of the"
+            " first of each class, as --images takes them; which ones they were is not known"
+        )
+    return part_of(source, positions)
+
 # %% ../nbs/55a_published_scores.ipynb #e650ae64
 def clean_as_published(
     source: Source,  # of the clean images
     published: PublishedSet,
 ) -> Source:  # at the size of the published ones
-    "Clean ImageNet pictures as the published generator reads them: shorter side 256, the middle 224."
+    """Clean ImageNet pictures as the published generator reads them: shorter side 256, the middle 224; of a set that
+    `robustnb corrupt` made of some images, these."""
+    if published.made: return taken_for(source, published)
     size, first = published.source(published.rows[0]).shape[-2:], published.places.get(published.rows[0])
     if first and (first.parents[1] / "manifest.json").is_file():
         return source  # of `robustnb corrupt`, which cuts nothing

@@ -9,7 +9,7 @@ __all__ = ['BLOCK', 'LABELS', 'REPORT_MARK', 'FORMATS', 'UNREAD', 'SILENT', 'SPL
            'class_folders', 'natural_key', 'natural_keys', 'ambiguous', 'class_order', 'class_listing', 'natural_size',
            'ends', 'PictureFiles', 'folder_source', 'is_grey', 'as_tensor', 'stacked', 'known_labels', 'known_classes',
            'FromDataset', 'InOrder', 'loader_source', 'tar_members', 'tar_label', 'Member', 'TarFiles', 'told',
-           'as_source', 'open_source', 'balanced_positions']
+           'as_source', 'open_source', 'balanced_positions', 'Part', 'part_of']
 
 # %% ../nbs/04_sources.ipynb #6e76f635
 import bisect
@@ -812,3 +812,23 @@ def balanced_positions(
             f" {len(there)} to {len(there) * least}"
         )
     return torch.cat([(source.labels == label).nonzero()[:each, 0] for label in there]).sort().values.tolist()
+
+# %% ../nbs/04_sources.ipynb #8f4d4392
+class Part(Source):
+    "Some images of a source."
+
+    def __init__(self, whole: Source, positions: Sequence[int]):
+        self.whole, self.positions, self.name, self.classes = whole, list(positions), whole.name, whole.classes
+        self.labels = None if whole.labels is None else whole.labels[self.positions]
+
+    def __len__(self) -> int: return len(self.positions)
+
+    def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self.whole.read([self.positions[p] for p in positions])
+
+
+def part_of(source: Source, positions: Sequence[int]) -> Source:
+    "Some images of a source, as a source."
+    if not isinstance(source, PictureFiles): return Part(source, positions)
+    chosen = [(source.labels[p].item(), source.paths[p]) for p in positions]
+    return PictureFiles(chosen, source.classes, source.name, source.size, source.root, source.folders)

@@ -269,7 +269,7 @@ EVALUATE = ("evaluate", "lenet5", "digits")
     *((("run", "study", "--minutes", given), "of at least 0") for given in (-1, "nan")),
     (("run", "study", "--minutes", 0), "give more than 0"), (("run", "study", "--profile", "huge"), "no such profile"),
     (("rerun", "--workers", 0), "nearest: 1"), (("rerun", "--workers", 10**5), "nearest: 1024"),
-    *((("rerun", "--seeds", given), "seeds are whole numbers") for given in ("a", "", "1.5", "\u00b2")),
+    *((("rerun", "--seeds", given), "seeds are whole numbers") for given in ("a", "1.5", "\u00b2")),
     (("rerun", "--seeds", "0,-1"), "from 0 to 4294967295; got -1"),
     *(((*words, "nbs/papers/demo/page.ipynb"), "is a file") for words in (
         (*EVALUATE, "--out"), ("corrupt", "digits", "--out"), ("compare", "A", "B", "--out"), ("site", "--out"),
@@ -280,6 +280,13 @@ EVALUATE = ("evaluate", "lenet5", "digits")
         ("verify",), ("attest",), ("attest", "study"), ("replay", "study"),
     )),
     (("records", "promote", "study", "--records", "nbs"), "nbs holds no records"),
+    *(((*EVALUATE, option, given), f"{option} was given nothing") for given in ("", " ") for option in (
+        "--out", "--corruptions", "--severities", "--weights", "--clean", "--data-dir", "--class-index", "--also",
+        "--normalize", "--baseline", "--device", "--benchmark", "--address", "--split", "--images",
+    )),
+    ((*EVALUATE, "--out="), "--out was given nothing"), (("corrupt", "", "--out", "x"), "the word after corrupt is nothing"),
+    (("records", "list", "--records", ""), "--records was given nothing"), (("data", "check", ""), "after check is nothing"),
+    (("rerun", "--seeds", ""), "--seeds was given nothing"), (("",), "the word after robustnb is nothing"),
     *(((*words.split(), "--records", "nsb"), "no such folder 'nsb'; did you mean 'nbs'?") for words in (
         "list", "claims", "records list", "records promote")),
     *(((*words.split(), "--records", "nbs/../results/mine"), "where committed records are; name another, such as")
@@ -351,3 +358,100 @@ def test_records_that_cannot_be_kept_are_not_computed(robustnb, tmp_path):
     for place, said in ((tmp_path / "file", "isafile"), (tmp_path / "file/below", "isafile"), ("/proc/none/records", "procnone")):
         status, _, error = robustnb("run", "study", "--profile", "smoke", "--records", place)
         assert status == 2 and said in "".join(c for c in error if c.isalnum())
+
+
+@pytest.fixture
+def nets(checkout, monkeypatch):
+    "Ten outputs, of which one is right where an image is bright enough; and such as go wrong."
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("ROBUSTNB_PROGRESS", "0")
+    monkeypatch.delitem(sys.modules, "tens", raising=False)
+    (checkout / "tens.py").write_text(
+        "import torch\ndef ten(): return lambda x: -100 * (x.mean((1, 2, 3))[:, None] - torch.linspace(0, 1, 10)) ** 2\n"
+        "def nan(): return lambda x: ten()(x) / (1 if x.shape[0] < 9 else 0) * 0\n"
+    )
+    return checkout
+
+
+def shades(folder, names, count=2, size=16):
+    from PIL import Image
+
+    for i, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for k in range(count): Image.new("RGB", (size, size), (20 * i + k,) * 3).save(folder / name / f"{k}.png")
+
+
+def test_what_is_left_out_is_told(nets, robustnb):
+    shades(nets / "pictures", "abcdefghij")
+    (nets / "pictures/a/x.heic").touch(), (nets / "pictures/b/.y.heic").touch(), (nets / "pictures/z.png").touch()
+    (nets / "pictures/b/Thumbs.db").touch()
+    told = "left out: 1 file (.heic), 1 picture beside the class folders"
+    asked = "pictures", "--corruptions", "contrast", "--severities", "1", "--workers", 0
+    status, _, error = robustnb("evaluate", "tens:ten", *asked, "--out", "report")
+    assert status == 0 and error.count(told) == 1 and told[10:] in (nets / "report/report.html").read_text()
+    status, _, error = robustnb("corrupt", *asked, "--out", "c")
+    assert status == 0 and error.count(told) == 1
+
+
+def test_a_class_index_beyond_the_outputs(nets, robustnb):
+    shades(nets / "pictures", ("1_a", "2_b", "10_c"))
+    asked = "evaluate", "tens:ten", "pictures", "--corruptions", "contrast", "--workers", 0
+    assert "is 10_c the last output (by number)" in robustnb(*asked)[2]
+    for numbers, said in (
+        ((3, 4, 14), "index.json names outputs up to 14 (10_c), and tens:ten has 10: give numbers from 0 to 9"),
+        ((3, 4.5, 5), "index.json: 2_b has '4.5'; an output is a whole number"), ((3, 3, 5), "1_a and 2_b are both output 3"),
+    ):
+        (nets / "index.json").write_text(json.dumps(dict(zip(("1_a", "2_b", "10_c"), numbers))))
+        status, _, error = robustnb(*asked, "--class-index", "index.json")
+        assert status == 2 and said in error
+    (nets / "index.json").write_bytes(b'\xef\xbb\xbf{"1_a": 0, "2_b": 1, "10_c": 2}')
+    status, _, error = robustnb(*asked, "--class-index", "index.json", "--severities", "1", "--out", "x")
+    assert status == 0 and "as the class index says" in error
+
+
+def test_a_set_of_some_images_knows_which(nets, robustnb):
+    few = "--corruptions", "contrast", "--severities", "1"
+    assert robustnb("corrupt", "digits", "--images", 50, *few, "--workers", 0, "--out", "c")[0] == 0
+    status, printed, error = robustnb("data", "check", "c", "--clean", "digits")
+    assert status == 0 and "0 of 3,200 bytes differ" in printed, error
+    status, printed, error = robustnb("evaluate", "tens:ten", "c", "--clean", "digits", *few, "--out", "report", "--workers", 0)
+    assert status == 0 and "clean images: digits" in error and "50 images, 2 conditions" in printed
+    assert "50 images, 2 conditions" in robustnb("evaluate", "tens:ten", "c", *few, "--out", "r", "--workers", 0)[1]
+    manifest = json.loads((nets / "c/manifest.json").read_text())
+    (nets / "c/manifest.json").write_text(json.dumps(manifest | {"fingerprint": "0" * 16}))
+    for words in (("data", "check", "c"), ("evaluate", "tens:ten", "c", *few)):
+        status, _, error = robustnb(*words, "--clean", "digits")
+        assert status == 2 and "is not the set that c was made of: its manifest says digits, fingerprint 0000" in error
+
+
+def test_pictures_of_some_images_know_which(nets, robustnb):
+    few = "--corruptions", "contrast", "--severities", "1", "--workers", 0
+    shades(nets / "pictures", "abcdefghij", count=3)
+    for more in ((), ("--size", 24)):
+        out = f"c{len(more)}"
+        assert robustnb("corrupt", "pictures", "--images", 20, *few, *more, "--format", "png", "--out", out)[0] == 0
+        status, printed, error = robustnb("evaluate", "tens:ten", out, "--clean", "pictures", *few, "--out", f"r{out}")
+        assert status == 0 and "20 images, 2 conditions" in printed, error
+
+
+def test_a_model_that_was_given_twice(nets, robustnb, monkeypatch):
+    asked = "digits", "--corruptions", "contrast", "--severities", "1", "--images", 20, "--workers", 0
+    def never(*_, **__): raise AssertionError("asked")
+    monkeypatch.setattr("robustnb.robustness.measure", never)
+    status, _, error = robustnb("evaluate", "tens:ten", *asked, "--also", "tens:nan", "--also", "tens:ten")
+    assert status == 2 and "model 3, tens:ten, is given twice; the models of a comparison must be different" in error
+    (nets / "a.pt").write_bytes(b"x")
+    status, _, error = robustnb("evaluate", "a.pt", *asked, "--also", "./a.pt")
+    assert status == 2 and "model 2, ./a.pt, is the same model as a.pt" in error
+
+
+def test_going_on_is_offered_where_it_can_be(nets, robustnb):
+    asked = "digits", "--corruptions", "contrast", "--severities", "1", "--images", 20, "--workers", 0
+    status, _, error = robustnb("evaluate", "tens:nan", *asked)
+    assert status == 1 and "not finite" in error and "same command" not in error
+    blurred = ("digits", "--corruptions", "defocus_blur", "--benchmark", "imagenet-c", "--severities", "1,5", "--workers", 0)
+    before = below(nets)
+    for words in (("evaluate", "tens:ten"), ("corrupt", "--out", "c")):
+        status, _, error = robustnb(*words, *blurred)
+        assert status == 2 and "images of at least 13x13, got 8x8; leave defocus_blur 5 out" in error
+        assert "same command" not in error and below(nets) == before
