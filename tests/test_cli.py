@@ -455,3 +455,15 @@ def test_going_on_is_offered_where_it_can_be(nets, robustnb):
         status, _, error = robustnb(*words, *blurred)
         assert status == 2 and "images of at least 13x13, got 8x8; leave defocus_blur 5 out" in error
         assert "same command" not in error and below(nets) == before
+
+
+@pytest.mark.parametrize("name, text", [
+    ("table.csv", "benchmark,corruption,severity,accuracy\ncifar10-c,clean,0,0.9\ncifar10-c,fog,1,0.5\n"),
+    ("table.json", json.dumps(dict(rows=[
+        dict(benchmark="cifar10-c", corruption=name, severity=s, accuracy=a) for name, s, a in (("clean", 0, 0.9), ("fog", 1, 0.5))
+    ]))),
+])
+def test_a_baseline_that_an_editor_saved(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
+    table = cli.baseline_of(str(tmp_path / name))
+    assert table.columns[0] == "benchmark" and table.accuracy.iloc[-1] == 0.5
