@@ -22,6 +22,7 @@ import tarfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
@@ -320,13 +321,14 @@ def class_folders(
 # %% ../nbs/04_sources.ipynb #52a9897f
 def natural_key(name: str) -> list[tuple[int, int]]:
     "What a name sorts by where people count: a run of digits is its number, and stands where digits stand."
-    return [(ord("0"), int(part)) if part.isdigit() else (ord(part), 0) for part in re.findall("[0-9]+|[^0-9]", name)]
+    parts = re.findall("[0-9]+|[^0-9]", name)
+    return [(ord("0"), int(part)) if part[0] in "0123456789" else (ord(part), 0) for part in parts]
 
 
 def natural_keys(names: Sequence[str]) -> list:
     "Of names that are all numbers, with signs and decimals, these numbers; of others each one's `natural_key`."
     number = all(re.fullmatch(r"[-+]?[0-9]+(\.[0-9]+)?", name) for name in names)
-    return list(map(float if number else natural_key, names))
+    return list(map(Fraction if number else natural_key, names))
 
 # %% ../nbs/04_sources.ipynb #6412e655
 def ambiguous(folder: Path, names: list[str], numbers: list) -> list[str]:  # numbers: what each name counts as
@@ -336,7 +338,7 @@ def ambiguous(folder: Path, names: list[str], numbers: list) -> list[str]:  # nu
     if same := next(([a, b] for (one, a), (two, b) in zip(pairs, pairs[1:]) if one == two), None):
         raise ModelError(
             f"{folder}: {same[0]} and {same[1]} are the same number; say which output each subfolder is"
-            " (--class-index), or name them otherwise"
+            " (--class-index, class_index of folder_source), or name them otherwise"
         )
     if by_number == sorted(names): return by_number
     a, b = next((a, b) for a, b in zip(by_number, sorted(names)) if a != b)
@@ -344,7 +346,7 @@ def ambiguous(folder: Path, names: list[str], numbers: list) -> list[str]:  # nu
     raise ModelError(
         f"{folder}: is {by_number[-1]} the last output (by number), or {sorted(names)[-1]} (by alphabet, as"
         f" torchvision's ImageFolder)? Output {at} would be {a} or {b}. Say which output each subfolder is"
-        " (--class-index), or number them with as many digits"
+        " (--class-index, class_index of folder_source), or number them with as many digits"
     )
 
 
