@@ -40,7 +40,7 @@ def nearest(
     return (
         f"no such {what} {given!r}; "
         + (f"did you mean {match[0]!r}? " if match else "")
-        + f"known: {', '.join(options)}"
+        + f"known: {', '.join(options) or 'none'}"
     )
 
 # %% ../nbs/00_basics.ipynb #bf879c97

@@ -106,8 +106,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]}
 )
 # 160: a log has no width
-out = Console(highlight=False, soft_wrap=True, force_jupyter=False, width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True, highlight=False, soft_wrap=True)  # for what is said besides the answer
+out = Console(
+    highlight=False, emoji=False, soft_wrap=True, force_jupyter=False, width=None if sys.stdout.isatty() else 160
+)
+err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)  # for what is said besides the answer
 
 # %% ../nbs/66_cli.ipynb #052e3c24
 Profile = Annotated[str, typer.Option(
@@ -1118,7 +1120,7 @@ def going_on() -> Iterator[None]:
     try: yield
     except ValueError as error:  # a ModelError, or answers that are no logits: the next try would end here too
         on = f"; {ON}" if "out of memory" in str(error).lower() else ""  # a smaller --batch changes no answer
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}{on}", markup=False)
+        Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"error: {error}{on}", markup=False)
         raise typer.Exit(1) from None
 
 # %% ../nbs/66_cli.ipynb #cfbc09fe
@@ -1780,7 +1782,7 @@ def main() -> None:
     finally:
         with suppress(OSError):  # no home, no cache
             for folder in ("data", "tools"): remove_locks(cache_dir() / folder)
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", markup=False)
+    Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"error: {text}", markup=False)
     sys.exit(status)
 
 

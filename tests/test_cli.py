@@ -467,3 +467,16 @@ def test_a_baseline_that_an_editor_saved(tmp_path, name, text):
     (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
     table = cli.baseline_of(str(tmp_path / name))
     assert table.columns[0] == "benchmark" and table.accuracy.iloc[-1] == 0.5
+
+
+def test_words_between_colons_are_no_emoji(checkout, robustnb):
+    from rich.table import Table
+
+    status, _, said = robustnb("evaluate", "netz:ten", "mnist:ten:")
+    assert status == 2 and "no such data set 'mnist:ten:'" in said
+    table = Table("a:ten:")
+    table.add_row("b:ten:")
+    with cli.out.capture() as caught:
+        cli.out.print("c:ten:", markup=False)
+        cli.out.print(table)
+    assert all(f"{letter}:ten:" in caught.get() for letter in "abc")

@@ -727,7 +727,8 @@ class Display:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.console, self.total, self.count, self.said = (
-            Console(highlight=False, soft_wrap=True, force_jupyter=False, quiet=not show), total, 0, time.monotonic(),
+            Console(highlight=False, emoji=False, soft_wrap=True, force_jupyter=False, quiet=not show), total, 0,
+            time.monotonic(),
         )
         columns = (
             TextColumn("{task.description}"), BarColumn(24),
