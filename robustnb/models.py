@@ -122,7 +122,7 @@ def pickled(
     error: Exception,  # what it said
 ) -> str:  # "": it is not for its objects that it was refused
     "What pickled objects a file holds, in words; none of it is run."
-    try: names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    try: names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception: names = re.findall(r"Unsupported global: GLOBAL ([\w.]+)", str(error))  # the format before zip
     network = any(name.startswith("torch.nn.modules.") for name in names)
     return f"a pickled {'network' if network else 'object'} ({', '.join(names[:3])})" if names else ""
