@@ -480,3 +480,33 @@ def test_words_between_colons_are_no_emoji(checkout, robustnb):
         cli.out.print("c:ten:", markup=False)
         cli.out.print(table)
     assert all(f"{letter}:ten:" in caught.get() for letter in "abc")
+
+
+def test_of_several_sets_of_weights_a_line_says_which(tmp_path, monkeypatch, robustnb):
+    import torch
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fewnets.py").write_text("from torch import nn\ndef two(): return nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))\n")
+    for shade, name in ((0, "dark"), (255, "light")):
+        (tmp_path / f"pictures/{name}").mkdir(parents=True)
+        Image.new("RGB", (32, 32), (shade,) * 3).save(tmp_path / f"pictures/{name}/a.png")
+    state = {"1.weight": torch.tensor([[-1.0], [1.0]]).expand(2, 3072).clone(), "1.bias": torch.tensor([1536.0, -1536.0])}
+    torch.save({"state_dict": state, "state_dict_ema": {k: -v for k, v in state.items()}}, "both.pt")
+    torch.save({f"{who}.{k}": v.clone() for who in ("teacher", "student") for k, v in state.items()}, "twice.pt")
+    torch.save(state | {"1.weight": state["1.weight"].to(torch.int8)}, "whole.pt")
+    ask = lambda *words: robustnb("evaluate", *words, "--corruptions", "contrast", "--severities", "1")
+    status, answer, beside = ask("fewnets:two", "pictures", "--weights", "both.pt")
+    assert status == 0 and answer.split()[:3] == ["accuracy,", "clean", "1.000"]
+    assert "weights: `state_dict` of both.pt; it also holds `state_dict_ema`\n" in beside
+    for words, said in (
+        (("fewnets:two", "--weights", "twice.pt"), "under `student.` and under `teacher.`"),
+        (("fewnets:two", "--weights", "whole.pt"), "1.weight is int8, the network has float32"),
+        (("fewnets:two", "--weights", "boht.pt"), "no file of weights at boht.pt (did you mean 'both.pt'?)"),
+        (("lenet5", "--weights", "mnits"), "did you mean 'mnist'? known: mnist"),
+        (("fewnets.py:two",), "a factory is named by its module: fewnets:two"),
+        (("fewnets.py",), "fewnets.py is Python code; name a function in it that returns the model: fewnets:two"),
+        (("pictures/dark/a.png",), "a.png is no model file"),
+    ):
+        status, _, beside = ask(words[0], "pictures", *words[1:])
+        assert status == 2 and said in beside and "Traceback" not in beside, (words, beside)
