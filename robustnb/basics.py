@@ -35,6 +35,8 @@ def closest(
     word, options = str(given), list(options)
     match = difflib.get_close_matches(word, options, 1, 0.6)
     if not match and len(word) > 2: match = [o for o in options if o.startswith(word)]
+    ends = {o.rpartition("/")[2]: o for o in reversed(options) if "/" in o}  # of a path its last part is enough
+    if not match: match = [ends[end] for end in difflib.get_close_matches(word, ends, 1, 0.6)]
     return match[0] if match else None
 
 
