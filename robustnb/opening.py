@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .attacks import as_weights
 from .basics import closest, nearest
 from .hubs import Hub, Prepared, Preparation, find_hub, describe_preparation
 from .images import ImageSet
@@ -333,11 +334,12 @@ def check_model(
     return checked(model, data, spec, any_outputs)[0]
 
 # %% ../nbs/25b_opening.ipynb #3fee670d
-def other_floats(model: Callable[[Tensor], Tensor]) -> str:  # "": none
-    "What to do about a network whose numbers are of another width than images."
+def other_floats(model: Callable[[Tensor], Tensor]) -> str:  # "": all of one
+    "What to do about a network whose numbers are of several widths."
     numbers = model.parameters() if isinstance(model, nn.Module) else ()
-    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in numbers if p.is_floating_point()} - {"float32"})
-    return f"; its weights are {' and '.join(kinds)}, images are float32: save it in float32 (.float())" if kinds else ""
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in numbers if p.is_floating_point()})
+    if len(kinds) < 2: return ""
+    return f"; its weights are {' and '.join(kinds)}: save it in one type, such as float32 (.float())"
 
 # %% ../nbs/25b_opening.ipynb #206126d5
 def checked(
@@ -348,7 +350,7 @@ def checked(
     x = data.take(slice(0, 2)).float()
     device = next(model.parameters(), x).device if isinstance(model, nn.Module) else x.device
     try:
-        with torch.inference_mode(): output = model(x.to(device, copy=True))
+        with torch.inference_mode(): output = model(as_weights(x.to(device, copy=True), model))
     except Exception as error:
         raise ModelError(
             f"{spec} does not take {len(x)} images of shape {tuple(x.shape[1:])}: {first_line(error)}"
