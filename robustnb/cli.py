@@ -105,11 +105,12 @@ app = typer.Typer(
     cls=Commands, rich_markup_mode=MARKUP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]}
 )
-# 160: a log has no width
+# what is printed is text: a folder may be called [bold]. 160: a log has no width
 out = Console(
-    highlight=False, emoji=False, soft_wrap=True, force_jupyter=False, width=None if sys.stdout.isatty() else 160
+    highlight=False, emoji=False, markup=False, soft_wrap=True, force_jupyter=False,
+    width=None if sys.stdout.isatty() else 160,
 )
-err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)  # for what is said besides the answer
+err = Console(stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=True)  # for what is said besides the answer
 
 # %% ../nbs/66_cli.ipynb #052e3c24
 Profile = Annotated[str, typer.Option(

@@ -118,7 +118,7 @@ def paired_differences(
     level: float = 0.95,  # coverage of the intervals
     resamples: int = 1000,
     seed: int = 0,  # of the resamples
-) -> pd.DataFrame:  # COLUMNS; accuracies and errors in [0,1]
+) -> pd.DataFrame:  # DIFFERENCE_COLUMNS; accuracies and errors in [0,1]
     "Other minus first, with intervals over images."
     a, b = shared(first.answers, other.answers)
     drawn, places, found = [Resamples(x, resamples, seed) for x in (a, b)], groups(a.rows), []
@@ -141,7 +141,7 @@ def paired_differences(
 
 # %% ../nbs/56_compare.ipynb #adcc50d4
 def points(value: float, low: float, high: float) -> str:
-    "+2.1 points [1.8, 2.4]"
+    "+2.1 points [+1.8, +2.4]"
     return f"{100 * value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 

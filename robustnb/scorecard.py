@@ -242,7 +242,10 @@ def merged(
         try: tables.append(join_blocks(kept, keys, asked.blocks))
         except ValueError as error: raise ModelError(f"{place}: {error}" if place else str(error)) from None
     asked.write(out)
-    for place, kept in whole.items(): Journal(asked.folder(out) / place).settle(kept)
+    for place, kept in whole.items():
+        Journal(asked.folder(out) / place).settle(kept)
+        if (owner := found[0][name].parent / place / "owner.json").is_file():  # whose answers they are
+            atomic_write(asked.folder(out) / place / owner.name, owner.read_bytes())
     table = torch.cat(tables)
     return asked, Answers(asked.rows, table[:, 0] > 0.5, table[:, 1], asked.benchmark)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'LABELS', 'REPORT_MARK', 'FORMATS', 'UNREAD', 'SILENT', 'SPLIT_FOLDERS', 'LARGEST_FILE', 'Source',
-           'whole_labels', 'pair_of', 'Held', 'FromBlocks', 'Unread', 'Later', 'ModelError', 'output_number',
+           'whole_labels', 'pair_of', 'Held', 'FromBlocks', 'Unread', 'Later', 'ModelError', 'output_number', 'unique',
            'class_outputs', 'is_report', 'leads_back', 'files_below', 'pictures_of', 'kinds_of', 'left_out',
            'class_folders', 'natural_key', 'natural_keys', 'ambiguous', 'class_order', 'class_listing', 'natural_size',
            'ends', 'PictureFiles', 'folder_source', 'is_grey', 'as_tensor', 'stacked', 'known_labels', 'known_classes',
@@ -210,11 +210,18 @@ def output_number(
     raise ModelError(f"{where} has {str(given)[:60]!r}; an output is a whole number from 0 to {LABELS - 1}")
 
 # %% ../nbs/04_sources.ipynb #9ea79b5c
+def unique(pairs: list[tuple]) -> dict:
+    "A JSON object whose names are all different. ValueError for another: the last of them would count."
+    found = dict(pairs)
+    if len(found) == len(pairs): return found
+    raise ValueError(f"the name {next(n for k, (n, _) in enumerate(pairs) if n in dict(pairs[:k]))!r} is there twice")
+
+
 def class_outputs(
     file: Path,  # {"n01440764": 0, ...} or {"0": ["n01440764", "tench"], ...}
 ) -> dict[str, int]:  # folder name -> output of the model
     "Which output of a model each subfolder is."
-    try: found = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+    try: found = json.loads(Path(file).read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error: raise ModelError(f"{file} is no JSON: {error}") from None
     try:
         pairs = (

@@ -197,9 +197,11 @@ def made_before(
     if not old: return ""
     again = "; <code>robustnb reproduce --stale</code> makes them anew."
     if not all(map(is_timing, old)):
-        return f" <strong>{len(old)} of the records were made by other code than today's</strong>{again}"
+        made = "was" if len(old) == 1 else "were"
+        return f" <strong>{len(old)} of the records {made} made by other code than today's</strong>{again}"
     days = " and ".join(sorted({r.time[:10] for r in old}))
-    return f" <strong>{len(old)} timings are those of the code of {days}</strong>, and may be another's today{again}"
+    timings = "1 timing is that" if len(old) == 1 else f"{len(old)} timings are those"
+    return f" <strong>{timings} of the code of {days}</strong>, and may be another's today{again}"
 
 # %% ../../nbs/lab/30_report.ipynb #2dee28a9
 def banner(

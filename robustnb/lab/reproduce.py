@@ -319,7 +319,9 @@ while True:
         for line in lines:
             if not (pid := os.fork()):
                 try: kernel(json.loads(line))
-                finally: os._exit(1 if sys.exc_info()[0] else 0)
+                except SystemExit as end: os._exit(0 if end.code in (None, 0) else 1)
+                except BaseException: os._exit(1)
+                os._exit(0)
             print(json.dumps({"started": pid}), file=out)
     while True:
         try: pid, status = os.waitpid(-1, os.WNOHANG)
@@ -375,7 +377,8 @@ class KernelServer:
                 self.process.stdin.write(
                     json.dumps(dict(arguments=arguments, env=env, folder=str(folder))).encode() + b"\n"
                 ), self.process.stdin.flush()
-            except OSError: raise NotebookError("the process that starts kernels has ended") from None
+            except (OSError, ValueError):  # ValueError: its pipe is closed
+                raise NotebookError("the process that starts kernels has ended") from None
             pid = self.started.get()
         if pid is None: raise NotebookError("the process that starts kernels has ended")
         return ForkedKernel(pid, self)
