@@ -18,7 +18,7 @@ from torch import Tensor
 from .attacks import whole_labels
 from .basics import check_count, progress
 from .metrics import BINS, brier, check_probabilities, ece, nll, reliability
-from .resampling import check_level, interval, resample_weights
+from .resampling import check_level, interval, moved_back, resample_weights
 from .uncertainty import accuracy_at, risk_coverage
 from .resampling import proportion_interval
 
@@ -58,7 +58,7 @@ def ece_interval(
     sure, guess = probs.max(1)
     gaps = (in_bins(sure, bins) * ((guess == y).double() - sure.double())[:, None]).float()
     weights = resample_weights(len(y), resamples, generator or torch.Generator().manual_seed(0))
-    return interval(np.r_[value, (weights @ gaps).abs().sum(1).double().numpy()], level)
+    return interval(moved_back(np.r_[value, (weights @ gaps).abs().sum(1).double().numpy()]), level)
 
 
 def ece_floor(

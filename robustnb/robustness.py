@@ -33,7 +33,7 @@ from .levels import LEVELS, correct_at_levels, curve, fgsm_levels, gaussian_leve
 from .metrics import BINS, corruption_errors, guesses, published_errors
 from .sources import as_source
 from .streaming import Journal, Settings, answer_blocks
-from .resampling import check_level, interval, resample_counts
+from .resampling import check_level, interval, moved_back, resample_counts
 
 # %% ../nbs/51_robustness.ipynb #950efeab
 BENCHMARK_OF_SIZE = {32: "cifar10-c", 64: "tiny-imagenet-c", 224: "imagenet-c"}
@@ -295,7 +295,7 @@ def tabulate(
     drawn = Resamples(answers, resamples, seed)
     rows = []
     for i, (name, severity) in enumerate(answers.rows):
-        accuracy, ece = interval(drawn.accuracy[:, i], level), interval(drawn.calibration(i), level)
+        accuracy, ece = interval(drawn.accuracy[:, i], level), interval(moved_back(drawn.calibration(i)), level)
         family = "clean" if name == "clean" else FAMILY.get(name, REGISTRY[name].family)
         rows.append((
             answers.benchmark, family, name, severity, *accuracy, *ece, answers.confidence[i].double().mean().item(),
@@ -422,9 +422,9 @@ def summarise(
         if places: found[f"accuracy, {family}"] = drawn.accuracy[:, places].mean(1)
     seven = [i for i in corrupted_rows if answers.rows[i][0] in SEVEN and answers.rows[i][1] in (1, 3, 5)]
     if len(seven) == 21: found["accuracy, 7 x 3"] = drawn.accuracy[:, seven].mean(1)
-    found["calibration error, clean"] = drawn.calibration(0)
+    found["calibration error, clean"] = moved_back(drawn.calibration(0))
     if corrupted_rows:
-        found["calibration error, corrupted"] = np.mean([drawn.calibration(i) for i in corrupted_rows], 0)
+        found["calibration error, corrupted"] = moved_back(np.mean([drawn.calibration(i) for i in corrupted_rows], 0))
     if baseline is not None and corrupted_rows:
         found |= dict(
             zip(("mCE", "relative mCE"), relative(drawn.accuracy, answers.rows, baseline_errors(answers, baseline)))

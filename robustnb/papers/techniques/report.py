@@ -33,7 +33,7 @@ from .claims import (AT, INTERPOLATIONS, TRIED_PROFILES, SIZES, BenchResults,
 from .domains import METHODS
 from .protocol import BENCH, NETS, PS, bench_cells
 from .transfers import WAYS, transfer_cells
-from ...resampling import Estimate, summary
+from ...resampling import Estimate, moved_back, summary
 from ...statistics import holm
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #4107c94f
@@ -83,8 +83,9 @@ LOWER = ("nll", "brier", "ece", "aurc", "gap", "passes")  # columns where less i
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #42f35e6c
 def estimate(results: BenchResults, group: str, which: tuple, column: str, scale: float = 1.0) -> Estimate:
-    "A column with its interval."
-    return summary(scale * results.values(group, which, column), len(results.by_seed(group, which, column)))
+    "A column with its interval; that of a calibration error around it."
+    values = scale * results.values(group, which, column)
+    return summary(moved_back(values) if column.endswith("ece") else values, len(results.by_seed(group, which, column)))
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #e7d55733
 def paired_difference(
@@ -480,8 +481,8 @@ def photo_table(results: BenchResults) -> HTML:
         pgd_small=f"PGD-20, {255 * one.small_eps:g}/255", worst="worst case", gap="train − test"
     )
     plain = lambda found: (
-        f"{found.value:.2f} "
-        f"<span style='white-space:nowrap;opacity:.75'>[{found.low:.2f}, {found.high:.2f}]</span>"
+        f"{found.value:.2f} <span class='interval' style='white-space:nowrap;opacity:.75'>"
+        f"[{found.low:.2f}, {found.high:.2f}]</span>"
     )
     unsure = dict(
         clean_nll="NLL", clean_ece="ECE", corrupted_ece=f"ECE, 15 x {len(one.severities)}",
@@ -498,7 +499,7 @@ def photo_table(results: BenchResults) -> HTML:
             "passes": f"{passes(name) / passes('standard'):.1f}" if "standard" in known else f"{passes(name):,.0f}",
         })
     planned = dict.fromkeys(cell.technique for cell in photographs.photo_cells(results.profile))
-    lacking = [title(name) for name in planned if name not in known]
+    lacking, uneven = [title(name) for name in planned if name not in known], len({*known.values()}) > 1
     return table(
         pd.DataFrame(rows),
         f"CIFAR-10, {PHOTO_NETS[one.net]}, {one.images:,} training images, "
@@ -506,7 +507,9 @@ def photo_table(results: BenchResults) -> HTML:
         "Accuracies in per cent with 95% intervals over seeds and test images: "
         f"{one.n_test:,} clean, {one.n_corrupted:,} under 15 corruptions at {len(one.severities)} severities, "
         f"{one.n_attacked:,} attacked, {one.n_worst:,} in the worst case. "
-        "Rows with one seed have no interval over seeds, and rows with different seeds are not paired."
+        "Temperature and Laplace ask the standard net trained again from the same seeds; on another processor it is"
+        " another net."
+        + (" Rows with one seed have no interval over seeds, and rows with different seeds are not paired." * uneven)
         + (f" Not run yet: {', '.join(lacking)}." if lacking else ""),
     )
 
