@@ -70,7 +70,10 @@ def check_radius(eps: float):
 
 def check_step(step: float | None):
     "ValueError where a step of an attack leads nowhere."
-    if step is not None and not step > 0: raise ValueError(f"step is the length of a step, above 0, got {step}")
+    if step is None: return
+    try: fits = step > 0
+    except TypeError: fits = False
+    if not fits: raise ValueError(f"step is the length of a step, above 0, got {step!r}")
 
 
 class Adversarial(Objective):

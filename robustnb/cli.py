@@ -110,7 +110,8 @@ out = Console(
     highlight=False, emoji=False, markup=False, soft_wrap=True, force_jupyter=False,
     width=None if sys.stdout.isatty() else 160,
 )
-err = Console(stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=True)  # for what is said besides the answer
+# for what is said besides the answer
+err = Console(stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=True)
 
 # %% ../nbs/66_cli.ipynb #052e3c24
 Profile = Annotated[str, typer.Option(
@@ -951,7 +952,7 @@ def evaluate_published(
     with going_on():
         answers = measure_published(
             given.asking, given.published, given.rows, given.unhurt, given.images, given.asked.folder(given.above),
-            given.prepared, **options
+            given.prepared, any_outputs=True, **options
         )
     return report_or_shard(given, answers, start)
 
@@ -1294,6 +1295,7 @@ def run_evaluation(given: SimpleNamespace) -> Path | None:  # the report's folde
             given.chosen,
             device=given.place,
             shard=given.part,
+            any_outputs=True,  # looked at before, with the class index
             **options,
         )
     return report_or_shard(given, answers, start)

@@ -26,7 +26,7 @@ import seaborn as sns
 from .basics import atomic_write
 from .corruptions import FAMILIES
 from .published_scores import summarise_published
-from .resampling import interval
+from .resampling import centred, interval
 from .robustness import FAMILY, Answers, Resamples
 from .scorecard import STYLE, as_json, html_table, read_answers, report_folder, with_bounds
 from .selective import withheld, withholding_summary
@@ -123,7 +123,7 @@ def paired_differences(
     a, b = shared(first.answers, other.answers)
     drawn, places, found = [Resamples(x, resamples, seed) for x in (a, b)], groups(a.rows), []
     def add(kind, name, one, two, sign=1):
-        gap = interval(two - one, level)
+        gap = interval(centred(two - one) if kind == "calibration error" else two - one, level)
         better = "" if gap[1] <= 0 <= gap[2] else other.name if sign * gap[0] > 0 else first.name
         found.append((kind, name, float(one[0]), float(two[0]), *gap, better))
     for (kind, name), some in places.items(): add(kind, name, *(d.accuracy[:, some].mean(1) for d in drawn))

@@ -182,6 +182,7 @@ def check_teacher(
 ) -> None:
     "ValueError where a teacher gives no logits, or not one for each answer of the student."
     x = to_unit(run.x[:8])
+    if run.recipe.augment is not None: x = run.recipe.augment(x, torch.Generator(run.device).manual_seed(0))
     with torch.no_grad(), mode(run.model, training=False):
         theirs, ours = (model(as_weights(x, model)) for model in (teacher, run.model))
     if theirs.shape != ours.shape:

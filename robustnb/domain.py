@@ -395,6 +395,7 @@ def renew_statistics(model: nn.Module, norms: list[nn.Module], pieces: Iterable[
     for norm, momentum in zip(norms, momenta): norm.momentum = momentum
 
 # %% ../nbs/45_domain.ipynb #4d3c0b1c
+@torch.inference_mode(False)  # a caller's inference mode would leave nothing to differentiate
 def tent(
     model: nn.Module,  # with batch norm; left untouched
     target: ImageSet | Tensor,  # images of the target, used in the order given; labels are not looked at
@@ -407,7 +408,7 @@ def tent(
     if not lr > 0 or passes < 1 or batch < 2:
         raise ValueError(f"tent needs lr > 0, passes >= 1 and batch >= 2, got lr={lr}, passes={passes}, batch={batch}")
     check_module(model)
-    adapted, x = copy.deepcopy(model), unlabelled(target).x
+    adapted, x = copy.deepcopy(model), unlabelled(target).x.clone()  # what was made under inference has no gradient
     if len(x) < 2: raise ValueError(f"a batch has no variance with {len(x)} images; give at least 2")
     norms, device = batch_norms(adapted), next(model.parameters()).device
     pieces, affine = x.tensor_split(max(1, len(x) // batch)), [p for norm in norms for p in (norm.weight, norm.bias)]

@@ -12,16 +12,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .attacks import unanswered
 from .basics import check_count, nearest
 
 # %% ../nbs/50_metrics.ipynb #5fd9eeb5
 def guesses(
     logits: Tensor,  # [N,K]
-) -> tuple[Tensor, Tensor]:  # guess [N] int64, -1 where logits are not finite; confidence [N] float32 in [0,1]
+) -> tuple[Tensor, Tensor]:  # guess [N] int64, -1: no answer; confidence [N] float32 in [0,1]
     "What the model says and how sure it is."
-    finite = logits.isfinite().all(1)
-    confidence, guess = logits.float().nan_to_num(0, 0, 0).softmax(1).max(1)
-    return guess.where(finite, -1), confidence.where(finite, 0)
+    none = unanswered(logits)
+    confidence, guess = logits.float().masked_fill(none[:, None], 0).softmax(1).max(1)
+    return guess.masked_fill(none, -1), confidence.masked_fill(none, 0)
 
 # %% ../nbs/50_metrics.ipynb #bd27a668
 def confusion(

@@ -124,6 +124,7 @@ def pickled(
     "What pickled objects a file holds, in words; none of it is run."
     try: names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception: names = re.findall(r"Unsupported global: GLOBAL ([\w.]+)", str(error))  # the format before zip
+    names = [name for name in names if name != "argparse.Namespace"]  # which is let in
     network = any(name.startswith("torch.nn.modules.") for name in names)
     return f"a pickled {'network' if network else 'object'} ({', '.join(names[:3])})" if names else ""
 
@@ -189,9 +190,10 @@ def others_beside(
 
 def equally_meant(sets: list[tuple[tuple[str, ...], dict[str, Tensor]]]) -> list[str]:
     "Names of state dicts that differ from the first one's by words that say nothing."
-    first = sets[0][0]
+    first, state = sets[0]
     differ = lambda names: next(((a, b) for a, b in zip(first, names) if a != b), ("model",) * 2)
-    return [".".join(names) for names, _ in sets[1:] if not set(differ(names)) & set(STATES)]
+    same = lambda other: state.keys() == other.keys() and all(v.equal(other[k]) for k, v in state.items())
+    return [".".join(names) for names, other in sets[1:] if not (set(differ(names)) & set(STATES) or same(other))]
 
 # %% ../nbs/24_models.ipynb #dedaa3a8
 def read_state_dict(
@@ -202,6 +204,7 @@ def read_state_dict(
     path = Path(path)
     found = read_file(path)
     sets = state_dicts(found)
+    sets = [s for s in sets if any(v.ndim > 1 for v in s[1].values())] or sets  # a scaler's numbers are no network
     if not sets:
         there = ", ".join(map(str, list(found)[:5])) if isinstance(found, Mapping) else type(found).__name__
         raise ValueError(
@@ -235,8 +238,8 @@ def under_names(
         if least <= part.keys() <= wanted: fits[prefix] = part
     if not fits: return None
     best, *others = sorted(fits, key=lambda p: ("ema" in p, len(p), p))
-    place = lambda part: {k: (v.data_ptr(), v.shape, v.stride()) for k, v in part.items()}
-    others = [p for p in others if place(fits[p]) != place(fits[best])]
+    same = lambda p: all(v.shape == fits[best][k].shape and v.equal(fits[best][k]) for k, v in fits[p].items())
+    others = [p for p in others if fits[p].keys() != fits[best].keys() or not same(p)]
     if equal := [p for p in others if ("ema" in p) == ("ema" in best)]:
         raise ValueError(
             f"{path} holds the network twice, its names under `{best}` and under `{'`, `'.join(equal)}`, and nothing"
@@ -267,7 +270,8 @@ def check_numbers(state: dict[str, Tensor], own: dict[str, Tensor], path: str | 
     "ValueError for numbers that would become others in the network."
     wrong = [
         k for k, v in state.items()
-        if own[k].is_floating_point() and not v.is_floating_point() or v.is_complex() and not own[k].is_complex()
+        if own[k].is_floating_point() and not (v.is_floating_point() or v.dtype == torch.bool)  # a mask stays one
+        or v.is_complex() and not own[k].is_complex()
     ]
     if not wrong: return
     theirs, ours = (str(t[wrong[0]].dtype).removeprefix("torch.") for t in (state, own))

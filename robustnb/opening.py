@@ -232,7 +232,8 @@ def after(
 ) -> Callable[[Tensor], Tensor]:
     "The model with normalisation before it."
     first = normalize_for(normalize, channels)
-    return nn.Sequential(first, model) if isinstance(model, nn.Module) else lambda x: model(first.to(x.device)(x))
+    if not isinstance(model, nn.Module): return lambda x: model(first.to(x.device)(x))
+    return nn.Sequential(first.to(as_weights(torch.zeros(1), model).dtype), model)
 
 # %% ../nbs/25b_opening.ipynb #9816a7c1
 def parts(output, path: tuple = ()) -> dict[tuple, Tensor]:  # (key, ...) -> tensor

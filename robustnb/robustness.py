@@ -12,6 +12,7 @@ __all__ = ['BENCHMARK_OF_SIZE', 'SEVEN', 'FAMILY', 'benchmark_for', 'corrupted',
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import nullcontext
@@ -184,14 +185,16 @@ def ask(
     return Answers(rows, table[:, 0] > 0.5, table[:, 1].half(), benchmark)
 
 # %% ../nbs/51_robustness.ipynb #2dd2de23
-def weights_hash(model: nn.Module) -> str:  # 16 hexadecimal digits
-    "Hash of all weights and buffers, with their names and types."
-    total = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor): continue
-        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+def weights_hash(model: Callable[[Tensor], Tensor]) -> str | None:  # 16 hexadecimal digits; None: it shows none
+    "Hash of all weights and buffers, with their types and the names that they have without wrappers."
+    total, found = hashlib.sha256(), model.state_dict() if isinstance(model, nn.Module) else {}
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.numel()}
+    for name, value in tensors.items():
+        if value.layout != torch.strided: value = value.to_dense()
+        name = re.sub(r"(^|\.)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)", "", name)
+        total.update(f"{name.lstrip('.')} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()[:16]
+    return total.hexdigest()[:16] if tensors else None
 
 
 def check_owner(
@@ -200,11 +203,11 @@ def check_owner(
     source,  # of the images
 ) -> None:
     "Mark a folder with whose answers it holds. ValueError where they are those of another network, or to other images."
-    now = dict(model=weights_hash(model) if isinstance(model, nn.Module) else None, images=source.fingerprint)
-    then = read_object(folder / "owner.json")
+    now, then = dict(model=weights_hash(model), images=source.fingerprint), read_object(folder / "owner.json")
     told = {"model": "of another network", "images": "to other images"}
     other = [told[key] for key, value in now.items() if None not in (value, then.get(key)) and value != then[key]]
-    if other:
+    now = {key: value or then.get(key) for key, value in now.items()}  # a function takes nobody's mark away
+    if other and any(folder.glob("*.jsonl")):
         raise ValueError(f"{folder} holds answers {' and '.join(other)}; give each network and set of images its own")
     if then != now: atomic_write(folder / "owner.json", json.dumps(now).encode())
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['BLOCK', 'LABELS', 'REPORT_MARK', 'FORMATS', 'UNREAD', 'SILENT', 'SPLIT_FOLDERS', 'LARGEST_FILE', 'Source',
            'whole_labels', 'pair_of', 'Held', 'FromBlocks', 'Unread', 'Later', 'ModelError', 'output_number', 'unique',
-           'class_outputs', 'is_report', 'leads_back', 'files_below', 'pictures_of', 'kinds_of', 'left_out',
-           'class_folders', 'natural_key', 'natural_keys', 'ambiguous', 'class_order', 'class_listing', 'natural_size',
-           'ends', 'PictureFiles', 'folder_source', 'is_grey', 'as_tensor', 'stacked', 'known_labels', 'known_classes',
-           'FromDataset', 'InOrder', 'loader_source', 'tar_members', 'tar_label', 'Member', 'TarFiles', 'told',
-           'as_source', 'open_source', 'balanced_positions', 'Part', 'part_of']
+           'check_unique', 'class_outputs', 'is_report', 'leads_back', 'files_below', 'pictures_of', 'kinds_of',
+           'left_out', 'class_folders', 'natural_key', 'natural_keys', 'ambiguous', 'class_order', 'class_listing',
+           'natural_size', 'ends', 'PictureFiles', 'folder_source', 'is_grey', 'as_tensor', 'stacked', 'known_labels',
+           'known_classes', 'FromDataset', 'InOrder', 'loader_source', 'tar_members', 'tar_label', 'Member', 'TarFiles',
+           'told', 'as_source', 'open_source', 'balanced_positions', 'Part', 'part_of']
 
 # %% ../nbs/04_sources.ipynb #6e76f635
 import bisect
@@ -105,7 +105,7 @@ def whole_labels(
     except (TypeError, ValueError, RuntimeError, OverflowError):
         got = f"{type(given).__name__} {given!r:.60}"
         raise TypeError(f"{where} must be a whole number, such as 3, got {got}") from None
-    if found.ndim > many and found.shape[-1] != 1:
+    if found.ndim > many and found.numel() != (len(found) if many and found.ndim else 1):
         raise ValueError(
             f"{where} must be a whole number, got one of shape {tuple(found.shape[many:])}; if these are one-hot"
             " labels, pass their argmax"
@@ -211,10 +211,15 @@ def output_number(
 
 # %% ../nbs/04_sources.ipynb #9ea79b5c
 def unique(pairs: list[tuple]) -> dict:
-    "A JSON object whose names are all different. ValueError for another: the last of them would count."
-    found = dict(pairs)
-    if len(found) == len(pairs): return found
-    raise ValueError(f"the name {next(n for k, (n, _) in enumerate(pairs) if n in dict(pairs[:k]))!r} is there twice")
+    "A JSON object whose names are all different. ModelError for another: the last of them would count."
+    check_unique([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def check_unique(names: Sequence[str]) -> None:
+    "ModelError where a name is there twice."
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice: raise ModelError(f"the name {twice[0]!r} is there twice")
 
 
 def class_outputs(
@@ -222,6 +227,7 @@ def class_outputs(
 ) -> dict[str, int]:  # folder name -> output of the model
     "Which output of a model each subfolder is."
     try: found = json.loads(Path(file).read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    except ModelError as error: raise ModelError(f"{file}: {error}") from None
     except (ValueError, RecursionError) as error: raise ModelError(f"{file} is no JSON: {error}") from None
     try:
         pairs = (
@@ -229,6 +235,8 @@ def class_outputs(
             if not any(isinstance(v, list) for v in found.values())
             else [(str(v[0]), k) for k, v in found.items()]
         )
+        check_unique([name for name, _ in pairs])
+    except ModelError as error: raise ModelError(f"{file}: {error}") from None
     except (AttributeError, TypeError, LookupError):
         raise ModelError(
             f"{file} must be an object such as {{\"cat\": 0, \"dog\": 1}}, or an imagenet_class_index.json"
@@ -510,7 +518,9 @@ def known_labels(dataset) -> Tensor | None:  # int64 [N]; None: only its items t
     if found is None or getattr(dataset, "target_transform", None): return None
     try: labels = torch.as_tensor(found)
     except (TypeError, ValueError, RuntimeError): return None
-    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if labels.dtype == torch.bool:
+        raise TypeError(f"{type(dataset).__name__}: its labels are true and false; give whole numbers, 0 and 1")
+    whole = not (labels.is_floating_point() or labels.is_complex())
     return labels.long() if whole and labels.shape == (len(dataset),) else None
 
 # %% ../nbs/04_sources.ipynb #2088b331

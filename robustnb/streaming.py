@@ -303,6 +303,7 @@ class Settings:
     channels_last: bool = False
     show: bool = True  # a progress bar
     executor: str = "local"  # local, or ray: on the cluster of RAY_ADDRESS
+    any_outputs: bool = False  # another number of outputs than of classes is meant: no warning
 
     def __post_init__(self):
         i, n = self.shard
@@ -387,11 +388,9 @@ def ask_piece(
     with torch.autocast(device.type, settings.dtype) if settings.dtype else nullcontext():
         logits = model(as_weights(x, model))
     check_logits(logits, y)
-    if logits.shape[1] != classes:
-        warnings.warn(
-            f"the model has {logits.shape[1]} outputs and the images {classes} classes: output i is taken for class i",
-            stacklevel=2,
-        )
+    if logits.shape[1] != classes and not settings.any_outputs:
+        told = f"the model has {logits.shape[1]} outputs and the images {classes} classes: output i is taken for class i"
+        warnings.warn(told, stacklevel=2)
     guess, confidence = guesses(logits.float())
     right = (guess.cpu() == y).view(len(piece.rows), -1)
     return torch.stack([right.half(), confidence.cpu().half().view(len(piece.rows), -1)], 1)
@@ -552,7 +551,9 @@ def answer_blocks(
                 pieces(item.job, item.x.to(device, non_blocking=True), item.y, *work.settings) if on_device else (item,)
             ):
                 job, answers, end = piece.job, made[piece.job.block], piece.start + len(piece.y)
-                answers[list(piece.rows), :, piece.start:end] = ask_piece(model, piece, device, settings, len(source.classes))
+                answers[list(piece.rows), :, piece.start:end] = ask_piece(
+                    model, piece, device, settings, len(source.classes)
+                )
                 bar.add(len(piece.x))
                 asked += piece.x.numel()
                 if asked > HELD:

@@ -48,7 +48,7 @@ def sampled(
         asked = lambda piece: model(as_weights(to_unit(piece.to(device)), model)).float().cpu()
         passes = [torch.cat([asked(piece) for piece in x.split(batch)])
                   for _ in (progress(range(samples), "passes") if show else range(samples))]
-    for logits in passes: check_values(logits)
+    check_values(torch.cat(passes))
     return torch.stack(passes).softmax(2)
 
 

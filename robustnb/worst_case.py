@@ -17,7 +17,8 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from .attacks import (NORMS, as_weights, ascend, borrowed, check_ascent, check_differentiable, check_gradient,
-                              check_logits, check_outputs, label_loss, pgd, project, random_offset, unit, whole_labels)
+                              check_logits, check_outputs, label_loss, pgd, project, random_offset, unanswered,
+                              unit, whole_labels)
 from .basics import check_count, nearest
 from .basics import progress as progress_bar
 from .images import ImageSet
@@ -380,7 +381,7 @@ def standing(
                     name,
                 )
                 with torch.no_grad(): answers = asked(z)
-                right[left] = (answers.argmax(1) == y[left]) & answers.isfinite().all(1)  # NaN is no answer
+                right[left] = (answers.argmax(1) == y[left]) & ~unanswered(answers)
     return right
 
 # %% ../nbs/16a_worst_case.ipynb #5a248e10

@@ -493,7 +493,7 @@ def test_of_several_sets_of_weights_a_line_says_which(tmp_path, monkeypatch, rob
         Image.new("RGB", (32, 32), (shade,) * 3).save(tmp_path / f"pictures/{name}/a.png")
     state = {"1.weight": torch.tensor([[-1.0], [1.0]]).expand(2, 3072).clone(), "1.bias": torch.tensor([1536.0, -1536.0])}
     torch.save({"state_dict": state, "state_dict_ema": {k: -v for k, v in state.items()}}, "both.pt")
-    torch.save({f"{who}.{k}": v.clone() for who in ("teacher", "student") for k, v in state.items()}, "twice.pt")
+    torch.save({f"{w}.{k}": v + i for i, w in enumerate(("teacher", "student")) for k, v in state.items()}, "twice.pt")
     torch.save(state | {"1.weight": state["1.weight"].to(torch.int8)}, "whole.pt")
     ask = lambda *words: robustnb("evaluate", *words, "--corruptions", "contrast", "--severities", "1")
     status, answer, beside = ask("fewnets:two", "pictures", "--weights", "both.pt")

@@ -447,7 +447,7 @@ ALONE = {"statistics.mean_variance", "statistics.hedges_g", "statistics.bootstra
 # of constant series
 UNDEFINED = {
     "statistics.p_of_r", "statistics.pearson", "statistics.spearman", "statistics.multiple_correlation",
-    "statistics.hedges_g"
+    "statistics.hedges_g", "statistics.theil_sen",
 }
 
 

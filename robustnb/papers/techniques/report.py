@@ -33,7 +33,7 @@ from .claims import (AT, INTERPOLATIONS, TRIED_PROFILES, SIZES, BenchResults,
 from .domains import METHODS
 from .protocol import BENCH, NETS, PS, bench_cells
 from .transfers import WAYS, transfer_cells
-from ...resampling import Estimate, moved_back, summary
+from ...resampling import Estimate, centred, moved_back, summary
 from ...statistics import holm
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #4107c94f
@@ -91,11 +91,9 @@ def estimate(results: BenchResults, group: str, which: tuple, column: str, scale
 def paired_difference(
     results: BenchResults, group: str, which: tuple, base: tuple, column: str, scale: float = 1.0
 ) -> Estimate:
-    "Paired difference of two cells of a group."
-    return summary(
-        scale * (results.values(group, which, column) - results.values(group, base, column)),
-        len(results.by_seed(group, which, column))
-    )
+    "Paired difference of two cells of a group; that of calibration errors with its interval around it."
+    values = scale * (results.values(group, which, column) - results.values(group, base, column))
+    return summary(centred(values) if column.endswith("ece") else values, len(results.by_seed(group, which, column)))
 
 # %% ../../../nbs/papers/techniques/30_report.ipynb #0fe2033f
 def cell(results: BenchResults, group: str, which: tuple, column: str, form=percent, scale: float = 100.0) -> str:
