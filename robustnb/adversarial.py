@@ -26,7 +26,7 @@ from .attacks import as_weights, ascend, borrowed, check_logits, fgsm, label_los
 from .basics import check_count, nearest
 from .images import ImageSet, sample
 from .basics import progress as progress_bar
-from .dem_hec import check_teacher, distillation, snapshot
+from .dem_hec import distillation, snapshot, taught
 from .layers import Classifier, Normalize
 from .perturbations import check_unit_images
 from .training import History, Loss, Objective, Recipe, TrainingRun, derive_seed, fit, to_unit
@@ -505,11 +505,11 @@ class Distillation(Objective):
     @property
     def name(self) -> str: return f"Distillation(temperature={self.temperature})"
 
-    def before_fit(self, run: TrainingRun): check_teacher(self.teacher.to(run.device), run)
+    def before_fit(self, run: TrainingRun): self.teacher.to(run.device)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
-        with torch.no_grad(): target = self.teacher(as_weights(x, self.teacher))
         logits = model(x)
+        target = taught(self, x, logits)
         return Loss(distillation(logits, target, self.temperature, "teacher_student"), logits=logits)
 
 

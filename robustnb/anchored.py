@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .attacks import as_weights
 from .augment import Augmentation, Prime
-from .dem_hec import check_teacher, distillation, snapshot
+from .dem_hec import distillation, snapshot, taught
 from .training import Loss, Objective, TrainingRun, content_name
 
 # %% ../nbs/47b_anchored.ipynb #f842a5c7
@@ -46,7 +45,6 @@ class Anchored(Objective):
 
     def before_fit(self, run: TrainingRun):
         if self.weight: self.teacher = snapshot(self.given or run.model).to(run.device)
-        if self.given is not None: check_teacher(self.teacher, run)
 
     def before_epoch(self, run: TrainingRun): self.generator = run.generator
     def state(self) -> dict: return {"teacher": self.teacher.state_dict()} if self.weight else {}
@@ -62,6 +60,6 @@ class Anchored(Objective):
         if not self.weight: return Loss(total, terms, clean)
         if self.teacher is None:
             raise ValueError("there is no teacher yet: give one, let `fit` take its snapshot, or set weight=0")
-        with torch.no_grad(): target = self.teacher(as_weights(x, self.teacher)).repeat(2, 1)
+        target = taught(self, x, clean).repeat(2, 1)
         terms["anchor"] = distillation(logits, target, self.temperature, "teacher_student")
         return Loss(total + self.weight * terms["anchor"], terms, clean)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'BATCH_NORM', 'RECIPE', 'RECIPE_VIT', 'distillation', 'snapshot', 'submodules', 'early_stages',
-           'mean_over_positions', 'hooked', 'foreign_answers', 'answers', 'pair_of_answers', 'freeze_modules',
-           'check_teacher', 'TeacherObjective', 'check_settings', 'DemHEC']
+           'mean_over_positions', 'hooked', 'foreign_answers', 'answers', 'pair_of_answers', 'freeze_modules', 'taught',
+           'TeacherObjective', 'check_settings', 'DemHEC']
 
 # %% ../nbs/43_dem_hec.ipynb #831a2662
 import copy
@@ -20,8 +20,8 @@ from .attacks import (GENERATE_MODES, NORMS, as_weights, borrowed, check_values,
                               softmax_entropy)
 from .contrastive import info_nce
 from .basics import check_count, nearest
-from .layers import Classifier, check_module, freeze, mode
-from .training import Loss, Objective, Recipe, TrainingRun, content_name, crop_flip, gathered, to_unit
+from .layers import Classifier, check_module, freeze
+from .training import Loss, Objective, Recipe, TrainingRun, content_name, crop_flip, gathered
 
 # %% ../nbs/43_dem_hec.ipynb #502fbf58
 DIRECTIONS = ("student_teacher", "teacher_student")
@@ -176,20 +176,21 @@ def freeze_modules(
     return list(free)
 
 
-def check_teacher(
-    teacher: nn.Module,  # frozen, on the run's device
-    run: TrainingRun,
-) -> None:
-    "ValueError where a teacher gives no logits, or not one for each answer of the student."
-    x = to_unit(run.x[:8])
-    if run.recipe.augment is not None: x = run.recipe.augment(x, torch.Generator(run.device).manual_seed(0))
-    with torch.no_grad(), mode(run.model, training=False):
-        theirs, ours = (model(as_weights(x, model)) for model in (teacher, run.model))
-    if theirs.shape != ours.shape:
+def taught(
+    objective: Objective,  # with a `teacher`; remembers that its answers were looked at
+    x: Tensor,  # images, as the student gets them
+    logits: Tensor,  # of the student, [B,classes]
+) -> Tensor:  # of the teacher, [B,classes]
+    "A teacher's answers. ValueError where they are no logits, or not one for each of the student's; looked at once."
+    with torch.no_grad(): target = objective.teacher(as_weights(x, objective.teacher))
+    if getattr(objective, "looked", False): return target
+    if target.shape[-1] != logits.shape[-1]:
         raise ValueError(
-            f"a teacher of {theirs.shape[-1]} outputs has no answer for each of the student's {ours.shape[-1]}"
+            f"a teacher of {target.shape[-1]} outputs has no answer for each of the student's {logits.shape[-1]}"
         )
-    check_values(theirs)
+    check_values(target)
+    objective.looked = True
+    return target
 
 
 class TeacherObjective(Objective):
@@ -200,7 +201,6 @@ class TeacherObjective(Objective):
 
     def before_fit(self, run: TrainingRun):
         self.teacher = snapshot(self.given or run.model).to(run.device)
-        if self.given is not None: check_teacher(self.teacher, run)
         self.generator = run.generator
         chosen = early_stages(run.model, self.frozen)
         if not isinstance(run.model, Classifier): self.before = freeze_modules(run.model, chosen)
@@ -296,8 +296,7 @@ class DemHEC(TeacherObjective):
             (1 - self.alpha) * terms["clean"] + self.alpha * terms["high_entropy"] + self.lambda_c * terms["contrast"]
         )
         if self.lambda_kd:
-            with torch.no_grad(): target = self.teacher(as_weights(x, self.teacher))
-            terms["distillation"] = distillation(z, target, self.temperature, self.direction)
+            terms["distillation"] = distillation(z, taught(self, x, z), self.temperature, self.direction)
             total = total + self.lambda_kd * terms["distillation"]
         terms |= {"entropy": softmax_entropy(z).mean(), "entropy_hard": softmax_entropy(z_hard).mean()}
         return Loss(total, terms, z)
