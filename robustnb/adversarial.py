@@ -8,7 +8,7 @@ __all__ = ['MODELESS', 'TRAINING_ATTACKS', 'CHECKS', 'ramped', 'Collapse', 'coll
            'fine_tuning', 'RobustStopping', 'FreeAdversarialTraining', 'divergence', 'Trades', 'EnsembleAdversarial',
            'check_temperature', 'Divided', 'Softened', 'Distillation', 'distill', 'excess', 'survivors', 'Connected',
            'zero_gradients', 'Doubted', 'more_steps', 'single_step', 'unbounded', 'random_noise', 'black_box',
-           'gradients_there', 'by_radius', 'masking_checks', 'loss_surface', 'surface_picture']
+           'gradients_there', 'by_radius', 'check_right', 'masking_checks', 'loss_surface', 'surface_picture']
 
 # %% ../nbs/44_adversarial.ipynb #4d06018f
 import math
@@ -677,6 +677,14 @@ CHECKS = {
 }
 
 # %% ../nbs/44_adversarial.ipynb #5b5669cf
+def check_right(right: int, of: int) -> None:
+    "ValueError where a model is right about no image, since nothing can be taken from it; a warning where about few."
+    told = f"the model is right about {right} of {of} images, which decides %s; give so many that it is right about 100"
+    told += " or more (look at their labels and their range, too)"
+    if not right: raise ValueError(told % "nothing")
+    if right < 20: warnings.warn(told % "little", stacklevel=3)
+
+
 def masking_checks(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits; given back as it was
     data: ImageSet,  # 100 images or more that the model gets right; tolerances follow their number
@@ -695,12 +703,8 @@ def masking_checks(
     check_attackable(model, data, 1)
     if not eps > 0: raise ValueError(f"eps is the radius at which robustness is claimed, above 0, got {eps}")
     for count, name in ((steps, "steps"), (queries, "queries")): check_count(count, name)
-    right = int(survivors(model, data, 0.0, norm, "noise").sum())
-    if right < 20:
-        raise ValueError(
-            f"the model is right about {right} of {len(data)} images, which decides nothing; give so many that it is"
-            " right about 100 or more (look at their labels and their range, too)"
-        )
+    if len(data) < 20: raise ValueError(f"{len(data)} images decide nothing; give 100 or more")
+    check_right(int(survivors(model, data, 0.0, norm, "noise").sum()), len(data))
     of = Doubted(Connected(model), data, eps, norm, undefended, attack, steps, queries, seed)
     of.base  # the doubted attack comes first
     bar = progress_bar(CHECKS, "masking checks", len(CHECKS)) if progress else CHECKS

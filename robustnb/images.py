@@ -38,10 +38,11 @@ def check_unit(
 
 
 def clipped(
-    x: Tensor,  # float images that leave [0,1] by rounding at most
+    x: Tensor,  # images; floats leave [0,1] by rounding at most
 ) -> Tensor:  # the same tensor where they do not
-    "Images inside [0,1]."
-    return x.clamp(0, 1) if x.numel() and (x.min() < 0 or x.max() > 1) else x
+    "Images inside [0,1]; whole numbers as they are."
+    if not x.is_floating_point() or not x.numel(): return x
+    return x.clamp(0, 1) if x.min() < 0 or x.max() > 1 else x
 
 # %% ../nbs/01_images.ipynb #5d1816ad
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ class ImageSet:
                 f" {int(self.y.min())}..{int(self.y.max())}"
             )
         check_unit(self.x, self.name)
-        if self.x.is_floating_point(): object.__setattr__(self, "x", clipped(self.x))
+        object.__setattr__(self, "x", clipped(self.x))
         # data, and no variable: a training would leave its gradient in the caller's images
         if getattr(self.x, "requires_grad", False): object.__setattr__(self, "x", self.x.detach())
 

@@ -292,13 +292,14 @@ def tabulate(
     level: float = 0.95,  # coverage of the intervals
     resamples: int = 1000,
     seed: int = 0,  # of the resamples
+    raised: bool = False,  # leave in the intervals of calibration errors what resampling adds (see `moved_back`)
     # columns benchmark, family, corruption, severity, accuracy, low, high, ece, ece_low, ece_high, confidence, n
 ) -> pd.DataFrame:
     "One row a condition; the clean images are severity 0."
-    drawn = Resamples(answers, resamples, seed)
+    drawn, settled = Resamples(answers, resamples, seed), (lambda values: values) if raised else moved_back
     rows = []
     for i, (name, severity) in enumerate(answers.rows):
-        accuracy, ece = interval(drawn.accuracy[:, i], level), interval(moved_back(drawn.calibration(i)), level)
+        accuracy, ece = interval(drawn.accuracy[:, i], level), interval(settled(drawn.calibration(i)), level)
         family = "clean" if name == "clean" else FAMILY.get(name, REGISTRY[name].family)
         rows.append((
             answers.benchmark, family, name, severity, *accuracy, *ece, answers.confidence[i].double().mean().item(),
@@ -414,9 +415,10 @@ def summarise(
     level: float = 0.95,  # coverage of the intervals
     resamples: int = 1000,
     seed: int = 0,  # of the resamples
+    raised: bool = False,  # leave in the intervals of calibration errors what resampling adds (see `moved_back`)
 ) -> pd.DataFrame:  # columns quantity, value, low, high
     "Means over the conditions of an evaluation."
-    drawn = Resamples(answers, resamples, seed)
+    drawn, settled = Resamples(answers, resamples, seed), (lambda values: values) if raised else moved_back
     corrupted_rows = [i for i, (name, _) in enumerate(answers.rows) if name != "clean"]
     found = {"accuracy, clean": drawn.accuracy[:, 0]}
     if corrupted_rows: found["accuracy, corrupted"] = drawn.accuracy[:, corrupted_rows].mean(1)
@@ -425,9 +427,9 @@ def summarise(
         if places: found[f"accuracy, {family}"] = drawn.accuracy[:, places].mean(1)
     seven = [i for i in corrupted_rows if answers.rows[i][0] in SEVEN and answers.rows[i][1] in (1, 3, 5)]
     if len(seven) == 21: found["accuracy, 7 x 3"] = drawn.accuracy[:, seven].mean(1)
-    found["calibration error, clean"] = moved_back(drawn.calibration(0))
+    found["calibration error, clean"] = settled(drawn.calibration(0))
     if corrupted_rows:
-        found["calibration error, corrupted"] = moved_back(np.mean([drawn.calibration(i) for i in corrupted_rows], 0))
+        found["calibration error, corrupted"] = settled(np.mean([drawn.calibration(i) for i in corrupted_rows], 0))
     if baseline is not None and corrupted_rows:
         found |= dict(
             zip(("mCE", "relative mCE"), relative(drawn.accuracy, answers.rows, baseline_errors(answers, baseline)))

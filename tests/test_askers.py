@@ -182,8 +182,12 @@ def test_levels_are_looked_at_before_the_work():
 
 
 def test_a_clean_bill_needs_images_that_are_right():
-    wrong = ImageSet(digits.x, (digits.y + 1) % 10, digits.classes, "mislabelled")
-    with pytest.raises(ValueError, match="of 120 images, which decides nothing"):
+    wrong = ImageSet(digits.x, net(digits.float()).argmin(1), digits.classes, "mislabelled")
+    few = digits.take((net(digits.float()).argmax(1) == digits.y).nonzero()[:3, 0])
+    mixed = ImageSet(torch.cat([few.x, wrong.x]), torch.cat([few.y, wrong.y]), digits.classes, "mostly mislabelled")
+    with pytest.warns(UserWarning, match="right about 3 of 123 images, which decides little"):
+        masking_checks(net, mixed, 0.1, steps=2, queries=2, **QUIET)
+    with pytest.raises(ValueError, match="about 0 of 120 images, which decides nothing"):
         masking_checks(net, wrong, 0.1, **QUIET)
     with pytest.raises(ValueError, match="above 0, got 0"): masking_checks(net, digits, 0.0, **QUIET)
     for settings in (dict(steps=0), dict(queries=0)):

@@ -105,7 +105,8 @@ def run_baseline_cell(
         and set(cell.severities) == {1, 2, 3, 4, 5}
         and cell.benchmark == "cifar10-c"
     )
-    table, summary = tabulate(answers), summarise(answers, baseline="wrn-28-10" if published else None)
+    table = tabulate(answers, raised=True)  # as the first records have it
+    summary = summarise(answers, baseline="wrn-28-10" if published else None, raised=True)
     means = summary.set_index("quantity").value
     return dict(
         test=means["accuracy, clean"], mean=means["accuracy, corrupted"], n_test=len(test),

@@ -306,7 +306,7 @@ def record_scores(
 ) -> dict:
     "Means and table of a record."
     whole = set(conditions()) == set(answers.rows)
-    summary = summarise(answers, baseline=published if whole else None)
+    summary = summarise(answers, baseline=published if whole else None, raised=True)  # as the first records have it
     value = summary.set_index("quantity").value
     table = tabulate(answers, resamples=1)[["corruption", "severity", "accuracy", "ece"]]
     return dict(
