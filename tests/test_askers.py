@@ -371,9 +371,9 @@ def test_images_that_rounding_left_are_brought_back():
     assert data.x.min() == 0 and data.x.max() == 1
 
 
-def test_differences_of_calibration_errors_lie_in_their_interval():
+def test_calibration_errors_and_their_differences_lie_in_their_intervals():
     from robustnb.compare import Evaluated, paired_differences
-    from robustnb.robustness import Answers
+    from robustnb.robustness import Answers, summarise, tabulate
 
     for seed in range(6):
         draw = torch.Generator().manual_seed(seed)
@@ -381,5 +381,8 @@ def test_differences_of_calibration_errors_lie_in_their_interval():
         right = torch.rand(6, 800, generator=draw) < sure
         rows = [("clean", 0), *(("fog", s) for s in range(1, 6))]
         pair = [Answers(rows, right, c.half(), "cifar10-c") for c in (sure, (sure + 0.15).clamp(max=1))]
+        table, means = tabulate(pair[0], resamples=200), summarise(pair[0], resamples=200).set_index("quantity")
+        assert ((table.ece_low < table.ece) & (table.ece < table.ece_high)).all()
+        for row in means[means.index.str.startswith("calibration")].itertuples(): assert row.low < row.value < row.high
         found = paired_differences(*(Evaluated(n, a, {}) for n, a in zip("ab", pair)), resamples=200)
         for row in found[found.kind == "calibration error"].itertuples(): assert row.low < row.difference < row.high
