@@ -379,6 +379,9 @@ class Pictures:
 class Streamed(ImageSet):
     "A set whose images are `Pictures`; taking some of them reads these into memory."
 
+    def __post_init__(self):
+        "Bytes that are read later need no look at their range; the labels are a folder's."
+
     @cached_property
     def fingerprint(self) -> str:  # 16 hexadecimal digits
         "Hash of names, sizes and labels of the files, not of their content."

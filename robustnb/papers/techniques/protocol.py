@@ -459,7 +459,7 @@ def bench_cells(profile: str) -> list[BenchCell]:  # whole seeds, one after the 
 
 def masking_cells(profile: str) -> list[MaskingCell]:
     "The nets that are held against the checks."
-    sizes = {"smoke": dict(n=20, steps=2, queries=5), "quick": dict(n=50, steps=5, queries=20)}.get(profile, {})
+    sizes = {"smoke": dict(n=300, steps=2, queries=5), "quick": dict(n=50, steps=5, queries=20)}.get(profile, {})
     found = []
     for seed in SEEDS[profile]:
         base = BenchCell(seed=seed, **PROTOCOLS[profile])
