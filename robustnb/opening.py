@@ -26,9 +26,8 @@ from .basics import closest, nearest
 from .hubs import Hub, Prepared, Preparation, find_hub, describe_preparation
 from .images import ImageSet
 from .layers import STATISTICS, normalize_for
-from robustnb.models import (
-    MODELS, WrongShapes, check_numbers, create, load_weights, model_names, read_state_dict, under_names
-)
+from .models import (MODELS, WrongShapes, check_numbers, create, load_weights, model_names, read_state_dict,
+                             under_names)
 from .weights import shipped
 from .onnx_nets import OnnxNet
 from .resampling import proportion_interval
@@ -431,7 +430,8 @@ def hub_model(
     order, net, notes = class_order(hub.labels, data, any_outputs), hub.build(classes, data.x.shape[1]), []
     if weights is not None: net = fill(net, weights, notes.append)
     pictures = how.size is None or tuple(data.x.shape[-2:]) == how.size
-    return Prepared(net, how), {"preparation": describe_preparation(how, pictures), "class order": order, **hub.facts, **weights_line(notes)}
+    said = {"preparation": describe_preparation(how, pictures), "class order": order}
+    return Prepared(net, how), {**said, **hub.facts, **weights_line(notes)}
 
 # %% ../nbs/25b_opening.ipynb #1f611ad5
 def opened(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'LABELS', 'REPORT_MARK', 'FORMATS', 'UNREAD', 'SILENT', 'SPLIT_FOLDERS', 'LARGEST_FILE', 'Source',
-           'whole_labels', 'pair_of', 'Held', 'FromBlocks', 'Unread', 'Later', 'ModelError', 'output_number', 'unique',
+           'as_labels', 'pair_of', 'Held', 'FromBlocks', 'Unread', 'Later', 'ModelError', 'output_number', 'unique',
            'check_unique', 'class_outputs', 'is_report', 'leads_back', 'files_below', 'pictures_of', 'kinds_of',
            'left_out', 'class_folders', 'natural_key', 'natural_keys', 'ambiguous', 'class_order', 'class_listing',
            'natural_size', 'ends', 'PictureFiles', 'folder_source', 'is_grey', 'as_tensor', 'stacked', 'known_labels',
@@ -95,7 +95,7 @@ class Source:
     def y(self) -> "Tensor | Unread": return Unread(self, 1) if self.labels is None else self.labels
 
 # %% ../nbs/04_sources.ipynb #3327281c
-def whole_labels(
+def as_labels(
     given,  # a label, or those of a batch: a number, a list, an array, a tensor
     where: str,  # for errors
     many: bool = False,  # is it those of a batch?
@@ -150,7 +150,7 @@ class FromBlocks(Source):
 
     def block(self, i: int) -> tuple[Tensor, Tensor]:
         x, y = pair_of(self.given.block(i), f"{self.name}: block {i}")
-        return x, whole_labels(y, f"{self.name}: each label of block {i}", many=True)
+        return x, as_labels(y, f"{self.name}: each label of block {i}", many=True)
 
     def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         blocks = {i: self.block(i) for i in dict.fromkeys(p // BLOCK for p in positions)}
@@ -549,7 +549,7 @@ class FromDataset(Source):
     def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         items = [pair_of(self.dataset[p], f"{self.name}: item {p}") for p in positions]
         pictures = [as_tensor(x, f"{self.name}: image {p}") for p, (x, _) in zip(positions, items)]
-        labels = [whole_labels(y, f"{self.name}: the label of image {p}") for p, (_, y) in zip(positions, items)]
+        labels = [as_labels(y, f"{self.name}: the label of image {p}") for p, (_, y) in zip(positions, items)]
         return stacked(pictures, positions, self.name), torch.stack(labels)
 
 # %% ../nbs/04_sources.ipynb #f23bd1a6
@@ -571,7 +571,7 @@ class InOrder(Source):
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.loader:
             x, y = pair_of(batch, f"a batch of {self.name}")
-            labels = whole_labels(y, f"each label of {self.name}", many=True)
+            labels = as_labels(y, f"each label of {self.name}", many=True)
             yield torch.stack([as_tensor(one, f"an image of {self.name}") for one in x]), labels
 
     def restart(self) -> None: self.stream, self.at, self.left = self.batches(), 0, None

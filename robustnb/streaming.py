@@ -389,8 +389,8 @@ def ask_piece(
         logits = model(as_weights(x, model))
     check_logits(logits, y)
     if logits.shape[1] != classes and not settings.any_outputs:
-        told = f"the model has {logits.shape[1]} outputs and the images {classes} classes: output i is taken for class i"
-        warnings.warn(told, stacklevel=2)
+        told = f"the model has {logits.shape[1]} outputs and the images {classes} classes"
+        warnings.warn(f"{told}: output i is taken for class i", stacklevel=2)
     guess, confidence = guesses(logits.float())
     right = (guess.cpu() == y).view(len(piece.rows), -1)
     return torch.stack([right.half(), confidence.cpu().half().view(len(piece.rows), -1)], 1)
