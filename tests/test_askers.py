@@ -20,7 +20,7 @@ from robustnb.layers import Classifier, Dropout
 from robustnb.levels import fgsm_levels, gaussian_levels
 from robustnb.metrics import ece
 from robustnb.resampling import interval, proportion_interval
-from robustnb.robustness import evaluate
+from robustnb.robustness import evaluate, weights_hash
 from robustnb.training import Recipe, fit, predict
 from robustnb.uncertainty import Ensemble, LastLayerLaplace, mc_dropout, temperature_scale
 from robustnb.worst_case import apgd, robust_accuracy, square
@@ -97,7 +97,8 @@ def test_answers_of_another_shape_are_told(asker):
 def test_a_model_of_doubles_is_asked_in_doubles(asker):
     "Its answers are those of the same weights in float32, but for rounding: where they are numbers, nearly equal."
     ours, doubles = ASKERS[asker](net), ASKERS[asker](copy.deepcopy(net).double())
-    if isinstance(ours, torch.Tensor) and ours.is_floating_point(): torch.testing.assert_close(ours, doubles, rtol=1e-4, atol=1e-4)
+    if isinstance(ours, torch.Tensor) and ours.is_floating_point():
+        torch.testing.assert_close(ours, doubles, rtol=1e-4, atol=1e-4)
     if asker == "temperature_scale": assert abs(ours.temperature - doubles.temperature) < 1e-4
     if asker.startswith("robust"): assert abs(ours.accuracy - doubles.accuracy) < 0.02 and ours.clean == doubles.clean
     if asker == "evaluate" or "levels" in asker: assert (ours.accuracy - doubles.accuracy).abs().max() < 0.02
@@ -386,3 +387,18 @@ def test_calibration_errors_and_their_differences_lie_in_their_intervals():
         for row in means[means.index.str.startswith("calibration")].itertuples(): assert row.low < row.value < row.high
         found = paired_differences(*(Evaluated(n, a, {}) for n, a in zip("ab", pair)), resamples=200)
         for row in found[found.kind == "calibration error"].itertuples(): assert row.low < row.difference < row.high
+
+
+def test_tent_adapts_within_inference_mode_too():
+    model = nn.Sequential(nn.BatchNorm2d(1), net)
+    with torch.inference_mode(): within = tent(model, digits, batch=40)
+    outside = tent(model, digits, batch=40)
+    assert torch.equal(within[0].weight, outside[0].weight) and not torch.equal(within[0].weight, model[0].weight)
+
+
+def test_weights_are_told_apart_whatever_their_layout():
+    sparse, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    other.load_state_dict(sparse.state_dict())
+    for model, value in ((sparse, 1.0), (other, 2.0)): model.register_buffer("mask", (value * torch.eye(2)).to_sparse())
+    assert weights_hash(sparse) != weights_hash(other) == weights_hash(copy.deepcopy(other))
+    assert weights_hash(nn.Flatten()) is None and weights_hash(lambda x: x) is None  # nothing to tell them by

@@ -393,13 +393,14 @@ def test_what_is_left_out_is_told(nets, robustnb):
     assert status == 0 and error.count(told) == 1
 
 
-def test_a_class_index_beyond_the_outputs(nets, robustnb):
+def test_a_class_index_beyond_the_outputs(nets, robustnb, recwarn):
     shades(nets / "pictures", ("1_a", "2_b", "10_c"))
     asked = "evaluate", "tens:ten", "pictures", "--corruptions", "contrast", "--workers", 0
     assert "is 10_c the last output (by number)" in robustnb(*asked)[2]
     for numbers, said in (
         ((3, 4, 14), "index.json names outputs up to 14 (10_c), and tens:ten has 10: give numbers from 0 to 9"),
-        ((3, 4.5, 5), "index.json: 2_b has '4.5'; an output is a whole number"), ((3, 3, 5), "1_a and 2_b are both output 3"),
+        ((3, 4.5, 5), "index.json: 2_b has '4.5'; an output is a whole number"),
+        ((3, 3, 5), "1_a and 2_b are both output 3"),
     ):
         (nets / "index.json").write_text(json.dumps(dict(zip(("1_a", "2_b", "10_c"), numbers))))
         status, _, error = robustnb(*asked, "--class-index", "index.json")
@@ -407,6 +408,7 @@ def test_a_class_index_beyond_the_outputs(nets, robustnb):
     (nets / "index.json").write_bytes(b'\xef\xbb\xbf{"1_a": 0, "2_b": 1, "10_c": 2}')
     status, _, error = robustnb(*asked, "--class-index", "index.json", "--severities", "1", "--out", "x")
     assert status == 0 and "as the class index says" in error
+    assert not [w for w in recwarn if "outputs and the images" in str(w.message)]  # the index says which are meant
 
 
 def test_a_set_of_some_images_knows_which(nets, robustnb):

@@ -225,7 +225,7 @@ def test_interrupted_and_resumed_is_uninterrupted(digits, tmp_path):
     with pytest.raises(KeyboardInterrupt): fit(small(0.2), digits, Probe(12, stopped_by_exception), **settings)
     assert len(read_checkpoint(tmp_path / "c.pt", torch.device("cpu"))["rows"]) == 2
     resumed, probe = create("lenet5"), Probe()
-    with pytest.raises(ValueError, match="another network .*Missing key"): fit(resumed, digits, probe, **settings)  # another network
+    with pytest.raises(ValueError, match="another network .*Missing key"): fit(resumed, digits, probe, **settings)
     resumed = small(0.2)
     history = fit(resumed, digits, probe, **settings)
     assert same(whole, resumed) and same(whole_probe.scale, probe.scale) and probe.seen == whole_probe.seen == 4 * 320
