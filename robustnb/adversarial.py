@@ -75,7 +75,7 @@ def check_step(step: float | None):
     except TypeError: fits = False
     if not fits: raise ValueError(f"step is the length of a step, above 0, got {step!r}")
 
-
+# %% ../nbs/44_adversarial.ipynb #27e3f5c7
 class Adversarial(Objective):
     "Base of the methods here: a radius that grows, a guard, and `examples`."
 
@@ -369,7 +369,7 @@ def divergence(
     p, q = (F.log_softmax(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1) for z in (logits, other))
     return (p.exp() * (p - q)).sum(1)
 
-
+# %% ../nbs/44_adversarial.ipynb #745bac50
 class Trades(Adversarial):
     "The clean loss, and the answer's stability in the ball (Zhang et al. 2019)."
 
@@ -490,7 +490,7 @@ class Softened(Objective):
         logits = model(x)
         return Loss(self.temperature * F.cross_entropy(logits / self.temperature, y), logits=logits)
 
-
+# %% ../nbs/44_adversarial.ipynb #a597d8c8
 class Distillation(Objective):
     "Match a frozen teacher's softened answers, both at temperature T."
 
@@ -512,7 +512,7 @@ class Distillation(Objective):
         target = taught(self, x, logits)
         return Loss(distillation(logits, target, self.temperature, "teacher_student"), logits=logits)
 
-
+# %% ../nbs/44_adversarial.ipynb #5edb55de
 def distill(
     teacher: nn.Module,  # trained, best by `Softened` at the same temperature; left as it is
     student: nn.Module,  # trained in place; ends with logits about as large as the teacher's
@@ -537,7 +537,7 @@ def excess(
     b, c, n = int((base & ~other).sum()), int((~base & other).sum()), len(base)
     return (b - c) / n, (b - c) / n <= tolerance + 1.645 * math.sqrt(b + c) / n
 
-
+# %% ../nbs/44_adversarial.ipynb #81380ecc
 def survivors(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     data: ImageSet,
@@ -561,7 +561,7 @@ def survivors(
         )
     return torch.cat(found)
 
-
+# %% ../nbs/44_adversarial.ipynb #679f5cc3
 class Connected(nn.Module):
     "The same logits, with a gradient of 0 towards images that the model is not connected to."
 

@@ -70,7 +70,7 @@ def check_values(
             "the model returns probabilities, and logits are needed: leave its softmax out, or return their logarithm"
         )
 
-
+# %% ../nbs/16_attacks.ipynb #21ec290c
 def check_outputs(
     logits: Tensor,  # [N,K], what a model answered
     y: Tensor,  # [N] labels
@@ -236,7 +236,7 @@ def label_loss(
         return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="none")
     return objective
 
-
+# %% ../nbs/16_attacks.ipynb #8b2b994b
 def pgd(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     x: Tensor,  # clean images, [B,C,H,W] in [0,1]

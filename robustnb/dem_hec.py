@@ -175,7 +175,7 @@ def freeze_modules(
     for parameter in free: parameter.requires_grad_(False)
     return list(free)
 
-
+# %% ../nbs/43_dem_hec.ipynb #02af2e35
 def taught(
     objective: Objective,  # with a `teacher`; remembers that its answers were looked at
     x: Tensor,  # images, as the student gets them
@@ -192,7 +192,7 @@ def taught(
     objective.looked = True
     return target
 
-
+# %% ../nbs/43_dem_hec.ipynb #fac07856
 class TeacherObjective(Objective):
     "An objective with a teacher and frozen stages (`self.frozen`), for the length of a training."
 
@@ -220,7 +220,7 @@ class TeacherObjective(Objective):
     def state(self) -> dict: return {"teacher": self.teacher.state_dict()}
     def load_state(self, state: dict): self.teacher.load_state_dict(state["teacher"])
 
-
+# %% ../nbs/43_dem_hec.ipynb #5bd0c0a7
 def check_settings(s: "DemHEC"):
     "ValueError where a setting has a value that it cannot have."
     if not 0 <= s.alpha <= 1:

@@ -152,7 +152,7 @@ def conditions(
         *((name, int(severity)) for name in dict.fromkeys(corruptions) for severity in dict.fromkeys(severities)),
     ]
 
-
+# %% ../nbs/51_robustness.ipynb #f33d5397
 def ask(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     data: ImageSet,  # N images and their labels
@@ -313,7 +313,7 @@ def tabulate(
         ],
     )
 
-
+# %% ../nbs/51_robustness.ipynb #c5d0af10
 def evaluate(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     images,  # an ImageSet, or what `as_source` takes: a Dataset, a DataLoader, a folder, tar files
@@ -339,7 +339,7 @@ def mean_errors(
     by_name = 1 - table[table.corruption != "clean"].groupby("corruption", sort=False).accuracy.mean()
     return by_name.to_dict(), 1 - table.set_index("corruption").accuracy["clean"]
 
-
+# %% ../nbs/51_robustness.ipynb #4e763fd8
 def check_baseline(
     table: pd.DataFrame,  # what was given as the baseline
 ) -> None:
@@ -407,7 +407,7 @@ def relative(
         corruption_errors(errors, baseline[0], clean, baseline[1])
     )
 
-
+# %% ../nbs/51_robustness.ipynb #db91ce2a
 def summarise(
     answers: Answers,
     # of the corruption errors: a published one by name, or a table of `evaluate`

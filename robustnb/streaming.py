@@ -109,7 +109,7 @@ class Piece(NamedTuple):
     x: Tensor  # [rows * n,C,H,W]
     y: Tensor  # [n]
 
-
+# %% ../nbs/50c_streaming.ipynb #fe556510
 def complete_units(
     positions: Sequence[int],  # rising
     unit: int,  # images
@@ -119,7 +119,7 @@ def complete_units(
     firsts = dict.fromkeys(p - p % unit for p in positions)
     return [p for first in firsts for p in range(first, min(first + unit, length))]
 
-
+# %% ../nbs/50c_streaming.ipynb #76545a76
 def pieces(
     job: BlockJob,
     x: Tensor,  # images of the job's whole units
@@ -193,7 +193,7 @@ def as_it_is(item):
     "A loader's collation that leaves alone what a worker made."
     return item
 
-
+# %% ../nbs/50c_streaming.ipynb #b5a7a08c
 def loader(work: IterableDataset, workers: int, pin: bool = False) -> DataLoader:
     "What the workers make, as they make it; the global generator is left alone."
     return DataLoader(
@@ -218,7 +218,7 @@ def trim() -> None:
     try: ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError, TypeError): pass
 
-
+# %% ../nbs/50c_streaming.ipynb #6359bf52
 def default_workers(
     source: Source,
     images: int,  # to be made, over all conditions
@@ -242,7 +242,7 @@ def decode_answers(text: str) -> Tensor:  # [2,n] float16
     "The answers of `encode_answers`."
     return torch.from_numpy(np.frombuffer(base64.b64decode(text), np.float16).reshape(2, -1).copy())
 
-
+# %% ../nbs/50c_streaming.ipynb #b5311133
 class Journal:
     "Answers by block and condition, in a folder."
 
@@ -333,7 +333,7 @@ class Settings:
         )
         return {row: self.key(row) + part for row in rows}
 
-
+# %% ../nbs/50c_streaming.ipynb #9fe222cb
 def plan(
     length: int,  # of the source
     positions: Sequence[int] | None,  # of the wanted images; None: all
@@ -371,7 +371,7 @@ class Bar:
     def __enter__(self): return self
     def __exit__(self, *what): self.bar.close()
 
-
+# %% ../nbs/50c_streaming.ipynb #e62e3965
 def ask_piece(
     model: Callable[[Tensor], Tensor],
     piece: Piece,

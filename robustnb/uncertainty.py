@@ -312,14 +312,14 @@ def bayesian(
         setattr(made.get_submodule(parent), last, BayesLinear(linear, prior_std, std).train(linear.training))
     return made
 
-
+# %% ../nbs/46_uncertainty.ipynb #7cfc6969
 def bayes_layers(model: nn.Module) -> list[BayesLinear]:
     "The variational layers of a model. ValueError if it has none."
     found = [module for module in model.modules() if isinstance(module, BayesLinear)]
     if not found: raise ValueError(f"{type(model).__name__} has no BayesLinear layer; `bayesian(model)` puts one in")
     return found
 
-
+# %% ../nbs/46_uncertainty.ipynb #56ad7ae0
 class ELBO(Objective):
     "Cross-entropy of sampled weights and their divergence from the prior (Blundell et al. 2015, eq. 2)."
 
@@ -395,7 +395,7 @@ def best_temperature(
                   stacklevel=3)
     return bound
 
-
+# %% ../nbs/46_uncertainty.ipynb #5bcc2604
 class Tempered(nn.Module):
     "A model whose logits are divided by `temperature`."
 
@@ -413,7 +413,7 @@ class Tempered(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [B,C,H,W] in [0,1] -> logits [B,K]
         with mode(self.model, training=False): return self.model(x) / self.temperature
 
-
+# %% ../nbs/46_uncertainty.ipynb #9cdc72a0
 def temperature_scale(
     model: nn.Module,  # images -> logits or log-probabilities; left untouched
     data: ImageSet,  # held out: neither trained on nor tested on

@@ -227,7 +227,7 @@ def parts_for(
     least = {"apgd-t": 4, "apgd-dlr": 3}
     return [part for part in parts if classes >= least.get(part, 2)]
 
-
+# %% ../nbs/16a_worst_case.ipynb #c0ac0334
 def autoattack(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     x: Tensor,  # clean images, [B,C,H,W] in [0,1]
@@ -330,7 +330,7 @@ def within(
         )
     return z
 
-
+# %% ../nbs/16a_worst_case.ipynb #e5ef03a5
 def check_precision(
     model: Callable[[Tensor], Tensor],
 ) -> None:
@@ -346,7 +346,7 @@ def check_precision(
             " copy.deepcopy(model).float()"
         )
 
-
+# %% ../nbs/16a_worst_case.ipynb #bdab4e35
 def standing(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     x: Tensor,  # images of a batch, [B,C,H,W] in [0,1], on the model's device
@@ -397,7 +397,7 @@ def check_attackable(
     if not len(data): raise ValueError("there are no images to attack")
     check_count(batch, "batch")
 
-
+# %% ../nbs/16a_worst_case.ipynb #44125f36
 def robust_accuracy(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits; given back as it was
     data: ImageSet,  # N images and their labels

@@ -492,9 +492,9 @@ def photo_table(results: BenchResults) -> HTML:
         rows.append({
             "": title(name),
             "seeds": seeds,
+            "passes": f"{passes(name) / passes('standard'):.1f}" if "standard" in known else f"{passes(name):,.0f}",
             **{head: ask(column) for column, head in heads.items()},
             **{head: ask(column, plain, 1.0) for column, head in unsure.items()},
-            "passes": f"{passes(name) / passes('standard'):.1f}" if "standard" in known else f"{passes(name):,.0f}",
         })
     planned = dict.fromkeys(cell.technique for cell in photographs.photo_cells(results.profile))
     lacking, uneven = [title(name) for name in planned if name not in known], len({*known.values()}) > 1
