@@ -11,6 +11,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 PROFILE ?= quick
 MINUTES ?= 27
 SEED ?= 0
+MOMENTS ?= 9
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := .venv/bin
 # uv does not read pip's configuration: hand it pip's index when the machine names one
@@ -57,8 +58,8 @@ view: setup  ## serve the built site on this machine
 test: setup  ## export in sync, notebooks clean, nbdev_test, pytest, layers, papermill smoke, browser
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/check.py
 
-test-faults: setup  ## damaged files, odd inputs, failing disks, kills and cells twice, for MINUTES=27 in all; SEED=1 tries other inputs
-	@$(BIN)/python -m robustnb.benchmarks.survival --minutes $(MINUTES) --seed $(SEED)
+test-faults: setup  ## damaged files, odd inputs, failing disks, kills and cells twice, for MINUTES=27 in all; SEED=1 tries other inputs, ONLY=kills those tests
+	@$(BIN)/python -m robustnb.benchmarks.survival --minutes $(MINUTES) --seed $(SEED) --moments $(MOMENTS) --only "$(ONLY)"
 
 fuzz: MINUTES = 10
 fuzz: setup  ## damaged files for one reader, READER=idx, or for each; MINUTES=10 each, SEED=1 tries other inputs
