@@ -32,8 +32,8 @@ def margin(
 ) -> Tensor:  # [B], above 0 where the guess is right
     "By how much the label's logit leads the best of the others."
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
-    return logits.gather(1, y[:, None])[:, 0] - others
+    at = y[:, None].clone()  # labels made under inference mode have no place in a graph
+    return logits.gather(1, at)[:, 0] - logits.scatter(1, at, -torch.inf).amax(1)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # logits, labels -> what an attack raises, [B]

@@ -163,6 +163,13 @@ def test_margin_takes_the_best_other_class_even_when_the_label_leads():
     assert z.equal(torch.tensor([[3.0, 1.0, 2.5]]))  # not written to
 
 
+def test_margin_takes_labels_made_under_inference_mode():
+    with torch.inference_mode(): y = torch.tensor([1])
+    z = torch.tensor([[1.0, 3.0, 2.5]], requires_grad=True)
+    margin(z, y).sum().backward()
+    assert z.grad.tolist() == [[0.0, 1.0, -1.0]]
+
+
 def test_a_model_cut_off_from_its_images_is_reported():
     model, set_ = net().eval(), data()
     cut = lambda z: model((4 * z).round().int() / 4)
