@@ -42,7 +42,7 @@ def gain_table(dataset: str) -> pd.DataFrame:  # corruption x (backbone, severit
     )
     return wide.loc[C7, [(b, s) for b in BB[dataset] for s in SEV]]
 
-
+# %% ../../../nbs/papers/dem_hec/40_errata.ipynb #2b8488c8
 def largest_gain(
     dataset: str,
     cell: tuple[str, str, int],  # backbone, corruption, severity that the text speaks of
@@ -73,7 +73,7 @@ def falls(dataset: str) -> list[dict]:
         )
     return rows
 
-
+# %% ../../../nbs/papers/dem_hec/40_errata.ipynb #3569d7fc
 def falls_by_condition(dataset: str) -> list[dict]:
     "The conditions under which some backbone does not rise, and how many do not."
     down = (gain_table(dataset) <= 0).T.groupby(level="severity").sum().T.stack()
@@ -82,7 +82,7 @@ def falls_by_condition(dataset: str) -> list[dict]:
         for (corruption, severity), n in down[down > 0].items()
     ]
 
-
+# %% ../../../nbs/papers/dem_hec/40_errata.ipynb #0394c678
 def falls_on_imagenette() -> list[dict]:
     "Dem-HEC's Table 6, corruption by corruption."
     d6 = printed_names()["d6"]
@@ -104,7 +104,7 @@ def severity_growth(dataset: str) -> list[dict]:
         for row in growth({f"S{s}": mg(dataset, backbone, s) for s in SEV})
     ]
 
-
+# %% ../../../nbs/papers/dem_hec/40_errata.ipynb #4e4d628d
 def leading_group(dataset: str) -> list[dict]:
     "The group of corruptions with the largest mean gain, and how far noise is ahead of the best other."
     mk, rows = printed_names()["mk"], []
@@ -131,7 +131,7 @@ def vit_mean(corruptions: list[str], when: str, backbone: str = "ViT") -> float:
     d = printed_names()["d"]
     return mean(d(TINY_IMAGENET, backbone, k, s, when) for k in corruptions for s in SEV)
 
-
+# %% ../../../nbs/papers/dem_hec/40_errata.ipynb #a691add0
 def table3_means() -> list[dict]:
     "Dem-HEC's row of Table 3 and the means of Table 2."
     d3, groups = printed_names()["d3"], {"Noise": NOISE, "Weather": ENV, "Digital": DIG}
@@ -149,7 +149,7 @@ def table3_means() -> list[dict]:
         else rows
     )
 
-
+# %% ../../../nbs/papers/dem_hec/40_errata.ipynb #3f914ce2
 def backbones_of_table3() -> list[dict]:
     "The methods of Table 3 on noise, between networks of Table 2 that nothing was done to."
     d3, methods = printed_names()["d3"], [m for m in printed_names()["M3"] if m != "Dem-HEC"]
@@ -157,7 +157,7 @@ def backbones_of_table3() -> list[dict]:
     rows = [statement(m, d3("Noise", m), own, d3("Noise", m) > own) for m in methods]
     return [*rows, *(statement(f"untouched {b}", None, vit_mean(NOISE, "before", b)) for b in BB[TINY_IMAGENET])]
 
-
+# %% ../../../nbs/papers/dem_hec/40_errata.ipynb #1b1510d4
 def table4_means() -> list[dict]:
     "Dem-HEC's row of Table 4 and the means of ResNet-20's cells in Table 1."
     d, d4 = printed_names()["d"], printed_names()["d4"]
@@ -185,7 +185,7 @@ def clean_changes(
         for r in printed.itertuples()
     ]
 
-
+# %% ../../../nbs/papers/dem_hec/40_errata.ipynb #5dd6e46a
 def printed_severities(*claimed: tuple[str, tuple]) -> list[dict]:  # place in the text, severities named there
     "The severities that the tables report."
     found = sorted({int(s) for i in (1, 2, 5) for s in paper_table(f"dem_hec_table{i}").severity})
@@ -217,7 +217,7 @@ def model_sizes(
         statement("ResNet-44: million parameters, for comparison", None, size(ResNet((16, 32, 64), (7, 7, 7))) / 1e6),
     ]
 
-
+# %% ../../../nbs/papers/dem_hec/40_errata.ipynb #12465b55
 def size_ratio(
     claimed: float,
     small: str,
@@ -249,7 +249,7 @@ def constants(severity: int) -> list[dict]:
         for k, name in CORRUPTION_NAMES.items()
     ]
 
-
+# %% ../../../nbs/papers/dem_hec/40_errata.ipynb #f4f53fe6
 def like_the_benchmark() -> list[dict]:
     "Dem-HEC's accuracies before training beside published ones of CIFAR-10-C, corruption by corruption."
     d, (errors, _) = printed_names()["d"], published_errors("wrn-28-10", "cifar10-c")
@@ -279,7 +279,7 @@ def dominance_entropy(
         )
     return rows
 
-
+# %% ../../../nbs/papers/dem_hec/40_errata.ipynb #e59fa34b
 def two_entropies(d: int = 64, classes: int = 10) -> list[dict]:
     """Entropy of a layer (eq. 4) and of the output behind it (eq. 7), as shares of the most there can be, for two
     inputs."""

@@ -38,7 +38,7 @@ def nearest_columns(tolerance: float = 1.0) -> list[dict]:  # in points
         statement(f"networks of Table 3 within {tolerance:g} point of both (at least one)", 1, both, both >= 1),
     ]
 
-
+# %% ../../../nbs/papers/eriep/40_errata.ipynb #45b8994a
 def noise_gaps(claimed: dict[float, float]) -> list[dict]:  # noise level -> points that the text gives
     "ERIEP minus standard training in Fig. 2."
     f2 = printed_names()["f2"]
@@ -61,7 +61,7 @@ def points_and_percent(
                  statement("the same in percent of the baseline", quoted, 100 * (high - low) / low, tolerance=0.05)]
     return rows
 
-
+# %% ../../../nbs/papers/eriep/40_errata.ipynb #1c8a73dd
 def strongest_baselines(claimed: str) -> list[dict]:  # the method that the text calls so
     "The best method of ERIEP's Table 4 other than ERIEP, and how far the one named is behind."
     names, rows = printed_names(), []
@@ -79,7 +79,7 @@ def strongest_baselines(claimed: str) -> list[dict]:  # the method that the text
             )
     return rows
 
-
+# %% ../../../nbs/papers/eriep/40_errata.ipynb #c80affc9
 def same_as_elsewhere(
     dataset: str,
     net: str,
@@ -92,7 +92,7 @@ def same_as_elsewhere(
         for method, value in known.items()
     ]
 
-
+# %% ../../../nbs/papers/eriep/40_errata.ipynb #86fa3935
 def gains_beyond_clean() -> list[dict]:
     "For each net of ERIEP's Table 3, the gain on clean images and the smallest one under a perturbation."
     names, rows = printed_names(), []
@@ -111,12 +111,12 @@ def listed_operations(claimed: int) -> list[dict]:  # announced by the text
         statement("operations in all", claimed, len(kinds)),
     ]
 
-
+# %% ../../../nbs/papers/eriep/40_errata.ipynb #ec790348
 def capitals(claimed: str, *names: str) -> list[dict]:  # an acronym; what it is said to stand for
     "The capitals of a name beside its acronym."
     return [statement(name, claimed, "".join(c for c in name if c.isupper())) for name in names]
 
-
+# %% ../../../nbs/papers/eriep/40_errata.ipynb #c1d6df92
 def head_inputs(claimed: int, *networks: str) -> list[dict]:  # inputs of the first linear layer; names of `create`
     "Numbers that the convolutions of a plain network hand on from a 32 x 32 image."
     rows = []
@@ -144,7 +144,7 @@ def slopes_of_eq9(
     pull, push = torch.autograd.grad(final_loss(clean, perturbed, alpha), (weights, perturbed))
     return float((pull * own).sum() / (own * own).sum()), float(push.sum())
 
-
+# %% ../../../nbs/papers/eriep/40_errata.ipynb #61930a86
 def objective_slopes(*alphas: float) -> list[dict]:
     "What a larger alpha does to the step of N, when the perturbed image is the harder one."
     return [
@@ -156,7 +156,7 @@ def objective_slopes(*alphas: float) -> list[dict]:
         for alpha in alphas
     ]
 
-
+# %% ../../../nbs/papers/eriep/40_errata.ipynb #ce457b1f
 def adversary_or_helper(alpha: float) -> list[dict]:
     "Which way the perturbation is pushed by the objective that it minimises in stage 2."
     word = lambda slope: "lowers it" if slope > 0 else "raises it"  # descent goes against the slope

@@ -32,7 +32,7 @@ def n_models(net: str, exp: str, segment: str = "all") -> int:  # names as in `s
     low, high = SEGMENTS[net][segment]
     return sum(low <= level <= high for level in (0.0, *levels))
 
-
+# %% ../../../nbs/papers/study/40_errata.ipynb #47da17a8
 def fits(
     r: str,  # as printed
     p: str,  # as printed
@@ -44,7 +44,7 @@ def fits(
     (low, high), (least, most) = p_range(r, n, k), printed_range(p)
     return max(least, 0) * (1 - slack) <= high and low <= most * (1 + slack)
 
-
+# %% ../../../nbs/papers/study/40_errata.ipynb #898fec36
 def p_check() -> pd.DataFrame:  # net, exp, set, segment, r, p as printed; n, low, high of the p that follow; fits
     "The printed p-values and those that follow from the printed correlations."
     rows = study_tables().reset_index(drop=True)
@@ -69,7 +69,7 @@ def printed_p(net: str, exp: str, set: str, segment: str = "all") -> list[dict]:
     ]
     return rows
 
-
+# %% ../../../nbs/papers/study/40_errata.ipynb #6050b310
 def perfect_order(*places: tuple[str, str, str, str]) -> list[dict]:  # net, exp, set, segment with |r| = 1
     "Printed p-values of perfect rank correlations and the exact ones."
     rows = []
@@ -86,7 +86,7 @@ def perfect_order(*places: tuple[str, str, str, str]) -> list[dict]:  # net, exp
         )
     return rows
 
-
+# %% ../../../nbs/papers/study/40_errata.ipynb #e794c625
 def sets_by_p(
     *claimed: int,
     others: tuple = (),
@@ -106,7 +106,7 @@ def rows_in_print(exp: str, *sets: str, segment: str = "all") -> list:  # named 
     "Printed rows of an experiment."
     return list(study_tables().query("exp == @exp and set in @sets and segment == @segment").itertuples())
 
-
+# %% ../../../nbs/papers/study/40_errata.ipynb #e3208878
 def limits(
     first: tuple[str, float],
     *others: tuple[str, float],
@@ -121,7 +121,7 @@ def limits(
         ),
     ]
 
-
+# %% ../../../nbs/papers/study/40_errata.ipynb #1eff04bb
 def printed_effects(exp: str, set: str, claimed: str = "none") -> list[dict]:  # none | some
     "Whether a printed correlation is significant, and how far the accuracies spread."
     found = lambda p: "some" if p < 0.05 else "none"
@@ -134,7 +134,7 @@ def printed_effects(exp: str, set: str, claimed: str = "none") -> list[dict]:  #
         for r in rows_in_print(exp, set)
     ]
 
-
+# %% ../../../nbs/papers/study/40_errata.ipynb #621a129b
 def weak_signs(*exps: str) -> list[dict]:
     "Correlations of robustness with factors that are said to weaken it a little."
     word = lambda r: f"{'negative' if r < 0 else 'positive'}, {strength(r)}"
@@ -147,7 +147,7 @@ def weak_signs(*exps: str) -> list[dict]:
         for r in rows_in_print(exp, "c", "a")
     ]
 
-
+# %% ../../../nbs/papers/study/40_errata.ipynb #5e2c7d9d
 def strengths(
     exp: str,
     set: str,
@@ -173,7 +173,7 @@ def stays_above(claimed: float, net: str, exp: str, set: str, *segments: str) ->
         for segment, m in means.items()
     ]
 
-
+# %% ../../../nbs/papers/study/40_errata.ipynb #b1ad5d5a
 def sign_of_R() -> list[dict]:
     "The multiple correlation of accuracies that rise with every factor, and of such that fall."
     X = np.array(four_factor_levels())

@@ -106,7 +106,7 @@ MISTOLD = (
     ),
 )
 
-
+# %% ../../../nbs/papers/techniques/40_errata.ipynb #110b6eed
 def reference_order() -> list[dict]:
     "Reference numbers in the text and what stands under them: they follow the order of the text, not its content."
     cited = {
@@ -124,7 +124,7 @@ def reference_order() -> list[dict]:
     }
     return [statement(f"[{number}], cited for", claimed, found) for number, (claimed, found) in cited.items()]
 
-
+# %% ../../../nbs/papers/techniques/40_errata.ipynb #f8f76125
 def arxiv_twice() -> list[dict]:
     "One arXiv number under two references."
     numbers = {"Goodfellow et al. (ref. 1)": "1412.6572", "Warde-Farley and Goodfellow": "1412.6572"}
