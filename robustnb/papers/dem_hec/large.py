@@ -53,7 +53,7 @@ def large_net(
     small_stem(model.features.body)
     return model
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #04dc1c42
 BLOCKS = {"vit_l_16": 24, "vit_b_16": 12}
 FROZEN: dict[str, tuple | None] = {
     "resnet18": ("conv1", "bn1", "layer1"), "resnet50": ("conv1", "bn1", "layer1"),
@@ -82,16 +82,16 @@ class LargeBase:
     weight_decay: float = 5e-4
     precision: str = "fp32"  # fp32 | bf16
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #4f685c1a
 IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)  # its classes among ImageNet's
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #82cea774
 def user_weights(name: str) -> Path | None:  # None: there is none
     "Where a file of weights lies."
     folders = [Path(network).expanduser() for network in (os.environ.get("ROBUSTNB_DATA"), cache_dir()) if network]
     return next((folder / "weights" / name for folder in folders if (folder / "weights" / name).is_file()), None)
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #4c93e345
 def published_state(net: str) -> dict[str, Tensor]:
     "torchvision's ImageNet weights of a network; DataError where they are neither here nor to be had."
     from torchvision.models import get_model_weights
@@ -104,7 +104,7 @@ def published_state(net: str) -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:
         raise DataError(f"torchvision's weights of {net} cannot be had: {error}") from None
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #b8626de3
 def with_published(
     net: str,
     classes: int,
@@ -133,7 +133,7 @@ def with_published(
         )
     return model
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #3dba4433
 def missing(base: LargeBase) -> str:  # "": all is there
     "What a network lacks here: its data or its weights."
     if why := unavailable(base.data): return why
@@ -164,7 +164,7 @@ class LargeCell:
     corruptions: tuple = CORRUPTIONS
     severities: tuple = (1, 2, 3, 4, 5)
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #8545bf83
 VIT = dict(epochs=RECIPE_VIT.epochs, batch=RECIPE_VIT.batch, lr=RECIPE_VIT.lr)
 WORK: dict[tuple[str, str], tuple[dict, dict]] = {  # (data, net) -> fields of the base, of the cell
     ("tiny_imagenet", "resnet18"): ({}, {}),
@@ -175,6 +175,8 @@ WORK: dict[tuple[str, str], tuple[dict, dict]] = {  # (data, net) -> fields of t
     ("imagenet", "vit_b_16"): (dict(weights="torchvision", epochs=0), VIT | dict(train_images=64_000, images=5_000)),
     ("sample", "thin_resnet"): ({}, {}),
 }
+
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #2a793c04
 PROTOCOLS = {  # fields of the base, of the cell
     "smoke": (
         dict(train_images=200, epochs=1, batch=50),
@@ -190,7 +192,7 @@ PROTOCOLS = {  # fields of the base, of the cell
     "full": ({}, {}),
 }
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #ef6113af
 def large_cells(
     profile: str = "full",  # smoke | quick | full
     networks: tuple = (),  # of WORK; empty: all but the stand-in, in smoke the stand-in
@@ -220,7 +222,7 @@ def large_cells(
             found += [canonical(LargeCell(base, method, seed, **(tuning | fewer))) for method in methods]
     return found
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #f7995f4c
 def canonical(cell: LargeCell) -> LargeCell:
     "The cell with unused settings at one fixed value."
     if cell.method not in LARGE_METHODS: raise ValueError(nearest(cell.method, LARGE_METHODS, "method"))
@@ -234,7 +236,7 @@ def augmentation_for(data: str) -> Callable:
     "What training does to a batch of images."
     return resized_crop if data in ("imagenette", "imagenet") else crop_flip
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #6c1a1c90
 def pretrained_large(
     base: LargeBase,
     context,  # of the experiment: where models are kept
@@ -258,14 +260,14 @@ def pretrained_large(
     )
     return trained_network(base, model, train, CrossEntropy(), recipe, base.seed, context)
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #ca7d7ff9
 def weights_file(name: str) -> Path:
     "Where a file of weights lies; DataError if nowhere."
     path = user_weights(name)
     if path is None: raise DataError(f"no file weights/{name} in the cache or in ROBUSTNB_DATA")
     return path
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #6c1f53fd
 def trained_network(
     key, model: Classifier, train: ImageSet, objective, recipe: Recipe, seed: int, context
 ) -> tuple[Classifier, list[dict]]:
@@ -281,7 +283,7 @@ def trained_network(
     model.load_state_dict(found["model"])
     return model.eval(), found["history"]
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #a5889dcb
 def finetuned_large(
     cell: LargeCell,
     context,  # of the experiment: where models are kept
@@ -300,7 +302,7 @@ def finetuned_large(
     )
     return model, dict(pretraining=story, history=history)
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #f3c41852
 def run_large_cell(
     cell: LargeCell,
     context,  # of the experiment
@@ -330,13 +332,13 @@ def cost(cell: LargeCell) -> float:
     )
     return MACS[cell.base.net] * (steps + (cell.images or 10_000) * (1 + len(cell.corruptions) * len(cell.severities)))
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #2b82418e
 def lacking(cells: list[LargeCell]) -> dict[tuple[str, str], str]:  # (data, net) -> why
     "Which networks cannot be had here."
     found = {(base.data, base.net): missing(base) for base in dict.fromkeys(replace(c.base, seed=0) for c in cells)}
     return {network: why for network, why in found.items() if why}
 
-
+# %% ../../../nbs/papers/dem_hec/12_large.ipynb #da7861ef
 @dataclass(frozen=True)
 class Large:
     "The networks for larger images as an experiment."
