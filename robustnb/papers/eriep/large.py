@@ -41,7 +41,7 @@ def thin8(classes: int = 10, **options) -> ResNet:
     "A ResNet of 8 layers with 8 to 32 channels, for smoke runs."
     return ResNet((8, 16, 32), (1, 1, 1), classes=classes, **options)
 
-
+# %% ../../../nbs/papers/eriep/12_large.ipynb #bc0c44de
 TABLE4_NETS = ("resnet50", "resnet101", "resnet20", "thin8")
 
 
@@ -118,7 +118,7 @@ def canonical(cell: LargeCell) -> LargeCell:
     elif cell.reading == "augment": unused |= dict(alpha=0.0, epm_update="frozen")
     return replace(cell, **unused)
 
-
+# %% ../../../nbs/papers/eriep/12_large.ipynb #3a529e4d
 def large_cells(
     profile: str = "full",  # smoke | quick | full
     data: tuple = (),  # empty: those of the profile; so are nets and seeds
@@ -162,7 +162,7 @@ def recipe_of(
         precision=cell.precision,
     )
 
-
+# %% ../../../nbs/papers/eriep/12_large.ipynb #2ec72d98
 def text_tower(
     spec: str,  # module:factory; the factory takes the names of the classes
     classes: tuple[str, ...],
@@ -177,7 +177,7 @@ def text_tower(
         )
     return tower
 
-
+# %% ../../../nbs/papers/eriep/12_large.ipynb #4c641070
 def objective_of(
     cell: LargeCell,
     classes: tuple[str, ...],
@@ -201,7 +201,7 @@ class LargeSearch:
     batch: int
     seed: int
 
-
+# %% ../../../nbs/papers/eriep/12_large.ipynb #85e0b288
 def large_policy(
     cell: LargeCell,
     context,  # of the experiment: where policies are kept
@@ -242,7 +242,7 @@ def train_cell(
     lines = [str(discretise(p)) if p is not None else "" for p in (policy, getattr(objective, "policy", None))]
     return dict(losses=losses[0], head_losses=losses[1], policy=lines[0], policy_after=lines[1])
 
-
+# %% ../../../nbs/papers/eriep/12_large.ipynb #bf98f508
 def trained_large(
     cell: LargeCell,
     context,  # of the experiment: where models are kept
@@ -268,7 +268,7 @@ def among_first(
     "Is the label among the k largest logits?"
     return (logits.topk(min(k, logits.shape[1])).indices == y[:, None]).any(1)
 
-
+# %% ../../../nbs/papers/eriep/12_large.ipynb #fd9033c4
 def run_large_cell(
     cell: LargeCell,
     context,  # of the experiment
@@ -300,13 +300,13 @@ def cost(cell: LargeCell) -> float:
         * images
     )
 
-
+# %% ../../../nbs/papers/eriep/12_large.ipynb #2031b4fa
 def missing_data(cells: list[LargeCell]) -> dict[str, str]:  # data set -> why
     "The data sets of some cells that cannot be read here."
     found = {data: unavailable(data) for data in dict.fromkeys(cell.data for cell in cells)}
     return {data: why for data, why in found.items() if why}
 
-
+# %% ../../../nbs/papers/eriep/12_large.ipynb #c3aff286
 @dataclass(frozen=True)
 class Large:
     "Table 4 as an experiment."
@@ -337,7 +337,7 @@ def printed_entry(cell: dict) -> tuple[str, str, str] | None:  # data set, metho
     there = net and cell["data"] in DATA_TITLES and cell["reading"] in ("", "literal")
     return (DATA_TITLES[cell["data"]], cell["method"], net) if there else None
 
-
+# %% ../../../nbs/papers/eriep/12_large.ipynb #4edc3183
 def table4_figure(
     paper: pd.DataFrame,  # dataset, method, model, accuracy in per cent
     ours: dict[tuple, tuple[float, float, float]],  # place as in `printed_entry` -> top-1, low, high in [0,1]
