@@ -68,15 +68,18 @@ def write_pictures(
 # files without a time in them
 SAME = ("table.csv", "table.json", "summary.csv", "summary.json", "selective.json", "answers.npz")
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #3c670e3c
 def end_with_parent() -> None:
     "In a child before it begins: a run that is stopped leaves nothing behind that goes on answering. Linux only."
     if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #50a1c93b
 def descendants(pid: int) -> list[int]:
     "A process and its descendants."
     try: return [pid, *sorted(child.pid for child in psutil.Process(pid).children(recursive=True))]
     except psutil.Error: return []
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #e68beb12
 def tree_memory(pid: int, tries: int = 5) -> float:  # MB
     "What a process and its descendants hold of their own, together."
     for _ in range(tries):
@@ -90,6 +93,7 @@ def tree_memory(pid: int, tries: int = 5) -> float:  # MB
         if family == descendants(pid): return total * 1024 / 1e6
     return 0.0  # ends or starts processes all the time: the next look tells
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #0b7f3616
 def watched(
     words: Sequence[str],  # after `robustnb`
     kill: Callable[[], bool] | None = None,  # asked again and again; when it says so, the whole group is killed
@@ -126,6 +130,7 @@ def watched(
     if looks_in: looks = list(map(float, looks_in.read_text().split()))
     return dict(cpu=cpu, wall=time.monotonic() - start, memory=looks, code=child.returncode)
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #52795691
 def result_hash(folder: Path) -> str:  # 16 hexadecimal digits
     "Hash of the files of a report that must not depend on who made it."
     total = hashlib.sha256()
@@ -174,6 +179,7 @@ def part_seconds(
     finally: torch.set_num_threads(threads)
     return times
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #685e9099
 def family_seconds() -> float:
     "CPU seconds of this process and of the children that it waited for."
     return sum(
@@ -181,6 +187,7 @@ def family_seconds() -> float:
         for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     )
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #4f7f75a3
 def pipeline_seconds(
     model: Callable, source: Source, rows: Sequence[tuple[str, int]], settings: Settings, n: int = BLOCK,
 ) -> float:  # CPU seconds, of the workers too
@@ -212,6 +219,7 @@ PROTOCOLS = {
     "full": [RealSizeCell()],
 }
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #8503b0a3
 def draw_weights(cell: RealSizeCell, file: Path) -> None:
     "Random weights of the network for ten classes; ModuleNotFoundError without timm."
     import timm
@@ -221,10 +229,12 @@ def draw_weights(cell: RealSizeCell, file: Path) -> None:
         torch.manual_seed(cell.seed)
         save_file(timm.create_model(cell.network, num_classes=10).state_dict(), file)
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #5ffdbf78
 def kept_answers(report: Path) -> int:
     "To how many conditions of blocks the answers are kept, in the folder of a report that is being made."
     return sum(file.read_bytes().count(b'"block"') for file in report.glob("answers/*/*.jsonl"))
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #732bc0fe
 def killed_run(
     words: Sequence[str],  # of the evaluation
     report: Path,  # its folder
@@ -248,6 +258,7 @@ def cached_phase(
     if not file.exists(): atomic_write(file, json.dumps(make()).encode())
     return json.loads(file.read_text())
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #35945029
 def answered_images(
     report: Path,  # its folder
 ) -> int:  # images, over all conditions
@@ -259,6 +270,7 @@ def answered_images(
         for a in found.values()
     )
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #aa3ddb87
 def counted_overhead(
     model: Callable,
     source: Source,
@@ -282,6 +294,7 @@ def counted_overhead(
         **{f"{k}_micro": 1e6 * v / made[k] for k, v in parts.items()},
     )
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #91ad8529
 def shared_and_killed(
     ask: Callable[..., list],  # folder of the report, further words -> the command
     folder: Path,
@@ -333,7 +346,7 @@ def watched_runs(
         memory_mb=[round(m) for m in whole["memory"][::max(1, len(whole["memory"]) // 40)]],
     )
 
-
+# %% ../../nbs/benchmarks/07_real_size.ipynb #32b08a30
 def overhead_of(cell: RealSizeCell, pictures: Path, weights: Path) -> dict:  # of `counted_overhead`
     "What the pipeline costs beyond its parts, in this process."
     source = as_source(pictures, size=cell.size)
@@ -342,7 +355,7 @@ def overhead_of(cell: RealSizeCell, pictures: Path, weights: Path) -> dict:  # o
     model = open_model(f"timm:{cell.network}", source.head(), weights)
     return counted_overhead(model, source, rows, settings, min(cell.pictures, 2 * BLOCK), cell.rounds)
 
-
+# %% ../../nbs/benchmarks/07_real_size.ipynb #f2602352
 def run_real_size(
     cell: RealSizeCell,  # what goes through
     context: object = None,  # of run_cells
@@ -388,12 +401,14 @@ WALLS = {
     "full": [WallCell("lcnet_035"), WallCell()],
 }
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #bbdf930b
 def wall_of(work: Callable[[], object]) -> float:  # seconds
     "How long it takes."
     at = time.perf_counter()
     work()
     return time.perf_counter() - at
 
+# %% ../../nbs/benchmarks/07_real_size.ipynb #bf846d99
 def run_real_wall(
     cell: WallCell,
     context: object = None,  # of run_cells
