@@ -96,7 +96,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # of an experiment: it becomes a fil
 class RecordError(ValueError):
     "A record, or a line of a record file, that cannot be used; the message names it."
 
-
+# %% ../../nbs/lab/01_records.ipynb #b373f2e7
 def check_names(experiment: str, profile: str, cell: dict, metrics: dict) -> None:
     "Refuse names that cannot be file names or columns."
     if not NAME.fullmatch(experiment):
@@ -156,7 +156,7 @@ def to_line(record: Record) -> bytes:  # one line of JSON, newline included
         )
     return line
 
-
+# %% ../../nbs/lab/01_records.ipynb #6181f674
 HASH = r"[0-9a-f]{16}"
 FIELDS = {  # whole text of a field; a record of somebody else must lead nowhere
     "key": HASH, "code": r"\w*", "address": r"\w*", "notebook_hash": r"\w*", "commit": r"[0-9a-f]*",
@@ -165,7 +165,7 @@ FIELDS = {  # whole text of a field; a record of somebody else must lead nowhere
     "data": r"[^<>&\0-\x1f]*",
 }
 
-
+# %% ../../nbs/lab/01_records.ipynb #b6f1e7d7
 def check_fields(fields: dict, where: str) -> None:
     "Refuse a record's fields that are of another kind, or that are no such name."
     for name, kinds in dict(
@@ -185,7 +185,7 @@ def check_fields(fields: dict, where: str) -> None:
         if not ARTEFACT_NAME.fullmatch(name) or not re.fullmatch(HASH, str(value)):
             raise RecordError(f"{where}: no artefact can have the name {name[:40]!r} and the hash {str(value)[:40]!r}")
 
-
+# %% ../../nbs/lab/01_records.ipynb #81c586fa
 @functools.lru_cache(maxsize=4096)  # a page asks for the same lines dozens of times
 def from_line(
     line: bytes | str,  # one line of a record file
@@ -246,7 +246,7 @@ def complete_lines(descriptor: int) -> int:  # bytes up to and with the last new
         end = start
     return 0
 
-
+# %% ../../nbs/lab/01_records.ipynb #79cf7241
 def append_line(
     path: Path,  # of a .jsonl file, made when missing
     line: bytes,  # with its newline
@@ -330,7 +330,7 @@ def read_sources(folder: Path) -> dict[str, str]:  # module name, dotted below t
 
 SOURCES = read_sources(Path(robustnb.__file__).parent)
 
-
+# %% ../../nbs/lab/01_records.ipynb #36b45075
 IMPORT = re.compile(
     r"^[ \t]*(?:from (robustnb\b\.?|\.+)([\w.]*) import (\([^)]*\)|[^\n#]+)|import robustnb\.([\w.]+))", re.M
 )
@@ -349,7 +349,7 @@ def imports_in(
         found += [base, *(f"{base}.{word}".lstrip(".") for word in re.findall(r"\w+", names))]
     return [name for name in found if name in sources]
 
-
+# %% ../../nbs/lab/01_records.ipynb #a161318f
 def modules_used(
     modules: list[str],  # robustnb modules, without the package's name
     sources: dict[str, str] = SOURCES,  # module name -> source
@@ -363,7 +363,7 @@ def modules_used(
         todo += imports_in(sources[name], name, sources)
     return sorted(found)
 
-
+# %% ../../nbs/lab/01_records.ipynb #750b9053
 def code_hash(
     # where the cell's function lives, e.g. robustnb.papers.study.protocol; elsewhere: all modules count
     module: str = "",
@@ -405,7 +405,7 @@ ARTEFACT_BYTES = 200_000  # of one artefact
 TOTAL_BYTES = 20_000_000  # of all artefacts in results/
 ARTEFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.(npz|png)")
 
-
+# %% ../../nbs/lab/01_records.ipynb #ef0117cc
 def encode(
     name: str,  # of the artefact, e.g. counts.npz or map.png
     value: Any,  # .npz: an array, a tensor or a dictionary of them; .png: PNG bytes or a matplotlib figure
@@ -430,7 +430,7 @@ def encode(
         raise RecordError(f"artefact {name!r} takes {len(content) / 1000:.0f} kB; at most {ARTEFACT_BYTES // 1000} kB")
     return content
 
-
+# %% ../../nbs/lab/01_records.ipynb #cb13c982
 def decode(name: str, content: bytes) -> dict[str, np.ndarray] | bytes:  # .npz: its arrays; .png: the bytes
     "What `encode` was given, as far as a file can tell."
     if not name.endswith(".npz"): return content
@@ -448,7 +448,7 @@ def newest(records: list[Record]) -> list[Record]:  # in the order in which thei
         if name not in best or record.time >= best[name].time: best[name] = record
     return list(best.values())
 
-
+# %% ../../nbs/lab/01_records.ipynb #07c64371
 def note_use(experiment: str) -> None:
     "Tell a runner (by the file that ROBUSTNB_USED_FILE names) whose records a notebook looks at."
     path = os.environ.get("ROBUSTNB_USED_FILE")
@@ -546,7 +546,7 @@ def flat(settings: dict, prefix: str = "") -> dict:
         )
     return columns
 
-
+# %% ../../nbs/lab/01_records.ipynb #fc02e7dc
 def describe_machine(device: dict) -> str:
     "A machine in a few words: the graphics card, or the processor and its threads."
     threads = device.get("threads")
@@ -554,7 +554,7 @@ def describe_machine(device: dict) -> str:
         f", {threads} thread{'s' * (threads != 1)}" if threads else ""
     )
 
-
+# %% ../../nbs/lab/01_records.ipynb #2d1fb0b1
 def frame(records: list[Record]):  # -> DataFrame with COLUMNS even when empty
     "Records as a table, a row each, in their order."
     import pandas as pd
@@ -583,7 +583,7 @@ def open_store(
     if reuse is None: reuse = os.environ.get("ROBUSTNB_REUSE") == "1"
     return Store(own, root / "results") if reuse else Store(own)
 
-
+# %% ../../nbs/lab/01_records.ipynb #13454b29
 def best_profile(records: list[Record]) -> str | None:  # None without records
     "The profile closest to the paper's scale among records."
     return max((r.profile for r in records), key=PROFILES.index, default=None)
@@ -629,7 +629,7 @@ def read_notes(path: Path, changed: int) -> tuple[dict, ...]:
             raise RecordError(f"{line.where}: no note ({error})") from None
     return tuple(found)
 
-
+# %% ../../nbs/lab/01_records.ipynb #60f422a9
 def chain(
     address: str,
     targets: set[str],  # addresses of today's code
@@ -659,7 +659,7 @@ def addresses_today(
     moved = [f"robustnb.{m}:{name}" for m, text in package.sources.modules.items() if f"def {name}(" in text]
     return {address_of(f, cell, package) for f in moved} - {""}
 
-
+# %% ../../nbs/lab/01_records.ipynb #e4208738
 DIFFERS = "replayed: differs"
 
 
@@ -683,7 +683,7 @@ class State(NamedTuple):
     @property
     def short(self) -> str: return str(self._replace(detail=in_short(self.detail)))
 
-
+# %% ../../nbs/lab/01_records.ipynb #5119dd43
 def state(record: Record) -> State:
     "Is the record what today's code would give?"
     today = addresses_today(record.function, record.cell) if record.function.startswith("robustnb") else set()
@@ -702,7 +702,7 @@ def state(record: Record) -> State:
     again = [n for n in notes("replayed") if n["experiment"] == record.experiment and n["address"] in today]
     return replayed(again[-1]) if again else State("stale", why_stale(record))
 
-
+# %% ../../nbs/lab/01_records.ipynb #c4edc31d
 def attested(way: list[dict]) -> str:  # way: notes that join a record to today's code, at least one
     "How well canaries vouch: how many ran, what was rounded otherwise, what none of them called."
     detail = f"{min(n['canaries'] for n in way)} canaries"
@@ -712,7 +712,7 @@ def attested(way: list[dict]) -> str:  # way: notes that join a record to today'
         detail += f", {len(uncalled)} changed definition{'s' * (len(uncalled) > 1)} that no cell calls"
     return detail
 
-
+# %% ../../nbs/lab/01_records.ipynb #1da9f8be
 def replayed(
     note: dict,  # of `robustnb records replay`
 ) -> State:
@@ -722,7 +722,7 @@ def replayed(
     detail = cells if note["cells"] == note["of"] else f"{cells}, largest difference {note['largest']:.3g}"
     return State("replayed" if note["within"] == note["of"] else DIFFERS, detail)
 
-
+# %% ../../nbs/lab/01_records.ipynb #87212869
 def is_timing(record: Record) -> bool:
     "Does a record say how long something took, rather than what came out?"
     return record.experiment.startswith("benchmark-")
@@ -734,7 +734,7 @@ def why_stale(record: Record) -> str:  # "": nobody asked
     refused = [n["why"] for n in notes("refused") if record.address in n["addresses"]]
     return refused[-1] if refused else ""
 
-
+# %% ../../nbs/lab/01_records.ipynb #eb79ea44
 def stale(record: Record) -> bool:
     "Was the record made by code that may give another number than today's?"
     return state(record).word in ("stale", DIFFERS)
@@ -749,7 +749,7 @@ def address_then(record: Record, root: Path) -> str:  # LookupError where git do
     "The address of a record's function in the record's own commit."
     return address_of(record.function, record.cell, package_at(record.commit, root))
 
-
+# %% ../../nbs/lab/01_records.ipynb #d6a66a27
 def migrate(
     folder: str | Path,  # of records
     root: Path | None = None,  # of the checkout whose commits are read; None: this one
@@ -769,7 +769,7 @@ def migrate(
         changed += sum(old)
     return changed
 
-
+# %% ../../nbs/lab/01_records.ipynb #b4e71684
 def verify(
     folder: str | Path,  # of records
     root: Path | None = None,  # None: this checkout
@@ -839,7 +839,7 @@ class Finding(NamedTuple):
     error: bool  # False: worth knowing, nothing wrong
     text: str  # file, line, what
 
-
+# %% ../../nbs/lab/01_records.ipynb #8f4d9f19
 def check_file(
     path: Path,
     folder: Path,
