@@ -50,7 +50,7 @@ def quoted(value: str) -> str:
     except yaml.YAMLError: fine = False
     return value if fine else json.dumps(value, ensure_ascii=False)
 
-
+# %% ../../nbs/lab/41_pages.ipynb #97d4d6a3
 def code_cell(
     code: str,  # what the page shows
     options: dict[str, str] | None = None,  # Quarto's cell options
@@ -63,7 +63,7 @@ def code_cell(
         "execution_count": None,
     }
 
-
+# %% ../../nbs/lab/41_pages.ipynb #ec929828
 def load_notebook(path: str | Path) -> dict:
     "The notebook's JSON, the source of each cell one string."
     notebook = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -81,7 +81,7 @@ def comments(code: str) -> dict[int, str]:
         else: above[line + 1] = f"{above.pop(line)} {words}" if line in above else words
     return above | found
 
-
+# %% ../../nbs/lab/41_pages.ipynb #c1e64663
 def text(node: ast.expr | None) -> str:
     "An annotation or default as it was written, without the quotes of a forward reference."
     if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier(): return node.value
@@ -260,7 +260,7 @@ def result_cells(
 # best first; records: made from all records that there are
 BEST_FIRST = ("records", "full", "reduced", "quick", "smoke")
 
-
+# %% ../../nbs/lab/41_pages.ipynb #254b1470
 @dataclass
 class Executed:
     "An executed notebook."
@@ -288,7 +288,7 @@ class Executed:
         "Whether the run reached the last cell."
         return bool(self.papermill.get("end_time")) and not self.papermill.get("exception")
 
-
+# %% ../../nbs/lab/41_pages.ipynb #7730e657
 def find_run(
     runs: str | Path,  # folder of runs, one folder a profile below it
     page: str,  # path of the notebook below nbs
@@ -310,12 +310,12 @@ def code_of(cells: list[dict]) -> list[str]:
     own = [c for c in cells if c["cell_type"] == "code" and "injected-parameters" not in c["metadata"].get("tags", [])]
     return [cell["source"].strip() for cell in own if cell["source"].strip()]
 
-
+# %% ../../nbs/lab/41_pages.ipynb #5f1aa7ff
 def callout(kind: str, title: str, text: str) -> dict:
     "A box that stands out; `kind` is note, tip, warning, important or caution."
     return markdown(f"::: {{.callout-{kind}}}\n## {title}\n\n{text}\n:::")
 
-
+# %% ../../nbs/lab/41_pages.ipynb #b4771658
 def banners(
     page: str,  # path of the notebook below nbs
     source: dict,  # the notebook as it is today
@@ -409,7 +409,7 @@ def outside_code(
         last = m.end()
     return "".join([*parts, change(text[last:])])
 
-
+# %% ../../nbs/lab/41_pages.ipynb #4fe8c518
 def link_names(
     text: str,  # markdown
     symbols: dict[str, str],  # where each public name has its entry: path below the site's root, "#", anchor
@@ -450,7 +450,7 @@ def natural(text: str) -> list:
     "Sort key that puts rq2 before rq10."
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
-
+# %% ../../nbs/lab/41_pages.ipynb #8fbed2f0
 def expand_sidebar(
     contents: list,  # `contents` of a sidebar or of one of its sections
     titles: dict[str, str],  # title of each page, by its path

@@ -39,7 +39,7 @@ class Sources(NamedTuple):
     packages: frozenset[str]  # those that are folders
     assets: dict[str, bytes]  # path below assets -> content
 
-
+# %% ../../nbs/lab/00_provenance.ipynb #1031a8e6
 def sources_of(
     files: Mapping[str, bytes],  # path below the package's folder -> content
 ) -> Sources:
@@ -55,7 +55,7 @@ def sources_of(
             )
     return Sources(modules, frozenset(packages), assets)
 
-
+# %% ../../nbs/lab/00_provenance.ipynb #eb8d5844
 def sources_in(folder: Path) -> Sources:  # folder: of the package
     "The package as it lies in a folder."
     paths = [p for p in sorted(Path(folder).rglob("*")) if p.is_file() and "__pycache__" not in p.parts]
@@ -187,7 +187,7 @@ class Module:
         if any(a.name == "*" for a in node.names): self.stars.append(base)
         return {a.asname or a.name: (base, a.name) for a in node.names if a.name != "*"}
 
-
+# %% ../../nbs/lab/00_provenance.ipynb #a2714e7f
 def inside(name: str) -> str:
     "robustnb.data -> .data; other modules as they are."
     return "." + name[len("robustnb"):].lstrip(".") if name == "robustnb" or name.startswith("robustnb.") else name
@@ -209,7 +209,7 @@ class Modules(dict):
         self[name] = Module(name, self.sources.modules[name], name in self.sources.packages)
         return self[name]
 
-
+# %% ../../nbs/lab/00_provenance.ipynb #d9afc2d0
 class Package:
     "Definitions of a package, found by name, with their addresses."
 
@@ -404,14 +404,14 @@ def normal_form(package: Package, where: Where, nodes: list[ast.stmt]) -> Part:
         texts.append(ast.dump(numbered.visit(copy)))
     return Part(" ".join(texts), tuple(numbered.reached), frozenset(numbered.words))
 
-
+# %% ../../nbs/lab/00_provenance.ipynb #1206f700
 def part_of(package: Package, where: Where, chosen: Mapping[str, frozenset] = {}) -> Part:
     "The normal form of a definition; computed once."
     key = where, chosen.get(package.setting(where))
     if key not in package.parts: package.parts[key] = normal_form(package, where, package.statements(where, chosen))
     return package.parts[key]
 
-
+# %% ../../nbs/lab/00_provenance.ipynb #1b3ede9a
 def reached(package: Package, start: list[Part], chosen: Mapping[str, frozenset]) -> dict[Where, Part]:
     "All definitions that some parts reach, in the order in which a reader meets them."
     found, todo = {}, [w for part in start for w in part.reached][::-1]
@@ -422,7 +422,7 @@ def reached(package: Package, start: list[Part], chosen: Mapping[str, frozenset]
         todo += found[where].reached[::-1]
     return found
 
-
+# %% ../../nbs/lab/00_provenance.ipynb #fd07b47a
 def text_of(package: Package, part: Part, chosen: Mapping[str, frozenset]) -> tuple[str, dict[Where, Part]]:
     "Everything that a part is made of, by numbers instead of names; and the definitions."
     found = reached(package, [part], chosen)
@@ -437,13 +437,13 @@ class Closure(NamedTuple):
     definitions: dict[Where, str]  # of the package -> hash of its own normal form
     assets: dict[str, str]  # path below assets -> hash of what of it is read
 
-
+# %% ../../nbs/lab/00_provenance.ipynb #2a1e51b1
 def contributed_to(package: Package, chosen: Mapping[str, frozenset]) -> list[str]:
     "The modules that are imported because a cell chose their name."
     modules = [f"{folder}.{n}" for setting, folder in CONTRIBUTED.items() for n in sorted(chosen.get(setting, ()))]
     return [module for module in modules if module in package.modules]
 
-
+# %% ../../nbs/lab/00_provenance.ipynb #f8dfcfda
 def closure(
     package: Package,
     function: str,  # robustnb.module:name
@@ -496,7 +496,7 @@ def assets_of(package: Package, found: dict[Where, Part], chosen: Mapping[str, f
                 files[path] = digest(table_rows(content, chosen) if path.endswith(".csv") else content)
     return files
 
-
+# %% ../../nbs/lab/00_provenance.ipynb #8fcf174e
 def table_rows(content: bytes, chosen: Mapping[str, frozenset]) -> str:
     "The rows of a table that a cell can meet, without remarks."
     rows = list(csv.DictReader(io.StringIO(content.decode())))
@@ -522,7 +522,7 @@ def package_at(
     "The package as it was in a commit; LookupError where git does not have it."
     return Package(sources_at(commit, root))
 
-
+# %% ../../nbs/lab/00_provenance.ipynb #b9c0f2f6
 def address_of(
     function: str,  # robustnb.module:name
     cell: Any = None,  # its settings, as a dictionary
