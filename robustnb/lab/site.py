@@ -60,7 +60,7 @@ class SiteError(RuntimeError):
 STAGE = ".robustnb/site"  # below the repository's root
 RESULTS = ("papers/", "benchmarks/")
 
-
+# %% ../../nbs/lab/42_site.ipynb #f82a816a
 def page_notebook(
     page: str,  # path of the notebook below nbs
     notebook: dict,  # the notebook as it is today
@@ -109,7 +109,7 @@ def first_page(entry: dict) -> str:
     "The first page of a sidebar's section."
     return first_page(entry["contents"][0]) if "contents" in entry else entry["href"]
 
-
+# %% ../../nbs/lab/42_site.ipynb #181ab8ab
 def fill_papers(contents: list) -> list:
     "The contents of a sidebar with a section for each paper in place of the entry `papers`."
     own = lambda folder: [
@@ -123,7 +123,7 @@ def fill_papers(contents: list) -> list:
         else: filled += sections if entry == "papers" else [entry]
     return filled
 
-
+# %% ../../nbs/lab/42_site.ipynb #6e45961b
 def site_description(
     config: dict,  # _quarto.yml
     titles: dict[str, str],  # title of each page, by its path
@@ -138,7 +138,7 @@ def site_description(
     if commit: site["page-footer"] = {**site["page-footer"], "right": f"Built from commit `{commit}`"}
     return {**config, "website": site}
 
-
+# %% ../../nbs/lab/42_site.ipynb #a3667b40
 def commit_of(root: Path) -> str:
     "The short name of the commit that is checked out, or nothing outside git."
     command = ["git", "-C", str(root), "rev-parse", "--short=10", "HEAD"]
@@ -159,7 +159,7 @@ def verdicts_meanwhile(root: Path) -> Iterator[Future]:  # of the table
     "Evaluate the claims while the pages are made: a core is free until the first kernel is warm."
     with ThreadPoolExecutor(1) as pool: yield pool.submit(verdicts_of, root)
 
-
+# %% ../../nbs/lab/42_site.ipynb #876317db
 def verdict_tally(
     frame: pd.DataFrame,  # verdicts
     # by paper: of its experiments, with "provisional"; of its printed numbers
@@ -201,7 +201,7 @@ def glance_row(
         f" aria-label='{words}'>{bar}</div>{words}</td><td><span>printed numbers: </span>{itself}</td></tr>"
     )
 
-
+# %% ../../nbs/lab/42_site.ipynb #db1a25b6
 def glance(frame: pd.DataFrame, pages: list[str]) -> str:
     "The front page's table of verdicts, as HTML for a markdown cell."
     rows = "\n".join(glance_row(paper, *counts, pages) for paper, counts in verdict_tally(frame).items())
@@ -246,7 +246,7 @@ def nbs_files(nbs: Path) -> list[Path]:
         p for p in nbs.rglob("*") if p.is_file() and not any(part[0] in "._" for part in p.relative_to(nbs).parts)
     )
 
-
+# %% ../../nbs/lab/42_site.ipynb #e21f86d4
 def stage(
     root: str | Path = ".",  # the repository
     runs: str | Path = ".robustnb/runs",  # executed notebooks, one folder a profile below it
@@ -314,7 +314,7 @@ def number_markdown(text: str, names: dict[str, str]) -> str:
         return REFERENCE.sub(refer, part)
     return outside_code(text, change)
 
-
+# %% ../../nbs/lab/42_site.ipynb #51ab5769
 def number_references(cells: list[dict]) -> list[dict]:
     "Number the equations, figures and tables of a page and link the references to them."
     names, numbered = number_labels(cells), []
@@ -335,7 +335,7 @@ def known_tex(tex: str) -> str:
     tex = re.sub(r"\\arg(?![A-Za-z])", r"\\operatorname{arg}", tex)
     return re.sub(r"(\\operatorname\*?\{\w+)\\,(\w+\})", "\\1\u2009\\2", tex)  # a thin space, as a character
 
-
+# %% ../../nbs/lab/42_site.ipynb #1cfbfb1e
 @functools.lru_cache(maxsize=None)
 def formula(
     tex: str,  # TeX, without dollar signs
@@ -348,11 +348,11 @@ def formula(
     mathml = mathml.replace("<math ", f'<math alttext="{html.escape(tex)}" ', 1)
     return mathml if display or len(tex) < 40 else f"<span class='long-formula'>{mathml}</span>"
 
-
+# %% ../../nbs/lab/42_site.ipynb #c8912c48
 SPAN = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
 CAPTION = re.compile(r"(<(figcaption|caption)\b[^>]*>)(.*?)(</\2>)", re.S)
 
-
+# %% ../../nbs/lab/42_site.ipynb #352048fe
 BOXED_CAPTION = re.compile(
     r"""(<div class="(?:cell-output cell-output-display|sd-table)">)"""
     r"""((?:(?!</div>|<caption).)*)<caption>(.*?)</caption>""",
@@ -364,7 +364,7 @@ def lift_captions(page: str) -> str:
     "Put the captions of tables above the box in which a wide table scrolls."
     return BOXED_CAPTION.sub(lambda m: f'<p class="table-caption">{m[3]}</p>\n{m[1]}{m[2]}', page)
 
-
+# %% ../../nbs/lab/42_site.ipynb #2d02b4a2
 def draw_formulas(page: str) -> str:
     "Turn the formulas of a page, and those of its captions, into MathML."
     text = lambda tex: html.unescape(tex).strip()
@@ -377,7 +377,7 @@ def finish_page(path: Path) -> None:
     "Draw the formulas of a rendered page and lift its captions."
     path.write_text(lift_captions(draw_formulas(path.read_text(encoding="utf-8"))), encoding="utf-8")
 
-
+# %% ../../nbs/lab/42_site.ipynb #248f7bc3
 # the same few, half a million times
 smalldocs.highlight.css_class = functools.lru_cache(maxsize=None)(smalldocs.highlight.css_class)
 
@@ -391,7 +391,7 @@ def link_from(layout, item: str, slow=smalldocs.layout.Layout.href) -> str:
 
 smalldocs.layout.Layout.href = link_from
 
-
+# %% ../../nbs/lab/42_site.ipynb #2b981acb
 class PlainSite(smalldocs.site.Site):
     "smalldocs' site, its pages rendered on all cores, without the script that draws formulas."
 
@@ -412,7 +412,7 @@ class PlainSite(smalldocs.site.Site):
         env = {name: value for name, value in page.env.items() if name not in ("symbols", "link")}
         return page.html, env, self.warnings[known[0]:], self.broken[known[1]:]
 
-
+# %% ../../nbs/lab/42_site.ipynb #ea597489
 EXPECTED = ("execute.enabled", "html-math-method", "dark.scss", "broken link")  # Quarto's, or found again by `check`
 
 
@@ -429,7 +429,7 @@ def render_smalldocs(staged: Path) -> Path:
     on_all_cores(finish_page, sorted(site.out.rglob("*.html")), "drawing formulas")
     return site.out
 
-
+# %% ../../nbs/lab/42_site.ipynb #e48bce2e
 def render_quarto(staged: Path) -> Path:
     "Render a staged folder with Quarto, whose messages pass through."
     done = subprocess.run(["quarto", "render", str(staged)])
@@ -448,7 +448,7 @@ CSS_URL = re.compile(r"""url\(\s*["']?([^"')]+)|@import\s+["']([^"']+)""")
 SCRIPT_URL = re.compile(r"""(?:\bfrom|\bimport|\bfetch|\.src\s*=)\s*\(?\s*["'`]((?:https?:)?//[^"'`]+)""")
 OPAQUE = {"pre", "code", "script", "style", "math", "textarea"}
 
-
+# %% ../../nbs/lab/42_site.ipynb #50570dbe
 def read_page(path: Path) -> "PageReader":
     "Read a page of the site."
     return PageReader(path.read_text(encoding="utf-8"))
@@ -458,7 +458,7 @@ def css_urls(css: str) -> list[str]:
     "What a stylesheet loads."
     return [a or b for a, b in CSS_URL.findall(css)]
 
-
+# %% ../../nbs/lab/42_site.ipynb #41627d06
 class PageReader(HTMLParser):
     "One pass over a page."
 
@@ -504,7 +504,7 @@ UNDONE = {
     "fence not closed": re.compile(r"^:::", re.M),
 }
 
-
+# %% ../../nbs/lab/42_site.ipynb #06425a01
 def page_problems(
     out: Path,  # the site
     page: str,  # path of the page below it
@@ -532,7 +532,7 @@ def page_problems(
     ]
     return problems + [f"id {name!r} is used {n} times" for name, n in reader.ids.items() if n > 1]
 
-
+# %% ../../nbs/lab/42_site.ipynb #cd32443f
 def target(out: Path, page: str, path: str) -> Path:
     "The file that a path on a page points at."
     joined = posixpath.join(
@@ -577,7 +577,7 @@ def refuse_foreign(out: Path, root: Path) -> None:
             f"{out} is there and is no site built by robustnb; choose another folder or remove it yourself"
         )
 
-
+# %% ../../nbs/lab/42_site.ipynb #2dbc381e
 def put_in_place(built: Path, out: Path) -> None:
     "Move a built site to its place, the old one out of the way first."
     new, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
@@ -594,7 +594,7 @@ def put_in_place(built: Path, out: Path) -> None:
         raise
     shutil.rmtree(old, ignore_errors=True)
 
-
+# %% ../../nbs/lab/42_site.ipynb #48eef939
 def recover(out: Path) -> None:
     "Put the old site back if a move was cut short."
     old = out.with_name(f".{out.name}.old")
@@ -655,7 +655,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         super().end_headers()
 
-
+# %% ../../nbs/lab/42_site.ipynb #9ba4fe62
 def server(
     out: str | Path = "_docs",  # a built site
     port: int = 8000,  # 0: any free one
