@@ -28,13 +28,15 @@ class PredicateError(ValueError):
 class Missing(LookupError):
     "A number that a predicate asks for and that nobody has."
 
-
+# %% ../../nbs/lab/20_predicates.ipynb #d6f75a6b
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 COMPARE = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq,
            ast.NotEq: operator.ne, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b}
 BUILTINS = dict(
     all=all, any=any, abs=abs, min=min, max=max, zip=zip, range=range, round=round, dict=dict, len=len, sum=sum
 )
+
+# %% ../../nbs/lab/20_predicates.ipynb #b3b34c76
 # steps of an evaluation; characters of a predicate; size of a whole number; items of a list
 STEPS, LENGTH, LARGEST, ITEMS = 200_000, 4_000, 10**15, 10_000
 
@@ -47,7 +49,7 @@ def parsed(predicate: str) -> ast.expr:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise PredicateError(f"{predicate[:60]!r} is no expression: {error}") from None
 
-
+# %% ../../nbs/lab/20_predicates.ipynb #f89b1a8d
 def names_in(predicate: str) -> set[str]:
     "The names that a predicate takes from outside."
     nodes = list(ast.walk(parsed(predicate)))
@@ -64,7 +66,7 @@ def bounded(value):
         raise PredicateError(f"{len(value)} items; at most {ITEMS}")
     return value
 
-
+# %% ../../nbs/lab/20_predicates.ipynb #495a4232
 class Evaluator:
     "Walks one expression."
 
@@ -188,7 +190,7 @@ class Predicates(Arithmetic):
 
     def ListComp(self, node, local): return list(self.loop(node.generators, node.elt, local))
 
-
+# %% ../../nbs/lab/20_predicates.ipynb #50774d22
 def evaluate_predicate(
     predicate: str,
     names: dict,  # the functions, lists and numbers that it may use
@@ -214,7 +216,7 @@ def cells(
         return float(found)
     return look
 
-
+# %% ../../nbs/lab/20_predicates.ipynb #601b6d3a
 def mean(values) -> float:
     "Arithmetic mean."
     values = list(values)
@@ -255,7 +257,7 @@ def some(values):
     "Python's any, resample by resample; of nothing it is false."
     return counted(reduce(np.logical_or, map(truth, values), False))
 
-
+# %% ../../nbs/lab/20_predicates.ipynb #e3cc1246
 def best_value(better: Callable, *values, key: Callable = lambda v: v):
     "Python's max or min: the first of the best."
     values = list(values[0]) if len(values) == 1 else values
@@ -305,7 +307,7 @@ def in_each(correlation: Callable, x, y):
     if x.ndim == 1: return correlation(x, y)[0]
     return np.array([correlation(*pair)[0] for pair in zip(x.T, y.T)])
 
-
+# %% ../../nbs/lab/20_predicates.ipynb #d7b0d070
 AT_ONCE = dict(
     all=every, any=some, max=partial(best_value, operator.gt), min=partial(best_value, operator.lt),
     median=lambda v: np.median(table_of(v), axis=0),

@@ -36,7 +36,7 @@ def printed_tables() -> dict[str, Path]:  # name -> file
         for file in sorted((paper_folder(folder) / "printed").glob("*.csv"))
     }
 
-
+# %% ../../nbs/lab/21_verdicts.ipynb #0446aa71
 @lru_cache
 def paper_table(
     name: str,  # e.g. study_table2, eriep_table3
@@ -48,7 +48,7 @@ def paper_table(
         printed_tables()[name], dtype=str if text else None, keep_default_na=False, na_values=[] if text else [""]
     )
 
-
+# %% ../../nbs/lab/21_verdicts.ipynb #1da4d1ef
 def claim_table() -> pd.DataFrame:  # id, paper, kind, source, claim, predicate, holds_in_paper
     "All claims of the papers."
     columns, found = ["id", "paper", "kind", "source", "claim", "predicate", "holds_in_paper"], []
@@ -120,7 +120,7 @@ def artefact_of(
     try: return read(store.artefact(record, artefact))
     except LOST as error: raise ValueError(f"{artefact} is lost or damaged: {error}") from None
 
-
+# %% ../../nbs/lab/21_verdicts.ipynb #82f7f92f
 def resampled(
     record: Record,
     store: Store,
@@ -165,14 +165,14 @@ def evaluate_vectorised(
     finally: results.at = 0
     return np.broadcast_to(found, (results.size,))
 
-
+# %% ../../nbs/lab/21_verdicts.ipynb #c311bad7
 def evaluate_looped(predicate: str, results: Any, names: dict) -> Iterator[bool]:  # 1+R values
     "The same, resample after resample."
     try:
         for results.at in range(results.size): yield bool(evaluate_predicate(predicate, names))
     finally: results.at = 0
 
-
+# %% ../../nbs/lab/21_verdicts.ipynb #52ebd9c1
 def evaluate_claim(
     predicate: str,
     results: Any,
@@ -199,7 +199,7 @@ def evaluate_claim(
         n_seeds=seeds, why="", damaged=False,
     )
 
-
+# %% ../../nbs/lab/21_verdicts.ipynb #e46db657
 def about_print(claim: pd.Series) -> bool:
     "Is a claim about printed numbers, so that no experiment can decide it?"
     if names_in(claim.predicate) & set(paper_named(claim.paper)[1].facts):
@@ -223,7 +223,7 @@ VERDICT_COLUMNS = [
     "profile", "provisional", "why",
 ]
 
-
+# %% ../../nbs/lab/21_verdicts.ipynb #efa4b0e9
 def paper_verdicts(
     claims: pd.DataFrame,  # rows of `claim_table` about one paper, with `in_print`
     paper: Paper,
@@ -251,7 +251,7 @@ def paper_verdicts(
     order = {name: i for i, name in enumerate(claims.id)}
     return sorted(rows, key=lambda row: order[row["id"]]) if len(printed) else rows
 
-
+# %% ../../nbs/lab/21_verdicts.ipynb #eddd4eb5
 def paper_name(
     given: str,  # in any spelling of capitals, "-" and "_": dem_hec is Dem-HEC
 ) -> str:
