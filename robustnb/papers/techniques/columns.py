@@ -90,7 +90,7 @@ def corrupted_images(
         [torch.cat([x for x, _ in corrupted(test, name, severity, benchmark)]) for name, severity in rows]
     )
 
-
+# %% ../../../nbs/papers/techniques/05_columns.ipynb #0917e8a9
 def enlarged(
     digits: ImageSet,  # [N,1,8,8] in [0,1]
 ) -> ImageSet:  # float32 [N,1,28,28] in [0,1]
@@ -98,7 +98,7 @@ def enlarged(
     x = F.interpolate(digits.float(), size=(20, 20), mode="bilinear", align_corners=False).clamp(0, 1)
     return ImageSet(F.pad(x, [4] * 4), digits.y, digits.classes, "uci_digits-28")
 
-
+# %% ../../../nbs/papers/techniques/05_columns.ipynb #b74484cd
 @lru_cache(maxsize=4)
 def turned_images(data: str, n: int) -> Tensor:  # float32 [A,n,C,H,W]
     "The test images at each of `ANGLES`."
@@ -120,7 +120,7 @@ def scores(
         entropy=-(probs * logs).sum(-1)
     )
 
-
+# %% ../../../nbs/papers/techniques/05_columns.ipynb #5e1396c5
 def gaps(
     right: Tensor,  # [R,n] bool: n images under R conditions
     sure: Tensor,  # [R,n]
@@ -155,7 +155,7 @@ def probabilities(
     "What a model answers."
     return predict(model, x, batch=500).double().softmax(1)
 
-
+# %% ../../../nbs/papers/techniques/05_columns.ipynb #e3bd390e
 def summed(
     probs: Tensor,  # [R,n,K]
     y: Tensor,  # [n]
@@ -176,7 +176,7 @@ def summed(
     }
     return metrics, {key: value.float() for key, value in arrays.items()}
 
-
+# %% ../../../nbs/papers/techniques/05_columns.ipynb #eb7b2c9b
 def answered(
     model: nn.Module,
     data: str,  # mnist | cifar10 | sample

@@ -44,12 +44,12 @@ class DomainCell:
     n_corrupted: int = 200  # of them under 15 corruptions (pair digits)
     severities: tuple = (1, 2, 3, 4, 5)
 
-
+# %% ../../../nbs/papers/techniques/12_domains.ipynb #21f08a1b
 def coloured(data: ImageSet) -> ImageSet:
     "Grey images in three channels."
     return ImageSet(data.x.expand(-1, 3, -1, -1), data.y, data.classes, data.name)
 
-
+# %% ../../../nbs/papers/techniques/12_domains.ipynb #c81b524c
 @lru_cache(maxsize=8)
 def domains(
     pair: str, data: str, images: int, seed: int, patch: int, n: int
@@ -78,7 +78,7 @@ def recipe_of(cell: DomainCell, **changes) -> Recipe:
 def build_model(cell: DomainCell) -> nn.Module:
     return small_net(1000 * cell.seed, 3 if cell.pair == "mnist_m" else 1, batch_norm=True)
 
-
+# %% ../../../nbs/papers/techniques/12_domains.ipynb #56b48b89
 def source_only_net(cell: DomainCell, context, sets: dict) -> nn.Module:
     "The net that learned from the source alone; kept in its cell's folder."
     own, net = replace(cell, method="source_only"), build_model(cell)
@@ -89,7 +89,7 @@ def source_only_net(cell: DomainCell, context, sets: dict) -> nn.Module:
     net.load_state_dict(trained_once(own, context, make, "cpu", "net.pt"))
     return net.eval()
 
-
+# %% ../../../nbs/papers/techniques/12_domains.ipynb #0e913f9b
 def adapted(cell: DomainCell, context, sets: dict) -> nn.Module:
     "The net of a cell. ValueError with the nearest name for an unknown method."
     quiet = dict(device="cpu", progress=False)
@@ -107,7 +107,7 @@ def adapted(cell: DomainCell, context, sets: dict) -> nn.Module:
     if cell.method == "tent": return tent(source, sets["target"])
     return adda(source, sets["source"], sets["target"], recipe_of(cell, lr=cell.adda_lr), cell.seed, **quiet)
 
-
+# %% ../../../nbs/papers/techniques/12_domains.ipynb #7c334acd
 def run_domain_cell(
     cell: DomainCell,
     context,  # of the experiment

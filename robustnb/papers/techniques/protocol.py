@@ -73,7 +73,7 @@ class Made:
     passes: float = 0.0  # images that went through the net in training, forward and back
     extra: dict = field(default_factory=dict)  # numbers of the technique
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #45a16e7d
 def recipe_of(cell: BenchCell, **changes) -> Recipe:
     "How a cell is trained."
     return replace(Recipe(epochs=cell.epochs, batch=cell.batch, lr=cell.lr, schedule="cosine"), **changes)
@@ -116,7 +116,7 @@ def train(
     net.load_state_dict(kept["net"])
     return Made(net.eval(), net, kept["passes"])
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #eb2f0278
 def like(
     cell: BenchCell,
     technique: str,  # of the other cell
@@ -147,6 +147,8 @@ def fgsm_row(cell, context):
     return train(cell, context, build_model(cell), AdversarialTraining("fgsm", cell.eps, ramp=0.0, watch=0))
 def fgsm_rs(cell, context):
     return train(cell, context, build_model(cell), AdversarialTraining("fgsm_rs", cell.eps, ramp=0.0, watch=0))
+
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #895907fd
 def pgd_row(cell, context):
     return train(cell, context, build_model(cell), AdversarialTraining("pgd", cell.eps, steps=4, watch=0))
 def pgd_mixed(cell, context):
@@ -157,18 +159,22 @@ def pgd_smoothed(cell, context):
     return train(
         cell, context, build_model(cell), AdversarialTraining("pgd", cell.eps, steps=4, label_smoothing=0.1, watch=0)
     )
+
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #3974c3a8
 def pgd_short(cell, context):
     return train(
         cell, context, build_model(cell), AdversarialTraining("pgd", cell.eps, steps=4, watch=0),
         recipe_of(cell, epochs=max(1, 2 * cell.epochs // 5))
     )
+
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #518658c6
 def trades(cell, context):
     return train(cell, context, build_model(cell), Trades(3.0, cell.eps, steps=4, ramp=0.4, watch=0))
 
 def free(cell, context):
     return train(cell, context, build_model(cell), FreeAdversarialTraining(cell.eps, 4, ramp=0.4, watch=0))
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #310bc23e
 def fine_tuned(cell, context):
     "A clean net, trained on by PGD for a quarter of the epochs."
     clean = standard(like(cell, "standard"), context)
@@ -177,14 +183,14 @@ def fine_tuned(cell, context):
         cell, context, clean.net, AdversarialTraining("pgd", cell.eps, steps=4, ramp=0.3, watch=0), recipe, clean.passes
     )
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #e0fef27b
 def foreign(cell: BenchCell, context) -> nn.Module:
     "The net of another architecture whose adversarial images test transfer."
     made = like(cell, "foreign", 50)
     with seeded(1000 * made.seed): net = resnet20() if cell.data == "cifar10" else LeNet5(variant="relu_max")
     return train(made, context, net).net
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #d48f4916
 def ensemble_adversarial(cell, context):
     "FGSM images from two static nets and the net itself."
     others = [standard(like(cell, "standard", shift), context) for shift in (100, 200)]
@@ -193,7 +199,7 @@ def ensemble_adversarial(cell, context):
         begun=sum(other.passes for other in others)
     )
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #1434f97e
 TEMPERATURE = 100.0  # of defensive distillation, as published
 
 
@@ -219,7 +225,7 @@ class Sampled(nn.Module):
         probs = self.ask(self.net, x, self.samples, torch.Generator().manual_seed(self.seed), batch=len(x))
         return probs.mean(0).clamp_min(1e-30).log().to(x.device)
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #60af80f7
 def mc_dropout_row(cell, context):
     "Twenty passes of the net that was trained with dropout."
     made = dropout(like(cell, "dropout"), context)
@@ -243,7 +249,7 @@ def with_posterior(made: Made, seen: ImageSet) -> Made:
     posterior = LastLayerLaplace(made.net).fit(seen.take(slice(0, 2000)))
     return Made(posterior, None, made.passes, {"prior_precision": posterior.prior_precision})
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #ed783a22
 def ensemble(cell, context):
     return averaged([standard(like(cell, "standard", shift), context) for shift in (0, 100, 200)])
 def temperature(cell, context):
@@ -251,7 +257,7 @@ def temperature(cell, context):
 def laplace(cell, context):
     return with_posterior(standard(like(cell, "standard"), context), sets_of(cell)[0])
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #49afc2d0
 def variational_row(cell, context):
     "A variational last layer, trained on from the standard net for a fifth of the epochs; ten draws."
     clean = standard(like(cell, "standard"), context)
@@ -306,13 +312,13 @@ TECHNIQUES: dict[str, Callable[[BenchCell, object], Made]] = {
     "net_attention": net_attention,
 }
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #0676ceaf
 def made_of(cell: BenchCell, context) -> Made:
     "Train what a cell asks for. ValueError with the nearest name for an unknown technique."
     if cell.technique not in TECHNIQUES: raise ValueError(nearest(cell.technique, TECHNIQUES, "technique"))
     return TECHNIQUES[cell.technique](cell, context)
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #944cefdc
 def run_bench_cell(
     cell: BenchCell,
     context,  # of the experiment
@@ -347,7 +353,7 @@ class MaskingCell:
     steps: int = 10  # of the doubted attack
     queries: int = 60  # of Square
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #d93dfdb6
 class Rounded(nn.Module):
     "A net behind pixels rounded to eighths, by way of whole numbers."
 
@@ -357,7 +363,7 @@ class Rounded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor: return self.net((8 * x).round().int() / 8)
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #2e5cea7a
 def slopes(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:  # mean l2 norms of input gradients
     "How steep the loss and the margin are at test images."
     found = {}
@@ -367,7 +373,7 @@ def slopes(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:  # mean l2
             found[name] = torch.autograd.grad(of(z).sum(), z)[0].flatten(1).norm(dim=1).mean().item()
     return found
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #a5c81062
 def run_masking_cell(
     cell: MaskingCell,
     context,  # of the experiment
@@ -405,6 +411,8 @@ SHORT = (
     "standard", "dropout", "noise", "rotations", "fgsm", "pgd", "distilled", "mc_dropout", "temperature", "ensemble"
 )
 NETS = ("net_plain", "net_skip", "net_attention")
+
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #1e942026
 PS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the dropout sweep; 0 is standard
 SMALL = (
     ("standard", 0.0, ""),
@@ -419,6 +427,8 @@ SMALL = (
     ("rotations", 45.0, "bilinear"),
     ("rotations", 180.0, "bilinear"),
 )
+
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #b7afb642
 PROTOCOLS = {
     "smoke": dict(
         data="sample", images=200, held=50, epochs=1, n_test=40, n_corrupted=4, severities=(1, 5), n_attacked=20,
@@ -432,7 +442,7 @@ PROTOCOLS = {
 }
 SEEDS = {"smoke": (0,), "quick": (0,), "reduced": (0, 1, 2), "full": (0, 1, 2)}
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #73853a2a
 def small(cell: BenchCell, images: int = 1_000, epochs: int = 12) -> BenchCell:
     "The same with few training images, many epochs and no attack."
     return replace(
@@ -456,7 +466,7 @@ def bench_cells(profile: str) -> list[BenchCell]:  # whole seeds, one after the 
         found += [replace(nets, technique=name) for name in NETS]
     return found
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #a6b9647f
 def masking_cells(profile: str) -> list[MaskingCell]:
     "The nets that are held against the checks."
     sizes = {"smoke": dict(n=300, steps=2, queries=5), "quick": dict(n=50, steps=5, queries=20)}.get(profile, {})
@@ -469,7 +479,7 @@ def masking_cells(profile: str) -> list[MaskingCell]:
         ] + [MaskingCell(base, True, **sizes)]
     return found
 
-
+# %% ../../../nbs/papers/techniques/10_protocol.ipynb #1971eb2c
 bench = Experiment("techniques", run_bench_cell, bench_cells)
 masking = Experiment("techniques-masking", run_masking_cell, masking_cells)
 
