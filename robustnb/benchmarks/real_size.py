@@ -7,7 +7,7 @@ __all__ = ['SAME', 'PROTOCOLS', 'real_size', 'WALLS', 'real_wall', 'write_pictur
            'tree_memory', 'watched', 'result_hash', 'part_seconds', 'family_seconds', 'pipeline_seconds',
            'RealSizeCell', 'draw_weights', 'kept_answers', 'killed_run', 'cached_phase', 'answered_images',
            'counted_overhead', 'shared_and_killed', 'watched_runs', 'overhead_of', 'run_real_size', 'WallCell',
-           'wall_of', 'run_real_wall', 'main']
+           'wall_of', 'wall_parts', 'run_real_wall', 'main']
 
 # %% ../../nbs/benchmarks/07_real_size.ipynb #d580351e
 import ctypes
@@ -174,7 +174,8 @@ def part_seconds(
                 times["corrupt"] += clock() - at
                 if piece is None: break
                 at = clock()
-                with torch.inference_mode(): ask_piece(model, piece, torch.device("cpu"), settings)
+                with torch.inference_mode():
+                    ask_piece(model, piece, torch.device("cpu"), settings, len(source.classes))
                 times["model"] += clock() - at
     finally: torch.set_num_threads(threads)
     return times
@@ -409,41 +410,49 @@ def wall_of(work: Callable[[], object]) -> float:  # seconds
     return time.perf_counter() - at
 
 # %% ../../nbs/benchmarks/07_real_size.ipynb #bf846d99
+def wall_parts(
+    model: Callable,  # images in [0,1] -> logits
+    source: Source,  # of pictures
+    rows: Sequence[tuple[str, int]],  # conditions
+    settings: Settings,  # workers: as many as there are cores
+) -> dict:  # model, corrupt, pipeline: wall seconds; slowest: pipeline over the slower of both; cores
+    "Model, corruptions and pipeline, each with all cores for itself."
+    threads, cores, classes = torch.get_num_threads(), settings.workers, len(source.classes)
+    jobs = [BlockJob(block, places, tuple(rows)) for block, places in plan(len(source), None).items()]
+    work = Work(source, jobs, unit_of(source.shape), settings.benchmark, settings.seed, settings.batch)
+    ask = lambda piece: ask_piece(model, piece, torch.device("cpu"), settings, classes)
+    torch.set_num_threads(cores)
+    try:
+        with torch.inference_mode():
+            model(source.head(8).x.float().div_(255))
+            asked = sum(wall_of(lambda: ask(piece)) for piece in work)
+        corrupt = wall_of(lambda: sum(len(piece.x) for piece in loader(work, min(cores, len(jobs)))))
+        pipeline = wall_of(lambda: answer_blocks(model, source, rows, settings))
+    finally: torch.set_num_threads(threads)
+    found = dict(model_wall=asked, corrupt_wall=corrupt, pipeline_wall=pipeline)
+    return found | dict(slowest=pipeline / max(asked, corrupt), cores=cores)
+
+
+# %% ../../nbs/benchmarks/07_real_size.ipynb #49b4aa8c
 def run_real_wall(
     cell: WallCell,
     context: object = None,  # of run_cells
-) -> dict:  # model, corrupt, pipeline: wall seconds; slowest: pipeline over the slower of both; cores
+) -> dict:  # of `wall_parts`
     "Time model, corruptions and pipeline on an idle machine."
     keep_memory()
-    threads, cores = torch.get_num_threads(), usable_cores()
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder), cell.pictures, cell.size)
         draw_weights(cell, Path(folder) / "weights.safetensors")
         source = as_source(folder, size=cell.size)
         model = open_model(f"timm:{cell.network}", source.head(), Path(folder) / "weights.safetensors")
         rows = tuple((name, cell.severity) for name in CORRUPTIONS)
-        settings = Settings("imagenet-c", workers=cores, batch=cell.batch, channels_last=True, show=False)
+        settings = Settings("imagenet-c", workers=usable_cores(), batch=cell.batch, channels_last=True, show=False)
         warm(source.shape, rows, settings.benchmark)
-        jobs = [BlockJob(block, places, rows) for block, places in plan(len(source), None).items()]
-        work = Work(source, jobs, unit_of(source.shape), settings.benchmark, settings.seed, settings.batch)
-        torch.set_num_threads(cores)
-        try:
-            with torch.inference_mode():
-                model(source.head(8).x.float().div_(255))
-                asked = sum(wall_of(lambda: ask_piece(model, piece, torch.device("cpu"), settings)) for piece in work)
-            corrupt = wall_of(lambda: sum(len(piece.x) for piece in loader(work, min(cores, len(jobs)))))
-            pipeline = wall_of(lambda: answer_blocks(model, source, rows, settings))
-        finally: torch.set_num_threads(threads)
-    return dict(
-        model_wall=asked,
-        corrupt_wall=corrupt,
-        pipeline_wall=pipeline,
-        slowest=pipeline / max(asked, corrupt),
-        cores=cores,
-    )
+        return wall_parts(model, source, rows, settings)
 
 
 real_wall = Experiment("real-size-wall", run_real_wall, by_profile(WALLS))
+
 
 # %% ../../nbs/benchmarks/07_real_size.ipynb #d8692b6f
 def main() -> None:
