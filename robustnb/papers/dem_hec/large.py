@@ -82,6 +82,10 @@ class LargeBase:
     weight_decay: float = 5e-4
     precision: str = "fp32"  # fp32 | bf16
 
+    def __post_init__(self):
+        if not self.weights and self.epochs < 1:
+            raise ValueError(f"{self.data}/{self.net} has neither weights nor epochs: it would answer at random")
+
 # %% ../../../nbs/papers/dem_hec/12_large.ipynb #4f685c1a
 IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)  # its classes among ImageNet's
 
@@ -226,10 +230,12 @@ def large_cells(
 def canonical(cell: LargeCell) -> LargeCell:
     "The cell with unused settings at one fixed value."
     if cell.method not in LARGE_METHODS: raise ValueError(nearest(cell.method, LARGE_METHODS, "method"))
+    usual = lambda of, names: {name: getattr(of, name) for name in names}
+    if cell.base.weights not in ("", "torchvision"):  # read, not trained
+        unused = ("train_images", "epochs", "batch", "lr", "weight_decay", "precision")
+        cell = replace(cell, base=replace(cell.base, **usual(LargeBase(), unused)))
     if cell.method != "none": return cell
-    return replace(
-        cell, **{name: getattr(LargeCell(), name) for name in ("train_images", "epochs", "batch", "lr", "warmup")}
-    )
+    return replace(cell, **usual(LargeCell(), ("train_images", "epochs", "batch", "lr", "warmup")))
 
 # %% ../../../nbs/papers/dem_hec/12_large.ipynb #76b07687
 def augmentation_for(data: str) -> Callable:
@@ -321,7 +327,7 @@ def run_large_cell(
 
 # %% ../../../nbs/papers/dem_hec/12_large.ipynb #a3916fe8
 # billion multiply-adds of a pass
-MACS = {"resnet18": 2.2, "resnet50": 5.2, "vit_l_16": 191.0, "vit_b_16": 17.6, "alexnet": 0.7, "thin_resnet": 0.002}
+MACS = {"resnet18": 2.2, "resnet50": 5.2, "vit_l_16": 191.0, "vit_b_16": 17.6, "alexnet": 0.7, "thin_resnet": 0.0009}
 
 
 def cost(cell: LargeCell) -> float:
