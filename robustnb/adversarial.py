@@ -31,7 +31,7 @@ from .layers import Classifier, Normalize
 from .perturbations import check_unit_images
 from .training import History, Loss, Objective, Recipe, TrainingRun, derive_seed, fit, to_unit
 from .transfer import Stopping
-from .worst_case import check_attackable, robust_accuracy, standing
+from .worst_case import check_attackable, standing
 
 # %% ../nbs/44_adversarial.ipynb #7dafd4b9
 def ramped(

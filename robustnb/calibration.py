@@ -8,7 +8,7 @@ __all__ = ['in_bins', 'check_resampling', 'ece_interval', 'ece_floor', 'reliabil
 
 # %% ../nbs/50b_calibration.ipynb #12e78644
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd

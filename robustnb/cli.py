@@ -49,9 +49,9 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit(f"the command line needs {error.name}: pip install 'robustnb[lab]'") from None
 
-from .basics import cache_dir, nearest, remove_locks
+from .basics import cache_dir, nearest, remove_locks, usable_cores
 from .cluster import ClusterGone
-from .lab.experiments import EXECUTORS, CellsFailed, environment, run_experiment, usable_cores
+from .lab.experiments import EXECUTORS, CellsFailed, environment, run_experiment
 from .lab.registry import ChoiceError, check_choice
 from .lab.records import (PROFILES, RecordError, Store, inspect_records, declare, open_store, promote,
                                   repository, replayed, state, uncommitted, verify)

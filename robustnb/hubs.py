@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from .basics import cache_dir, nearest
 from .formats import DataError, as_seen
-from .layers import STATISTICS, Normalize
+from .layers import Normalize
 from .sources import ModelError, PictureFiles, Source, TarFiles, first_line
 
 # %% ../nbs/25_hubs.ipynb #410b5a34

@@ -18,7 +18,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from .corrupted_sets import encoded, own_picture
 from .corruptions import REGISTRY, corrupt
 from .hubs import Preparation, PreparedFiles
 from .published import PublishedSet
-from .robustness import FAMILY, Answers, benchmark_for, heatmap, measure, summarise, tabulate
+from .robustness import Answers, benchmark_for, heatmap, measure, summarise, tabulate
 from .scorecard import Evaluation, Scorecard, calibration_figure, same_constants
 from .sources import ModelError, PictureFiles, Source, TarFiles, balanced_positions, part_of
 from .streaming import Settings, plan

@@ -6,8 +6,6 @@
 __all__ = ['grouped', 'aurc', 'selective_accuracy', 'withheld', 'withholding', 'withholding_summary']
 
 # %% ../nbs/51d_selective.ipynb #dbef8df3
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import torch

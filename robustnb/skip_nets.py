@@ -9,7 +9,6 @@ __all__ = ['BLOCK_KINDS', 'SKIP_NETS', 'SqueezeExcite', 'shortcut', 'SkipBlock',
 from collections.abc import Callable
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

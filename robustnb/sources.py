@@ -12,7 +12,6 @@ __all__ = ['BLOCK', 'LABELS', 'REPORT_MARK', 'FORMATS', 'UNREAD', 'SILENT', 'SPL
            'told', 'as_source', 'open_source', 'balanced_positions', 'Part', 'part_of']
 
 # %% ../nbs/04_sources.ipynb #6e76f635
-import bisect
 import hashlib
 import io
 import json

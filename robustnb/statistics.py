@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from scipy import special, stats
 from torch import Tensor
 
-from .resampling import resample_counts, resample_weights
+from .resampling import resample_counts
 
 # %% ../nbs/54_statistics.ipynb #90961087
 def _finite(

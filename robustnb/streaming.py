@@ -37,7 +37,7 @@ from .cluster import RETRIES, ClusterGone, check_needs, connect, ended, handed, 
 from .corruptions import check_range, corrupt
 from .data import STREAMS
 from .metrics import guesses
-from .sources import BLOCK, Source, as_source
+from .sources import BLOCK, Source
 
 # %% ../nbs/50c_streaming.ipynb #8fef368b
 def unit_of(

@@ -8,7 +8,6 @@ __all__ = ['TRAINS', 'transferred', 'Around', 'decaying', 'DecayedWeights', 'Sto
 # %% ../nbs/30a_transfer.ipynb #25a9c557
 import copy
 
-import torch
 from torch import Tensor, nn
 
 from .basics import nearest

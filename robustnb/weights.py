@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 

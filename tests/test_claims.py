@@ -395,3 +395,13 @@ def test_segments_share_out_the_levels():
         for net, parts in SEGMENTS.items()
     }
     assert count == {"lenet": [17, 8], "alexnet": [15, 10]}
+
+
+def test_the_front_page_counts_what_the_tables_deny(tmp_path):
+    "Two of ERIEP's six statements about its own numbers are wrong; the page once said 4 of 4."
+    from robustnb.lab.records import Store
+    from robustnb.lab.site import glance
+    from robustnb.lab.verdicts import verdicts
+    own = verdicts("eriep", Store(tmp_path))
+    printed = own[own.about == "print"].verdict
+    assert (printed == "disagrees").sum() == 2 and "4 of 6 agree" in glance(own, [])

@@ -10,7 +10,6 @@ __all__ = ['STEP', 'COPIES', 'READING_PASSES', 'METHOD_PASSES', 'TRAIN', 'TEST',
 
 # %% ../../nbs/benchmarks/07_cost.ipynb #4238a236
 import math
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache

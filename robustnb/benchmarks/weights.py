@@ -8,10 +8,9 @@ __all__ = ['LENETS', 'RESNET', 'PROTOCOLS', 'weights', 'WeightsCell', 'weights_c
 
 # %% ../../nbs/benchmarks/05_weights.ipynb #c11e8880
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 
 from ..basics import atomic_write, nearest
 from ..data import subset

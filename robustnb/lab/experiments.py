@@ -32,8 +32,8 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..basics import atomic_write, usable_cores
-from ..cluster import RETRIES, ClusterGone, check_needs, connect, ended, handed, in_folder, nodes_of
+from ..basics import atomic_write
+from ..cluster import RETRIES, check_needs, connect, ended, handed, in_folder, nodes_of
 from .provenance import address_of
 from .records import (PROFILES, Record, RecordError, Store, artefact_bytes, chain, code_hash, encode,
                                   frame, notes, provenance, record_key, stale as made_by_other_code, uncommitted,

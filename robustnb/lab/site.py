@@ -23,7 +23,6 @@ import http.server
 import importlib.resources
 import json
 import multiprocessing
-import os
 import posixpath
 import re
 import shutil
@@ -194,7 +193,7 @@ def glance_row(
     bar = "".join(
         f"<span class='{v.replace(' ', '-')}' style='flex:{measured[v]}'></span>" for v in VERDICTS if measured[v]
     )
-    checked = printed["agrees"] + printed["contradicts"]
+    checked = printed["agrees"] + printed["disagrees"]
     itself = f"{printed['agrees']} of {checked} agree with the paper's own tables" if checked else "none to check"
     return (
         f"<tr><th scope='row'>{about.title}<span>{links}</span></th><td><div class='bar' role='img'"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...augment import resized_crop
-from ...basics import atomic_write, cache_dir, nearest
+from ...basics import cache_dir, nearest
 from ...corruptions import CORRUPTIONS
 from ...data import centred_subset, how_to_get, unavailable
 from ...dem_hec import RECIPE, RECIPE_VIT, DemHEC

@@ -10,7 +10,6 @@ __all__ = ['NETS', 'PROTOCOLS', 'SHIPPED', 'PLANS', 'COSTS', 'experiment', 'thin
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 
 from ...cifar_resnet import ResNet, resnet20, resnet56
 from ...basics import nearest

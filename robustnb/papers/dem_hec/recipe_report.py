@@ -15,8 +15,8 @@ from ...lab.records import Record, Store, at_least, record_key
 from ...lab.report import format_points, percent, table, theme
 from .claims import DemHecData
 from .recipe import OWN, SETTINGS, RecipeCell, own_passes, recipe_cells
-from .report import (
-    CLEAN_ROW, FIFTEEN5, GROUPS, METHOD_TITLES, cell_of, gain, mean_accuracy, nets_of, widest)
+from .report import (CLEAN_ROW, FIFTEEN5, GROUPS, METHOD_TITLES, cell_of, gain, mean_accuracy,
+                                            widest)
 
 # %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #ee696a09
 TITLES = METHOD_TITLES | {name: name for name in SETTINGS}

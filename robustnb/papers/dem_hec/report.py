@@ -28,8 +28,7 @@ from ...lab.verdicts import paper_table
 from .claims import C7, SEV
 from ...corruptions import CORRUPTIONS, FAMILIES
 from .protocol import FURTHER, LOWER_RATE, further_cells, setting_name
-from .claims import (
-    OURS, BEFORE_AFTER, PAPER_DATA, PAPER_NETS, TABLE3, DemHecData, large_records, records_of)
+from .claims import OURS, BEFORE_AFTER, PAPER_NETS, TABLE3, DemHecData, large_records, records_of
 from .large import large_cells
 from .protocol import METHODS, DemHecCell, ablations, dem_hec_cells, passes
 from ...lab.report import percent, format_points

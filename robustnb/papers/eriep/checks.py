@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...lab.registry import Experiment
 from ...images import ImageSet, sample
 from ...epm import FixedPolicy, Policy, discretise
-from ...eriep import ERIEP, final_loss, reference_of, synchronise
+from ...eriep import ERIEP, final_loss, reference_of
 from ...data import subset
 from .protocol import EriepCell, eriep_cells, thin4, trained
 from ...gradcam import attention_drift, drift, fig4_blur, grad_cam

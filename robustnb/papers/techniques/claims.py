@@ -9,8 +9,7 @@ __all__ = ['EXPERIMENTS', 'AT', 'INTERPOLATIONS', 'SIZES', 'FUNCTIONS', 'CLAIM_W
 
 # %% ../../../nbs/papers/techniques/20_claims.ipynb #5ba6ac21
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 

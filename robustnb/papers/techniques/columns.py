@@ -8,18 +8,14 @@ __all__ = ['bench_images', 'ANGLES', 'small_net', 'disjoint_sets', 'corrupted_im
 
 # %% ../../../nbs/papers/techniques/05_columns.ipynb #8c0f7bf5
 import math
-import zlib
-from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...adversarial import survivors
 from ...attacks import fgsm, label_loss, pgd
-from ...basics import nearest
 from ...corruptions import FAMILIES
 from ...data import subset
 from ...domain import uci_digits

@@ -95,10 +95,10 @@ def adapted(cell: DomainCell, context, sets: dict) -> nn.Module:
     quiet = dict(device="cpu", progress=False)
     if cell.method not in METHODS: raise ValueError(nearest(cell.method, METHODS, "method"))
     if cell.method in ("dann", "target_only"):
-        net, few = build_model(cell), len(sets["target"]) < len(sets["source"])
+        net, times = build_model(cell), max(1, round(len(sets["source"]) / len(sets["target"])))
         objective = DANN(sets["target"]) if cell.method == "dann" else None
         # as many steps
-        recipe = recipe_of(cell) if objective else recipe_of(cell, epochs=cell.epochs * (3 if few else 1))
+        recipe = recipe_of(cell) if objective else recipe_of(cell, epochs=cell.epochs * times)
         fit(net, sets["source" if objective else "target"], objective, recipe, cell.seed, **quiet)
         return net.to(memory_format=torch.contiguous_format)
     source = source_only_net(cell, context, sets)

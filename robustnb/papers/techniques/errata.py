@@ -6,8 +6,6 @@
 __all__ = ['MISTOLD', 'printed_fgsm', 'one_step', 'dropout_rule', 'circle', 'reference_order', 'arxiv_twice']
 
 # %% ../../../nbs/papers/techniques/40_errata.ipynb #ca95996f
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F

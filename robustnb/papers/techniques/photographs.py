@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ...adversarial import AdversarialTraining, EnsembleAdversarial, Trades, survivors
-from ...attacks import pgd
 from ...augment import Chain, Flip, PadCrop, PartNoise
 from ...basics import nearest
 from ...cifar_resnet import resnet20

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...adversarial import (AdversarialTraining, Distillation, Divided, EnsembleAdversarial,
@@ -185,7 +184,7 @@ def fine_tuned(cell, context):
 
 # %% ../../../nbs/papers/techniques/10_protocol.ipynb #e0fef27b
 def foreign(cell: BenchCell, context) -> nn.Module:
-    "The net of another architecture whose adversarial images test transfer."
+    "The net that shares nothing with a row, whose adversarial images test transfer: of digits another architecture."
     made = like(cell, "foreign", 50)
     with seeded(1000 * made.seed): net = resnet20() if cell.data == "cifar10" else LeNet5(variant="relu_max")
     return train(made, context, net).net

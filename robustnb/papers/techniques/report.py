@@ -25,13 +25,13 @@ from IPython.display import HTML, Markdown
 
 from ...lab.predicates import AtOnce, Missing, parsed
 from ...lab.records import Store, describe_machine
-from ...lab.report import banner, number, percent, format_points, second_line, table, theme, with_interval
+from ...lab.report import banner, number, percent, format_points, table, theme, with_interval
 from ...lab.verdicts import paper_table
 from . import photographs
-from .claims import (AT, INTERPOLATIONS, TRIED_PROFILES, SIZES, BenchResults,
-                                               protocol_angles, results_of)
+from .claims import (AT, INTERPOLATIONS, TRIED_PROFILES, BenchResults, protocol_angles,
+                                               results_of)
 from .domains import METHODS
-from .protocol import BENCH, NETS, PS, bench_cells
+from .protocol import NETS, PS, bench_cells
 from .transfers import WAYS, transfer_cells
 from ...resampling import Estimate, centred, moved_back, summary
 from ...statistics import holm
@@ -131,7 +131,7 @@ def training_seconds(results: BenchResults, name: str) -> str:
 # %% ../../../nbs/papers/techniques/30_report.ipynb #6d22c4f3
 def bench_table(results: BenchResults, names: Iterable[str] | None = None) -> HTML:
     "Accuracies and costs."
-    names, first = list(names or rows_of(results)), results.records[0].cell
+    names = list(names or rows_of(results))
     rows = [
         {
             "": title(name),
