@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import urllib.request
+from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -484,3 +485,51 @@ def test_a_site_is_current_until_anything_it_is_made_from_changes(tmp_path):
     assert site.is_current(tmp_path)
     (tmp_path / "_docs/index.html").unlink()
     assert not site.is_current(tmp_path)
+
+
+class Live(HTMLParser):
+    "What a browser would run or load: elements, attributes and addresses."
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        if tag in ("script", "iframe", "object", "embed", "svg", "base", "form"): self.found.append(tag)
+        for name, value in attributes:
+            run = name.startswith("on") or (value or "").strip().lower().startswith(("javascript:", "data:text", "vbscript:"))
+            if run: self.found.append(f"{tag} {name}")
+
+
+BAD = "<script>alert({})</script><img src=x onerror=alert({})><a href='javascript:alert({})'>x</a>"
+
+
+def hostile() -> tuple[list, dict]:
+    "The executed notebook with what a browser would run wherever something is shown."
+    cells, meta = executed("quick")
+    bad = iter(BAD.replace("{}", str(n)) for n in range(100, 200))
+    cells[0]["source"] = [f"# Figure {next(bad)}\n\n> B {next(bad)}\n\n{next(bad)} [x](javascript:alert(1)) ![p](attachment:p.png)"]
+    cells[0]["attachments"] = {"p.png": {"image/png": f'"><{next(bad)}'}}
+    kinds = "text/html text/markdown text/latex text/plain image/svg+xml image/png application/javascript".split()
+    cells[4]["source"] = [f'#| label: fig-x">{next(bad)}\n#| fig-cap: "Loss {next(bad)}"\nplot("{next(bad)}")']
+    cells[4]["outputs"] = [display(**{kind: f'"><svg onload=f()>{next(bad)}'}) for kind in kinds] + [
+        {"output_type": "stream", "name": "stdout", "text": [next(bad)]},
+        {"output_type": "error", "ename": next(bad), "evalue": next(bad), "traceback": [next(bad)]},
+    ]
+    cells[5]["outputs"] = [display(**{"text/html": TABLE.replace("one", next(bad))})]
+    part = {"missing": next(bad), "total": 1, "experiment": f"`{next(bad)}", "profile": next(bad)}
+    meta["papermill"]["end_time"] = next(bad)
+    meta["robustnb"] = {"commit": f"`{next(bad)}", "device": next(bad), "seconds": 3, "profile": next(bad), "not_run": [part]}
+    return cells, meta
+
+
+def test_what_a_browser_would_run_is_shown_as_text(repository):
+    build(repository)
+    usual = sorted(Live(page(repository, "papers/demo/fig1")).found)
+    cells, meta = hostile()
+    write(repository / ".robustnb/runs/quick/papers/demo/fig1.ipynb", *cells, **meta)
+    build(repository)
+    shown = page(repository, "papers/demo/fig1")
+    assert sorted(Live(shown).found) == usual and shown.count("alert(") > 15  # text
+    for other in (repository / "_docs").rglob("*.html"):
+        assert not [one for one in Live(other.read_text()).found if one not in usual]

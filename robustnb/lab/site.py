@@ -45,6 +45,7 @@ from latex2mathml.converter import convert
 
 from .verdicts import verdicts
 from ..basics import nearest, progress, usable_cores
+from .harmless import harmless_cells, harmless_note
 from .pages import (banners, code_cell, directives, expand_sidebar, exported_names, find_run, footer,
                                 front_matter, library_cells, link_names, load_notebook, markdown, module_name,
                                 natural, outside_code, raw, result_cells)
@@ -69,7 +70,8 @@ def page_notebook(
     "Make the notebook that the renderer sees."
     is_result = page.startswith(RESULTS) and not module_name(notebook)
     run, failed = find_run(runs, page) if is_result else (None, "")
-    meta, cells = front_matter((run.notebook if run else notebook)["cells"], Path(page).stem)
+    if run: run.notebook["metadata"] = harmless_note(run.notebook["metadata"])
+    meta, cells = front_matter(harmless_cells((run.notebook if run else notebook)["cells"]), Path(page).stem)
     if is_result:
         meta |= {"page-layout": "full", "toc": False}  # the width is for the tables
         cells = banners(page, notebook, run, failed) + result_cells(cells)
