@@ -261,6 +261,17 @@ def fake(monkeypatch):
     monkeypatch.delenv("ROBUSTNB_DATA", raising=False)
 
 
+def same(what, folder, whole):
+    "What a run left that was disturbed and begun again is what an unbroken one leaves."
+    if what == "evaluate":
+        for name in ("answers/answers.jsonl", "report/table.csv"):
+            assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    else:
+        one, other = ({k: v for k, v in files(f).items() if "demo.jsonl" not in k} for f in (folder, whole))
+        assert one == other
+    for place in ("own", "results"): assert seeds(folder / place) == seeds(whole / place)
+
+
 @pytest.mark.parametrize("full", [False, True], ids=["bad", "full"])
 @pytest.mark.parametrize("what", TRIED)
 def test_every_operation_that_fails(what, full, tmp_path, fake, monkeypatch, request):
@@ -288,21 +299,54 @@ def test_every_operation_that_fails(what, full, tmp_path, fake, monkeypatch, req
         do(folder)  # the next run
         assert not temporary(folder)
         holds(folder)
-        if what != "evaluate":
-            assert (
-                {k: v for k, v in files(folder).items() if "demo.jsonl" not in k}
-                == {k: v for k, v in files(whole).items() if "demo.jsonl" not in k}
-            )
-        else:
-            assert (
-                (folder / "answers/answers.jsonl").read_bytes() == (whole / "answers/answers.jsonl").read_bytes()
-                and (folder / "report/table.csv").read_bytes() == (whole / "report/table.csv").read_bytes()
-            )
-        for place in ("own", "results"): assert seeds(folder / place) == seeds(whole / place)
+        same(what, folder, whole)
         shutil.rmtree(folder)
         if COUNTS and disturbed:
             with open(COUNTS, "a") as file: file.write(what + "\n")
     assert n > 3
+
+
+@pytest.fixture
+def small(tmp_path):
+    "A file system of 4 MB of its own, where this user may mount one."
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = shutil.which("mount") and not subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], stderr=subprocess.DEVNULL
+    ).returncode
+    if not mounted: pytest.skip("only root mounts a file system")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("what", TRIED)
+def test_a_file_system_that_is_full(what, small, tmp_path, fake):
+    "The system itself says that there is no room: a file takes all but so many pages, and is then removed."
+    prepare, do, holds, stay = TRIED[what]
+    whole, refused = tmp_path / "whole", 0
+    whole.mkdir()
+    prepare(whole), do(whole)
+    for pages in (0, 1, 2, 3, 5, 8, 13, 21) if COUNTS else (0, 2, 8):
+        folder, filler = small / str(pages), small / "filler"
+        folder.mkdir()
+        prepare(folder)
+        with open(filler, "wb") as file:
+            left = os.statvfs(small)
+            os.posix_fallocate(file.fileno(), 0, max(1, left.f_bavail - pages) * left.f_frsize)
+        try: do(folder)
+        except (OSError, DataError, ModelError) as error:
+            assert cli.mendable(error) and str(error)
+            refused += 1
+        assert not temporary(folder, stay)
+        holds(folder)
+        filler.unlink()
+        do(folder)  # the next run
+        assert not temporary(folder)
+        same(what, folder, whole)
+        shutil.rmtree(folder)
+        if COUNTS:
+            with open(COUNTS, "a") as file: file.write(f"{what}, on a full file system\n")
+    assert refused
 
 
 # --- odd places
