@@ -14,6 +14,7 @@ from processes import join_pair, started
 from test_registries import base_class, objectives, with_defaults
 from torch import nn
 
+from robustnb.epm import gradient_penalty
 from robustnb.images import sample
 from robustnb.layers import Classifier, seeded
 from robustnb.training import CrossEntropy, Loss, Objective, Recipe, crop_flip, derive_seed, fit, read_checkpoint
@@ -117,13 +118,10 @@ def test_broken_off_inside_an_epoch_it_goes_on_to_the_bit(name, tmp_path):
 # --- two processes ----------------------------------------------------------------------------------------------------
 
 class Slopes(Objective):
-    "WGAN-GP's second derivatives: the length of the logits' gradient in the images is held at 1."
+    "WGAN-GP's own penalty and its second derivatives; between an image and itself there is one point, however it is drawn."
 
     def loss(self, model, x, y):
-        x = x.clone().requires_grad_()
-        logits = model(x)
-        slope, = torch.autograd.grad(logits.logsumexp(1).sum(), x, create_graph=True)
-        penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        logits, penalty = model(x), gradient_penalty(lambda between: model(between).logsumexp(1), x, x)
         return Loss(nn.functional.cross_entropy(logits, y) + penalty, {"penalty": penalty}, logits)
 
 
