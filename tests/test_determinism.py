@@ -20,7 +20,7 @@ from robustnb.lab.records import repository
 
 # a line per comparison, for the long form
 COUNTS = Path(os.environ["ROBUSTNB_FAULTS"]) / "twice" if "ROBUSTNB_FAULTS" in os.environ else None
-LESS = {"dem-hec-cifar100", "survival", "fuzzing"}  # no data of that name here; tests themselves
+LESS = {"dem-hec-cifar100", "survival", "fuzzing", "real-size"}  # no data of that name here; tests themselves; times
 
 
 def cells() -> dict[str, tuple]:
