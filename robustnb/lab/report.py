@@ -6,8 +6,8 @@
 __all__ = ['PRINTED_NUMBER', 'COLOURS', 'STATE_NOTES', 'number', 'probability', 'with_interval', 'table', 'badge',
            'verdict_table', 'verdict_counts', 'code_state', 'long_reasons', 'made_before', 'banner', 'provenance_line',
            'beside', 'beside_table', 'format_estimate', 'format_difference', 'second_line', 'theme', 'alone',
-           'draw_series', 'percent', 'format_points', 'is_number', 'statement', 'cell_text', 'evidence', 'tally',
-           'growth']
+           'draw_series', 'percent', 'format_points', 'escaped', 'is_number', 'statement', 'cell_text', 'evidence',
+           'tally', 'growth']
 
 # %% ../../nbs/lab/30_report.ipynb #efe81b3d
 import html
@@ -355,6 +355,14 @@ def format_points(estimate: Estimate) -> str:
         if estimate.low <= 0 <= estimate.high
         else f"<strong>{text}</strong>"
     )
+
+# %% ../../nbs/lab/30_report.ipynb #72322871
+def escaped(
+    frame: pd.DataFrame,  # a table that is to be styled
+) -> pd.DataFrame:  # the same, its texts and names escaped for HTML
+    "A table whose texts a browser shows and does not read."
+    text = lambda value: html.escape(value, quote=False) if isinstance(value, str) else value
+    return frame.map(text).rename(index=text, columns=text)
 
 # %% ../../nbs/lab/30_report.ipynb #270ff0d4
 def is_number(value) -> bool:
