@@ -15,6 +15,7 @@ import struct
 import sys
 import tarfile
 import tempfile
+import time
 import traceback
 import warnings
 import zipfile
@@ -738,6 +739,29 @@ BEYOND = [
 @pytest.mark.parametrize("predicate", BEYOND, ids=lambda p: p[:20].encode("ascii", "replace").decode())
 def test_predicates_beyond_the_language(predicate):
     with pytest.raises((PredicateError, Missing)): evaluate_predicate(predicate, {})
+
+
+PAIRS = " for x in [(x, x)]" * 40  # 40 tuples that print as 2**40 numbers
+DOUBLED = [
+    f"[d[x] for x in [(1,)]{PAIRS}]",
+    f"[x + 1 for x in [(1,)]{PAIRS}]",
+    f"max([max(x, x) for x in [(1,)]{PAIRS}])",
+    "any(x == y for x in [[1]] for y in [[1]]" + " for x in [[x, x]] for y in [[y, y]]" * 45 + ")",
+    "[z for x in [(1,)]" + " for y in zip([x], [x]) for x in [y]" * 40 + " for z in [x]]",
+    "[N == M for x in range(999) for y in range(99)]",
+    "[max(N) for x in range(999) for y in range(99)]",
+    "x" * 3900,
+    "d['" + "x" * 3900 + "']",
+    "x" * 3900 + "(1)",
+]
+
+
+@pytest.mark.parametrize("predicate", DOUBLED, ids=range(len(DOUBLED)))
+def test_predicates_whose_values_double_end_at_once(predicate):
+    names = dict(d={}, N=[0.5] * 9000, M=[0.5] * 9000)
+    before, began = peak(), time.process_time()
+    with pytest.raises((PredicateError, Missing)) as refused: evaluate_predicate(predicate, names)
+    assert len(str(refused.value)) < 600 and time.process_time() - began < 5 and peak() - before < 100
 
 
 PREDICATES = st.lists(

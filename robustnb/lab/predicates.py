@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BINARY', 'COMPARE', 'BUILTINS', 'STEPS', 'LENGTH', 'LARGEST', 'ITEMS', 'AT_ONCE', 'PredicateError', 'Missing',
-           'parsed', 'names_in', 'bounded', 'Evaluator', 'Arithmetic', 'Predicates', 'evaluate_predicate', 'cells',
-           'mean', 'near', 'absent', 'median', 'truth', 'counted', 'every', 'some', 'best_value', 'AtOnce', 'table_of',
-           'in_each']
+           'brief', 'parsed', 'names_in', 'weight', 'bounded', 'Evaluator', 'Arithmetic', 'Predicates',
+           'evaluate_predicate', 'cells', 'mean', 'near', 'absent', 'median', 'truth', 'counted', 'every', 'some',
+           'best_value', 'AtOnce', 'table_of', 'in_each']
 
 # %% ../../nbs/lab/20_predicates.ipynb #50c2c020
 import ast
@@ -37,8 +37,16 @@ BUILTINS = dict(
 )
 
 # %% ../../nbs/lab/20_predicates.ipynb #b3b34c76
-# steps of an evaluation; characters of a predicate; size of a whole number; items of a list
+# steps of an evaluation; characters of a predicate; size of a whole number; items of a value, with those inside them
 STEPS, LENGTH, LARGEST, ITEMS = 200_000, 4_000, 10**15, 10_000
+
+
+def brief(
+    text: str,
+    most: int = 200,  # characters
+) -> str:
+    "The beginning of a text, with a mark where something follows."
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 @lru_cache(maxsize=512)
@@ -59,12 +67,26 @@ def names_in(predicate: str) -> set[str]:
     return {n.id for n in nodes if isinstance(n, ast.Name)} - own
 
 # %% ../../nbs/lab/20_predicates.ipynb #7502a204
-def bounded(value):
-    "The value, unless it is too large."
+def weight(
+    value,
+    most: int = ITEMS,  # where counting may stop
+) -> int:
+    "How many items a value holds, those inside its items too, each as often as it is reached."
+    if isinstance(value, (str, range)): return len(value)
+    if not isinstance(value, (list, tuple, dict)): return 0
+    count = len(value)
+    for part in (*value, *value.values()) if isinstance(value, dict) else value:
+        if count > most: break
+        count += weight(part, most - count)
+    return count
+
+
+def bounded(value) -> int:  # its weight
+    "Refuse a value that is too large."
     if type(value) is int and abs(value) > LARGEST: raise PredicateError(f"a whole number beyond {LARGEST:.0e}")
-    if isinstance(value, (list, tuple, str, range)) and len(value) > ITEMS:
-        raise PredicateError(f"{len(value)} items; at most {ITEMS}")
-    return value
+    found = weight(value)
+    if found <= ITEMS: return found
+    raise PredicateError(f"too many items in a {type(value).__name__}: at most {ITEMS}, those inside its items counted")
 
 # %% ../../nbs/lab/20_predicates.ipynb #495a4232
 class Evaluator:
@@ -79,23 +101,32 @@ class Evaluator:
 
     def __call__(self, node: ast.expr, local: dict):
         "Value of a node."
-        self.steps += 1
-        if self.steps > STEPS: raise PredicateError(f"more than {STEPS} steps")
+        self.count(1)
         visit = getattr(self, type(node).__name__, None)
         if visit is None:
             raise PredicateError(
                 f"{type(node).__name__} is not in the language of predicates: {ast.unparse(node)[:60]!r}"
             )
-        try: return bounded(visit(node, local))
+        try: return self.passed(visit(node, local))
         except (PredicateError, Missing): raise
         except (ArithmeticError, LookupError, ValueError) as error:
-            raise Missing(f"{error} ({ast.unparse(node)[:60]})") from None
+            raise Missing(f"{brief(str(error))} ({ast.unparse(node)[:60]})") from None
         except (TypeError, AttributeError) as error:
-            raise PredicateError(f"{ast.unparse(node)[:60]!r}: {error}") from None
+            raise PredicateError(f"{ast.unparse(node)[:60]!r}: {brief(str(error))}") from None
+
+    def count(self, steps: int) -> None:
+        "Refuse an evaluation that takes too many steps."
+        self.steps += steps
+        if self.steps > STEPS: raise PredicateError(f"more than {STEPS} steps")
+
+    def passed(self, value):
+        "The value, if it is not too large; its items are steps."
+        self.count(bounded(value))
+        return value
 
     def Constant(self, node, local):
         if not isinstance(node.value, (int, float, str, bool, type(None))):
-            raise PredicateError(f"constant {node.value!r}")
+            raise PredicateError(f"constant {brief(repr(node.value), 60)}")
         return node.value
 
     def Name(self, node, local):
@@ -103,7 +134,7 @@ class Evaluator:
         value = self.names.get(node.id, self)
         if isinstance(value, Missing): raise value
         if value is not self: return value
-        raise PredicateError(nearest(node.id, self.names, "name in predicates"))
+        raise PredicateError(nearest(brief(node.id, 60), self.names, "name in predicates"))
 
     def List(self, node, local): return [self(e, local) for e in node.elts]
     def Tuple(self, node, local): return tuple(self(e, local) for e in node.elts)
@@ -152,7 +183,7 @@ class Predicates(Arithmetic):
             raise PredicateError(f"only named functions are called, not {ast.unparse(node.func)[:40]!r}")
         if any(k.arg is None for k in node.keywords): raise PredicateError("** is not in the language of predicates")
         function = self(node.func, local)
-        if not callable(function): raise PredicateError(f"{node.func.id} is no function")
+        if not callable(function): raise PredicateError(f"{brief(node.func.id, 60)} is no function")
         if function is range and any(abs(self(a, local)) > 1000 for a in node.args):
             raise PredicateError("range beyond 1000")
         return function(*(self(a, local) for a in node.args), **{k.arg: self(k.value, local) for k in node.keywords})
@@ -212,7 +243,7 @@ def cells(
 
     def look(*asked):
         found = known.get(asked, float("nan"))
-        if found != found: raise Missing(f"{name}{asked}")
+        if found != found: raise Missing(brief(f"{name}{asked}"))
         return float(found)
     return look
 
