@@ -414,10 +414,16 @@ def test_only_lines_that_a_revision_lacks_are_new(tmp_path):
     )
     file = tmp_path / "results/attested.jsonl"
     file.parent.mkdir()
-    file.write_text('{"n":1}\n')
+    one, two = (
+        dict(experiment="toy", time=f"2026-01-0{day}", commit="", same=[], canaries=0, because="a name") for day in "12"
+    )
+    file.write_text(json.dumps(one) + "\n")
     git("init"), git("add", "."), git("commit", "-m", "first")
-    file.write_text('{"n":1}\n{"n":2}\n')
-    assert canaries.added_notes(tmp_path, "HEAD") == [{"n": 2}] and len(canaries.added_notes(tmp_path)) == 2
+    file.write_text(json.dumps(one) + "\n" + json.dumps(two) + "\n")
+    assert canaries.added_notes(tmp_path, "HEAD") == [two] and canaries.added_notes(tmp_path) == [one, two]
+    file.write_text(json.dumps(one) + '\n{"n":2}\n')
+    with pytest.raises(RecordError, match="attested.jsonl:2: the field 'experiment' is missing"):
+        canaries.added_notes(tmp_path, "HEAD")
     git("branch", "young")
     for name in ("yuong", "--yuong", "young:results"):
         with pytest.raises(RecordError, match="no such revision '-*yuong'; did you mean 'young'|known: HEAD, .*young"):

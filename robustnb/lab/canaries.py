@@ -43,7 +43,7 @@ from .provenance import (Package, Where, address_of, choices_of, closure, digest
                                      package_today)
 from ..basics import machine, now, versions
 from .records import (PROFILES, Record, RecordError, Store, addresses_today, append_line, canonical_json,
-                                  git_state, to_json, repository, stale)
+                                  file_there, git_state, read_lines, read_note, repository, stale, to_json)
 
 # %% ../../nbs/lab/02_canaries.ipynb #6111c51d
 def rebuild(
@@ -748,10 +748,11 @@ def added_notes(
     "Lines of results/attested.jsonl that a revision does not have; RecordError for one that git does not know."
     path = "results/attested.jsonl"
     if since: since = commit_of(since, root)
-    if not (root / path).is_file(): return []
+    if not file_there(root / path): return []
     there = subprocess.run(["git", "-C", str(root), "show", f"{since}:{path}"], capture_output=True) if since else None
     known = set(there.stdout.splitlines()) if there and not there.returncode else set()
-    return [json.loads(line) for line in (root / path).read_bytes().splitlines() if line not in known]
+    lines, _ = read_lines(root / path)
+    return [read_note(*line, "attested") for line in lines if line.text not in known]
 
 
 def package_of_note(note: dict, root: Path) -> Package:
