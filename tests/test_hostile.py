@@ -20,6 +20,7 @@ import traceback
 import warnings
 import zipfile
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -691,6 +692,23 @@ LEADS_OUT = [
     dict(cell={"a": "\ud800"}),
     dict(metrics=None),
     dict(key=None),
+    dict(seconds=float("nan")),
+    dict(seconds=float("inf")),
+    dict(seconds=-1),
+    dict(seconds=True),
+    dict(seconds=10**400),
+    dict(seconds=10**11),
+    dict(metrics={"accuracy": float("nan")}),
+    dict(metrics={"accuracy": 10**400}),
+    dict(cell={"oven": {"heat": 1}}, metrics={"oven.heat": 2}),
+    dict(device={"cpu": 3, "threads": 2}),
+    dict(device={"gpu": ["x"]}),
+    dict(device={"cpu": "x", "threads": [2]}),
+    dict(versions={"torch": [1]}),
+    dict(experiment=3),
+    dict(profile=["quick"]),
+    dict(format=True),
+    dict(format=2.0),
 ]
 
 
@@ -712,6 +730,107 @@ def test_lines_nested_without_end():
     deep = LINE.decode().replace('"list":', '"deep":' + "[" * 700 + "]" * 700 + ',"list":')
     for line in ("[" * 100_000, deep):
         with pytest.raises(RecordError): from_line(line)
+
+
+@pytest.mark.parametrize("name, again", [("profile", '"full"'), ("metrics", '{"accuracy":1.0}'), ("cell", "{}")])
+def test_a_name_that_stands_twice_is_refused(name, again, tmp_path):
+    line = LINE.strip()[:-1] + f',"{name}":{again}}}\n'.encode()
+    saved(tmp_path, "demo.jsonl", line)
+    with pytest.raises(RecordError, match=f"demo.jsonl:1: not JSON .the name '{name}' stands twice"):
+        Store(tmp_path).records()
+    assert [f.error for f in records.inspect_records(tmp_path)] == [True]
+    inner = LINE.replace(b'"cell":{', b'"cell":{"twice":1,"twice":2,')
+    with pytest.raises(RecordError, match="the name 'twice' stands twice"): from_line(inner)
+
+
+@pytest.mark.parametrize("kind, words", [("folder", "a folder"), ("pipe", "a pipe or a device"),
+                                         ("link", "a link that leads nowhere"), ("zero", "a pipe or a device")])
+@pytest.mark.parametrize("name", ["demo", "attested"])
+def test_what_has_the_name_of_a_record_file_is_named(kind, words, name, tmp_path):
+    path = tmp_path / f"{name}.jsonl"
+    if kind == "folder": path.mkdir()
+    elif kind == "pipe": os.mkfifo(path)
+    else: path.symlink_to("/dev/zero" if kind == "zero" else "nowhere")
+    found = records.inspect_records(tmp_path)
+    assert [f.error for f in found] == [True] and found[0].text.startswith(f"{path} is {words}")
+    read = Store(tmp_path).records if name == "demo" else lambda: records.notes(name, tmp_path)
+    for ask in (read, lambda: records.append_line(path, b"{}\n")):
+        with pytest.raises(RecordError, match=f"{name}.jsonl is {words}"): ask()
+
+
+NOTE_OF = {
+    "attested": dict(experiment="demo", time="2026-01-02", commit="c", same=[["a", "b"]], canaries=0, because="why"),
+    "refused": dict(experiment="demo", time="2026-01-02", function="x:f", why="no", addresses=["a"]),
+    "replayed": dict(experiment="demo", time="2026-01-02", commit="c", address="a", cells=1, within=1, of=1, largest=0.5),
+}
+BY_CANARIES = dict(
+    because="", function="x:f", commits=["c", "d"], changed=[], cells=[dict(experiment="demo", function="x:f", cell={})]
+)
+ODD_NOTES = [
+    *((kind, line) for kind in NOTE_OF for line in (
+        {"a": 1}, [1], [["because", ""], ["same", 5]], NOTE_OF[kind] | {"weather": 0}, NOTE_OF[kind] | {"time": "now"},
+        NOTE_OF[kind] | {"experiment": "../x"}, *({k: v for k, v in NOTE_OF[kind].items() if k != n} for n in NOTE_OF[kind])
+    )),
+    *(("attested", NOTE_OF["attested"] | change) for change in (
+        {"same": 5}, {"same": [["a"]]}, {"same": ["ab"]}, {"same": [["a", 3]]}, {"canaries": -1}, {"canaries": True},
+        {"because": None}, {"because": ""}, {"commit": "--output=x"}, {"rounded": {"largest": "x", "numbers": 1}},
+        {"rounded": 3}, {"uncalled": [3]}, {"because": "\ud800"},
+        *({**BY_CANARIES, n: 3} for n in BY_CANARIES), {**BY_CANARIES, "commits": ["c"]}, {**BY_CANARIES, "cells": [{}]},
+        {**BY_CANARIES, "function": "os;system"},
+    )),
+    *(("refused", NOTE_OF["refused"] | change) for change in ({"addresses": "a"}, {"why": 3}, {"differs": [3]})),
+    *(("replayed", NOTE_OF["replayed"] | change) for change in (
+        {"cells": "1"}, {"largest": None}, {"largest": float("inf")}, {"of": 1.5}, {"keys": ["../x"]}
+    )),
+]
+
+
+@pytest.mark.parametrize("kind, line", ODD_NOTES, ids=lambda v: str(v)[-40:])
+def test_notes_that_say_something_else(kind, line, tmp_path):
+    text = json.dumps(NOTE_OF[kind]).encode() + b"\n" + json.dumps(line).encode() + b"\n"
+    path = saved(tmp_path, f"{kind}.jsonl", text)
+    with pytest.raises(RecordError, match=f"{path.name}:2: "): records.notes(kind, tmp_path)
+    found = records.inspect_records(tmp_path)
+    assert [f.error for f in found] == [True] and found[0].text.startswith(f"{path}:2: ")
+
+
+def test_notes_that_are_sound(tmp_path):
+    for kind, note in NOTE_OF.items():
+        saved(tmp_path, f"{kind}.jsonl", json.dumps(note).encode() + b"\n" + json.dumps(
+            note | (BY_CANARIES if kind == "attested" else {})
+        ).encode() + b"\n")
+        assert records.notes(kind, tmp_path)[0] == note and len(records.notes(kind, tmp_path)) == 2
+    assert records.inspect_records(tmp_path) == []
+
+
+def zip_of(member, size, shape=None):
+    "A zip whose one member is an array of so many noughts; its head may promise another shape."
+    head = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape or (size,)}, }}".encode()
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(member, "w") as part:
+        part.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head) + 1) + head + b"\n")
+        for _ in range(0, size, 10**6): part.write(bytes(min(size, 10**6)))
+    return file.getvalue()
+
+
+def test_artefacts_that_unpack_to_more_than_they_may_are_not_read(tmp_path):
+    bomb, boast = zip_of("array.npy", 150 * 10**6), zip_of("array.npy", 1000, (10**7,))
+    large = np.random.default_rng(0).integers(0, 256, 250_000, dtype=np.uint8).tobytes()
+    before = peak()
+    for content, message in ((bomb, "'a.npz' unpacks to 150 MB; at most 20 MB"), (large, "'a.npz' takes 250 kB"),
+                             (boast, "'array.npy' promises 10,000,000 bytes and has 1,0")):
+        with pytest.raises(RecordError, match=message): decode("a.npz", content)
+        with pytest.raises(RecordError, match=message if content is not large else "makes no npz"): encode("a.npz", content)
+        with pytest.raises(RecordError, match=message): Store(tmp_path).append(from_line(LINE), {"a.npz": content})
+        record = replace(from_line(LINE), artefacts={"a.npz": records.digest(content)})
+        folder = tmp_path / "artefacts" / record.key
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "a.npz").write_bytes(content)
+        with pytest.raises(RecordError, match="a.npz"): Store(tmp_path).artefact(record, "a.npz")
+    assert peak() - before < 30
+    shape = (3, 4)
+    assert decode("a.npz", encode("a.npz", np.zeros(shape)))["array"].shape == shape
+    assert decode("a.npz", zip_of("array.npy", 1000))["array"].shape == (1000,)
 
 
 BEYOND = [

@@ -135,6 +135,112 @@ def test_committed_records_are_sound():
     assert root and [f.text for f in records.inspect_records(root / "results") if f.error] == []
 
 
+def test_committed_artefacts_can_be_read():
+    store, read = Store(records.repository() / "results"), 0
+    for one in store.records():
+        for name in one.artefacts: read += bool(store.artefact(one, name))
+    assert read > 500
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def whole(seed=0, profile="quick", **fields):
+    "A record that may be promoted."
+    return replace(record(seed), profile=profile, commit="c" * 40, dirty=False, **fields)
+
+
+def test_records_of_two_profiles_keep_their_artefacts(tmp_path):
+    store = Store(tmp_path)
+    quick, full = (store.append(whole(profile=p), {"a.png": PNG + p.encode()}) for p in ("quick", "full"))
+    assert quick.key == full.key and [store.artefact(r, "a.png")[8:] for r in (quick, full)] == [b"quick", b"full"]
+    assert records.inspect_records(tmp_path) == []
+    results = Store(tmp_path / "results")
+    assert records.promote(store, results.path) == [quick, full]
+    assert [results.artefact(r, "a.png")[8:] for r in (quick, full)] == [b"quick", b"full"]
+    again = store.append(whole(), {"a.png": PNG + b"quick, again"})
+    assert [store.artefact(r, "a.png")[8:] for r in (quick, full, again)] == [b"quick", b"full", b"quick, again"]
+    assert len(list(tmp_path.glob("artefacts/*/*"))) == 3
+    assert store.append(whole(), {"a.png": PNG + b"full"}).artefacts == full.artefacts  # the same content, once more
+    assert [store.artefact(r, "a.png")[8:] for r in (quick, full)] == [b"quick", b"full"]
+
+
+def test_an_older_artefact_outlives_a_kill_before_the_new_line(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    first = store.append(whole(), {"a.png": PNG + b"first"})
+    monkeypatch.setattr(records, "append_line", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError): store.append(whole(), {"a.png": PNG + b"second"})
+    assert store.artefact(first, "a.png") == PNG + b"first"
+
+
+def test_nothing_is_promoted_where_one_record_cannot_be(tmp_path):
+    own, results = tmp_path / "own", tmp_path / "results"
+    Store(own).append(whole(0))
+    long = to_line(whole(1, time="2026-01-02")).replace(b'"accuracy":0.1', b'"accuracy":[' + b"0," * 40_000 + b"0]")
+    with open(own / "demo.jsonl", "ab") as file: file.write(long)  # longer than a line of ours may be
+    with pytest.raises(records.RecordError, match="nothing was promoted:\n- demo .* takes 80 kB"):
+        records.promote(Store(own), results)
+    assert not results.exists()
+
+
+@pytest.mark.parametrize("change", [dict(seconds=float("nan")), dict(device={"cpu": 3}), dict(data="<b>")], ids=str)
+def test_what_could_not_be_read_is_not_written(change, tmp_path):
+    with pytest.raises(records.RecordError, match="a record of demo: "):
+        Store(tmp_path).append(record(**change), {"a.png": PNG})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_machine_without_a_name_has_a_row():
+    table = records.frame([record(device={"cpu": None, "threads": 2, "gpu": None})])
+    assert table.device.tolist() == ["unknown, 2 threads"]
+
+
+def test_a_store_may_be_a_link_to_a_folder(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "store").symlink_to("real")
+    kept = Store(tmp_path / "store").append(record(), {"a.png": PNG})
+    assert Store(tmp_path / "real").records() == [kept] and Store(tmp_path / "real").artefact(kept, "a.png") == PNG
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda path: path.symlink_to("nowhere"), "a link that leads nowhere"), (lambda path: path.write_bytes(b""), "a file"),
+    (lambda path: path.symlink_to(path), "a link that leads nowhere"), (os.mkfifo, "a pipe or a device"),
+])
+@pytest.mark.parametrize("inside", ["", "artefacts", f"artefacts/{record().key}"])
+def test_a_store_that_is_no_folder_is_named(make, words, inside, tmp_path):
+    path = tmp_path / "store" / inside
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make(path)
+    with pytest.raises(records.RecordError, match=f"{path} is {words}; records go into a folder"):
+        Store(tmp_path / "store").append(record(), {"a.png": PNG})
+    assert not (tmp_path / "nowhere").exists() and not list(tmp_path.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize("inside", ["artefacts", f"artefacts/{record().key}", "demo.jsonl"])
+def test_nothing_is_written_through_a_link_out_of_the_store(inside, tmp_path):
+    store, outside = tmp_path / "store", tmp_path / "outside"
+    (store / inside).parent.mkdir(parents=True)
+    outside.write_bytes(b"a letter\nthat is not done") if inside.endswith("l") else outside.mkdir()
+    (store / inside).symlink_to(outside)
+    with pytest.raises(records.RecordError, match=f"{store / inside}.* is a link to {outside}"):
+        Store(store).append(record(), {"a.png": PNG})
+    assert list(outside.iterdir()) == [] if outside.is_dir() else outside.read_bytes() == b"a letter\nthat is not done"
+
+
+def test_a_rounding_is_never_told_as_less_than_it_is():
+    way = [dict(canaries=3, rounded={"numbers": 2, "largest": 1.5e-08}), dict(canaries=4)]
+    assert records.attested(way) == "3 canaries, summaries rounded otherwise by at most 2e-08 of their size"
+    for number in (1e-08, 1.0000001e-08, 9.5e-12, 5e-324, 0.1 + 0.2, 7, 10**20 + 1):
+        assert number <= float(records.rounded_up(number)) < 2.1 * number or number == 5e-324
+    assert records.rounded_up(9.5e-12) == "1e-11" and records.rounded_up(1e-08) == "1e-08"
+
+
+def test_imports_behind_a_colon_count():
+    sources = {"data": "", "models": "", "site": "", "blur": ""}
+    text = "if x: from robustnb import data\ntry: import robustnb.models; from .site import y\nexcept E: pass  # no blur\n"
+    assert records.imports_in(text, "study", sources) == ["data", "models", "site"]
+
+
 calm = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 values = st.recursive(
     st.none()

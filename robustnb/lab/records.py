@@ -178,7 +178,7 @@ def check_parts(fields: dict, where: str) -> None:
             if not isinstance(value, (str, type(None)) if (field, name) in texts else (str, int, type(None))):
                 raise RecordError(f"{where}: {field}: {name[:40]!r} cannot be {str(value)[:40]}")
 
-
+# %% ../../nbs/lab/01_records.ipynb #deb8d7c9
 def check_fields(fields: dict, where: str) -> None:
     "Refuse a record's fields that are of another kind, or that are no such name."
     texts = dict.fromkeys(("experiment", "profile"), str)
@@ -245,7 +245,7 @@ def read_json(line: bytes | str, where: str) -> dict:
     if not isinstance(fields, dict): raise RecordError(f"{where}: a {type(fields).__name__}, not a record")
     return fields
 
-
+# %% ../../nbs/lab/01_records.ipynb #4d071313
 @functools.lru_cache(maxsize=4096)  # a page asks for the same lines dozens of times
 def from_line(
     line: bytes | str,  # one line of a record file
@@ -315,7 +315,7 @@ def file_there(path: Path) -> bool:
     if path.is_file() or not os.path.lexists(path): return path.is_file()
     raise RecordError(f"{path} is {what_is(path)}; lines are read from files and appended to files only")
 
-
+# %% ../../nbs/lab/01_records.ipynb #ae07c8a1
 def append_line(
     path: Path,  # of a .jsonl file, made when missing
     line: bytes,  # with its newline
@@ -508,7 +508,7 @@ def check_sizes(name: str, content: bytes) -> None:
     if whole > UNPACKED_BYTES:
         raise RecordError(f"artefact {name!r} unpacks to {whole / 1e6:.0f} MB; at most {UNPACKED_BYTES // 10**6} MB")
 
-
+# %% ../../nbs/lab/01_records.ipynb #71358438
 def encode(
     name: str,  # of the artefact, e.g. counts.npz or map.png
     value: Any,  # .npz: an array, a tensor or a dictionary of them; .png: PNG bytes or a matplotlib figure
@@ -582,7 +582,7 @@ def own_folder(
     if folder.resolve() != store.resolve().joinpath(*inside):
         raise RecordError(f"{folder} is a link to {folder.resolve()}; nothing is written outside of the store {store}")
 
-
+# %% ../../nbs/lab/01_records.ipynb #76ede581
 class Store:
     "Records of one folder, read together with those of further folders."
 
@@ -609,7 +609,7 @@ class Store:
 
     def put(self, key: str, name: str, content: bytes) -> None:
         "Write an artefact where no other one is."
-        if len(content) > ARTEFACT_BYTES: check_sizes(name, content)
+        check_sizes(name, content)
         plain, own = artefact_places(self.path, key, name, digest(content))
         write_file(own if plain.is_file() and not holds(plain, digest(content)) else plain, content)
 
@@ -757,7 +757,7 @@ def of_parts(**parts: Kind) -> Kind:
     )
     return Kind(f"a dictionary of {', '.join(parts)}", fits)
 
-
+# %% ../../nbs/lab/01_records.ipynb #8a3bb3e4
 TEXT = Kind("text", lambda value: isinstance(value, str))
 FREE = Kind("a dictionary", lambda value: isinstance(value, dict))
 COUNT = Kind("a whole number from 0", lambda value: type(value) is int and value >= 0)
@@ -788,7 +788,7 @@ MORE = {  # what it may say, and need not
     "replayed": dict(answers=NUMBER, keys=several(like("a key", HASH))),
 }
 
-
+# %% ../../nbs/lab/01_records.ipynb #1f54be8d
 def read_note(line: bytes, where: str, kind: str) -> dict:
     "A line of notes; a RecordError tells which field is missing, unknown or of another kind."
     note = read_json(line, where)
@@ -896,7 +896,7 @@ def rounded_up(number: float) -> str:  # number: > 0
     "One digit of a number, and never less than it: what is said to be at most."
     return f"{float(Context(prec=1, rounding=ROUND_UP).create_decimal(repr(number))):.1g}"
 
-
+# %% ../../nbs/lab/01_records.ipynb #e9119277
 def attested(way: list[dict]) -> str:  # way: notes that join a record to today's code, at least one
     "How well canaries vouch: how many ran, what was rounded otherwise, what none of them called."
     detail = f"{min(n['canaries'] for n in way)} canaries"
@@ -1075,7 +1075,7 @@ def check_notes(path: Path) -> list[Finding]:
         except RecordError as error: findings.append(Finding(True, str(error)))
     return findings
 
-
+# %% ../../nbs/lab/01_records.ipynb #a31912d1
 def inspect_records(folder: str | Path) -> list[Finding]:  # empty: all is well
     "Everything that is wrong or odd in a folder of records."
     folder = Path(folder)
