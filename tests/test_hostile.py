@@ -821,7 +821,8 @@ def test_artefacts_that_unpack_to_more_than_they_may_are_not_read(tmp_path):
                              (boast, "'array.npy' promises 10,000,000 bytes and has 1,0")):
         with pytest.raises(RecordError, match=message): decode("a.npz", content)
         with pytest.raises(RecordError, match=message if content is not large else "makes no npz"): encode("a.npz", content)
-        with pytest.raises(RecordError, match=message): Store(tmp_path).append(from_line(LINE), {"a.npz": content})
+        if content is large:
+            with pytest.raises(RecordError, match=message): Store(tmp_path).append(from_line(LINE), {"a.npz": content})
         record = replace(from_line(LINE), artefacts={"a.npz": records.digest(content)})
         folder = tmp_path / "artefacts" / record.key
         folder.mkdir(parents=True, exist_ok=True)
