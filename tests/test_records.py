@@ -203,8 +203,8 @@ def test_a_store_may_be_a_link_to_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("make, words", [
-    (lambda path: path.symlink_to("nowhere"), "a link that leads nowhere"), (lambda path: path.write_bytes(b""), "a file"),
-    (lambda path: path.symlink_to(path), "a link that leads nowhere"), (os.mkfifo, "a pipe or a device"),
+    (lambda path: path.symlink_to("nowhere"), "a link that leads nowhere"),
+    (lambda path: path.write_bytes(b""), "a file"), (lambda path: path.symlink_to(path), "a link that leads nowhere"), (os.mkfifo, "a pipe or a device"),
 ])
 @pytest.mark.parametrize("inside", ["", "artefacts", f"artefacts/{record().key}"])
 def test_a_store_that_is_no_folder_is_named(make, words, inside, tmp_path):
@@ -237,7 +237,7 @@ def test_a_rounding_is_never_told_as_less_than_it_is():
 
 def test_imports_behind_a_colon_count():
     sources = {"data": "", "models": "", "site": "", "blur": ""}
-    text = "if x: from robustnb import data\ntry: import robustnb.models; from .site import y\nexcept E: pass  # no blur\n"
+    text = "if x: from robustnb import data\ntry: import robustnb.models; from .site import y\nexcept E: pass\n"
     assert records.imports_in(text, "study", sources) == ["data", "models", "site"]
 
 
