@@ -204,7 +204,8 @@ def test_a_store_may_be_a_link_to_a_folder(tmp_path):
 
 @pytest.mark.parametrize("make, words", [
     (lambda path: path.symlink_to("nowhere"), "a link that leads nowhere"),
-    (lambda path: path.write_bytes(b""), "a file"), (lambda path: path.symlink_to(path), "a link that leads nowhere"), (os.mkfifo, "a pipe or a device"),
+    (lambda path: path.write_bytes(b""), "a file"), (os.mkfifo, "a pipe or a device"),
+    (lambda path: path.symlink_to(path), "a link that leads nowhere"),
 ])
 @pytest.mark.parametrize("inside", ["", "artefacts", f"artefacts/{record().key}"])
 def test_a_store_that_is_no_folder_is_named(make, words, inside, tmp_path):
