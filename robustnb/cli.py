@@ -13,16 +13,17 @@ __all__ = ['MARKUP', 'app', 'out', 'err', 'Profile', 'OWN', 'Records', 'ReadReco
            'outcome_line', 'data_of', 'data_needed', 'with_data', 'reproduce_notebooks', 'some_time', 'run_cells_of',
            'records_default', 'list_records', 'experiments_in', 'committed_store', 'promote_records', 'check_records',
            'verify_records', 'tell', 'attest_records', 'replay_records', 'show_claims', 'whole_numbers',
-           'chosen_conditions', 'baseline_of', 'published_set', 'published_rows', 'clean_images', 'in_one_line',
-           'clear_name', 'as_text', 'check_device', 'on_device', 'lies_apart', 'open_published_set',
-           'open_published_model', 'check_published_model', 'planned_published', 'evaluate_published', 'with_weights',
-           'tell_comparison', 'named', 'opened_identity', 'refuse_twins', 'evaluate_several', 'compare_reports',
-           'shard_of', 'check_share', 'write_card', 'report_or_shard', 'interruptible', 'going_on', 'settle_options',
-           'settle_published', 'unsized', 'beyond_outputs', 'open_images_and_model', 'refuse_small', 'check_constants',
-           'ready_model', 'planned_evaluation', 'find_target', 'run_evaluation', 'evaluate_model', 'open_one',
-           'evaluate_one', 'list_weights', 'merge_shards', 'corrupt_set', 'pages_from_records', 'build_site',
-           'renewed_site', 'chosen_seeds', 'tell_rerun', 'rerun_here', 'image_set', 'fetch_data', 'where_data',
-           'check_published', 'check_data', 'mendable', 'worker_died', 'others', 'error_message', 'main']
+           'chosen_conditions', 'baseline_of', 'published_set', 'published_rows', 'clean_images', 'not_utf8',
+           'writable', 'in_one_line', 'clear_name', 'as_text', 'check_device', 'on_device', 'lies_apart',
+           'open_published_set', 'open_published_model', 'check_published_model', 'planned_published',
+           'evaluate_published', 'with_weights', 'tell_comparison', 'named', 'opened_identity', 'refuse_twins',
+           'evaluate_several', 'compare_reports', 'shard_of', 'check_share', 'write_card', 'report_or_shard',
+           'interruptible', 'going_on', 'settle_options', 'settle_published', 'unsized', 'beyond_outputs',
+           'open_images_and_model', 'refuse_small', 'check_constants', 'ready_model', 'planned_evaluation',
+           'find_target', 'run_evaluation', 'evaluate_model', 'open_one', 'evaluate_one', 'list_weights',
+           'merge_shards', 'corrupt_set', 'pages_from_records', 'build_site', 'renewed_site', 'chosen_seeds',
+           'tell_rerun', 'rerun_here', 'image_set', 'fetch_data', 'where_data', 'check_published', 'check_data',
+           'mendable', 'worker_died', 'others', 'error_message', 'main']
 
 # %% ../nbs/66_cli.ipynb #0cf7ce88
 import errno
@@ -105,10 +106,10 @@ app = typer.Typer(
     cls=Commands, rich_markup_mode=MARKUP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]}
 )
-# what is printed is text: a folder may be called [bold]. 160: a log has no width
+# what is printed is text: a folder may be called [bold]. 160: a log has no width; a closed one is None
 out = Console(
     highlight=False, emoji=False, markup=False, soft_wrap=True, force_jupyter=False,
-    width=None if sys.stdout.isatty() else 160,
+    width=None if sys.stdout and sys.stdout.isatty() else 160,
 )
 # for what is said besides the answer
 err = Console(stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=True)
@@ -791,6 +792,19 @@ def clean_images(published, given: str | None, data_dir: Path | None):  # -> Sou
     labels = published.source(published.rows[0]).labels
     return source if source.labels is not None and source.labels.equal(labels) else None
 
+# %% ../nbs/66_cli.ipynb #d1915da4
+def not_utf8(error: UnicodeEncodeError) -> str:
+    "What is said of a name that no file can hold: the name itself, and what to do."
+    shown = error.object.encode("utf-8", "backslashreplace").decode().strip()
+    return f"{shown[:200]} has no name in UTF-8, so no report can name it; rename it"
+
+
+def writable(*names: str | Path | None) -> None:
+    "ChoiceError where a name cannot stand in a report."
+    for name in filter(None, names):
+        try: str(name).encode()
+        except UnicodeEncodeError as error: raise ChoiceError(not_utf8(error)) from None
+
 # %% ../nbs/66_cli.ipynb #e9dd378a
 @contextmanager
 def in_one_line() -> Iterator[None]:
@@ -798,6 +812,7 @@ def in_one_line() -> Iterator[None]:
     from robustnb.scorecard import first_line
 
     try: yield
+    except UnicodeEncodeError as error: raise ChoiceError(not_utf8(error)) from None
     except (ValueError, RuntimeError, OSError, AssertionError) as error: raise ChoiceError(first_line(error)) from None
 
 
@@ -852,6 +867,8 @@ def open_published_set(given: SimpleNamespace) -> None:
     pictures = given.hub and FORMS[published.form].layout == "classes"
     given.prepared = lambda source: prepared_source(source, given.hub.preparation) if pictures else source
     given.first = first = given.prepared(published.source(rows[0]))
+    conditions = (name for name, _ in rows)
+    writable(published.name, published.clean, published.benchmark, *published.notes.values(), *first.classes, *conditions)
     given.unhurt = unhurt = None if ("clean", 0) in rows else clean_images(published, given.clean, given.data_dir)
     if unhurt is not None and not first.labels.equal(unhurt.labels):
         raise ChoiceError(
@@ -1111,6 +1128,9 @@ def interruptible(on: str = ON) -> Iterator[None]:
     except KeyboardInterrupt:
         out.print(f"\ninterrupted: {on}")
         raise typer.Exit(130) from None
+    except SystemExit as ended:  # as `main` answers SIGTERM
+        if ended.code == 128 + signal.SIGTERM and os.getpid() == program: out.print(f"\nended: {on}")
+        raise
     finally:
         if signal.getsignal(signal.SIGINT) is answer:
             signal.signal(signal.SIGINT, before)  # else the program is ending, whatever is typed now
@@ -1177,6 +1197,7 @@ def open_images_and_model(given: SimpleNamespace) -> None:
     hub = find_hub(given.model, given.weights, given.size)
     source = open_source(given.data, given.split, given.size, given.class_index, given.data_dir)
     given.source = prepared_source(source, hub and hub.preparation, given.size is not None)
+    writable(source.name, source.left_out, *source.classes)
     given.chosen = balanced_positions(given.source, given.images)
     try:
         given.opened, given.assumed = scorecard.opened(
@@ -1375,6 +1396,7 @@ def evaluate_model(
     Images are read and corrupted in worker processes while the model answers. Interrupted or killed, the same command goes on from the blocks it kept. Several machines: --shard, then `robustnb merge`, or --engine ray; several models: --also, or `robustnb compare`. Large pictures on a CPU: --batch 32 --channels-last. Guide: guides/measure_your_model.
     """
     given = SimpleNamespace(**locals())
+    writable(*sys.argv[1:])  # they are on the page
     from robustnb.streaming import keep_memory
 
     keep_memory()
@@ -1443,6 +1465,7 @@ def merge_shards(
     "Put the shards of an evaluation together and write its report."
     from robustnb import scorecard
 
+    writable(*sys.argv[1:])  # they are on the page
     try:
         asked, answers = scorecard.merged(folders, folder)
         target = scorecard.report_folder(folder, asked.title, asked.name)
@@ -1486,15 +1509,19 @@ def corrupt_set(
     from robustnb.sources import balanced_positions, open_source
 
     names, levels = chosen_conditions(corruptions, severities, subset)
+    writable(folder)  # a published set is named by its folder
     start = time.monotonic()
     with interruptible("finished blocks are kept; the same command goes on from there"):
         try:
             lies_apart(folder, None if data in READERS else data, "c")
             source = open_source(data, split, size, class_index, data_dir)
             if source.left_out: err.print(f"left out: {source.left_out}", markup=False)
+            writable(source.name, *source.classes)
             own, positions = data not in READERS and unsized(source, size), balanced_positions(source, images)
             if not own: refuse_small(source, names, levels, benchmark)
             manifest = write_set(source, folder, names, levels, benchmark, seed, form, own, positions, workers)
+        except UnicodeEncodeError as error: raise ChoiceError(not_utf8(error)) from None
+        except ChoiceError: raise
         except (ValueError, RuntimeError, OSError) as error: raise ChoiceError(first_line(error)) from None
     n, took = len(names) * len(levels), time.monotonic() - start
     out.print(
@@ -1775,7 +1802,10 @@ def error_message(error: Exception) -> str:
 # %% ../nbs/66_cli.ipynb #17b8ccd2
 def main() -> None:
     "The program `robustnb`; nothing that it locked in the cache is left there."
-    def end(number, frame): raise SystemExit(128 + number)
+    program = os.getpid()
+    def end(number, frame):
+        if os.getpid() == program: signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
     signal.signal(signal.SIGTERM, end)
     try: app(prog_name="robustnb")
     except CellsFailed as error: status, text = 1, error

@@ -28,7 +28,7 @@ from .corruptions import FAMILIES
 from .published_scores import summarise_published
 from .resampling import centred, interval
 from .robustness import FAMILY, Answers, Resamples
-from .scorecard import STYLE, as_json, html_table, read_answers, report_folder, with_bounds
+from .scorecard import STYLE, as_json, html_table, is_text, read_answers, report_folder, with_bounds
 from .selective import withheld, withholding_summary
 from .sources import ModelError
 
@@ -49,6 +49,8 @@ def read_reports(
     found = [(Path(f), *read_answers(f)) for f in folders]
     names = [about.get("facts", {}).get("model") or folder.name for folder, _, about in found]
     names = [n if names.count(n) == 1 else f"{n} ({folder.name})" for n, (folder, *_) in zip(names, found)]
+    if odd := next((n for n in names if not is_text(n)), None):
+        raise ModelError(f"{ascii(odd)} has no name in UTF-8, so no page can name it; rename the folder")
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise ModelError(f"the reports must be different ones; {twice} was given twice")
     return [Evaluated(name, answers, about) for name, (_, answers, about) in zip(names, found)]

@@ -18,6 +18,7 @@ import json
 import os
 import pickle
 import reprlib
+import sys
 import tempfile
 import warnings
 import zlib
@@ -377,7 +378,7 @@ class Bar:
     def __init__(self, total: int, done: int, show: bool, unit: str = " images"):
         from tqdm import tqdm
 
-        hidden = not show or os.environ.get("ROBUSTNB_PROGRESS") == "0"
+        hidden = not show or os.environ.get("ROBUSTNB_PROGRESS") == "0" or sys.stderr is None  # closed
         self.bar = tqdm(
             total=total, initial=done, unit=unit, unit_scale=True, disable=hidden, leave=False,
             mininterval=0.5 if os.isatty(2) else 10,

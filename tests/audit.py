@@ -3,12 +3,19 @@ import json
 import sys
 
 
+def part(found: dict, name: str) -> str:
+    "A field as it is told; of an advisory nothing is sure to be there."
+    value = found.get(name) if isinstance(found, dict) else None
+    return value if isinstance(value, str) else f"{name} unknown"
+
+
 def told(text: str) -> list[str]:
     "What pip-audit found, for the log of a build that goes on whatever it was."
-    try: found = json.loads(text)["dependencies"]
+    try: found = [dict(d) for d in json.loads(text)["dependencies"]]
     except (ValueError, KeyError, TypeError): return ["warning: pip-audit could not be had, or could not ask"]
-    names = lambda d: ", ".join(dict.fromkeys(v["id"] for v in d["vulns"]))
-    bad = [f"warning: {d['name']} {d['version']}: {names(d)}" for d in found if d.get("vulns")]
+    flaws = {i: d["vulns"] for i, d in enumerate(found) if isinstance(d.get("vulns"), list) and d["vulns"]}
+    names = lambda vulns: ", ".join(dict.fromkeys(part(v, "id") for v in vulns))
+    bad = [f"warning: {part(found[i], 'name')} {part(found[i], 'version')}: {names(v)}" for i, v in flaws.items()]
     unknown = sum("skip_reason" in d for d in found)
     return [
         *bad,

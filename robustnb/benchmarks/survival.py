@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'PARTS', 'KINDS', 'QUIET', 'survival', 'fuzzing', 'MENDED', 'SurvivalCell', 'tallied', 'part_environment',
-           'run_part', 'run_survival_cell', 'FuzzCell', 'readers', 'run_fuzz_cell', 'Fuzzing', 'fuzz', 'main']
+           'run_part', 'run_survival_cell', 'FuzzCell', 'readers', 'run_fuzz_cell', 'Fuzzing', 'fuzz', 'number_between',
+           'main']
 
 # %% ../../nbs/benchmarks/06_survival.ipynb #f836dba1
 import argparse
@@ -18,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -429,7 +431,7 @@ def fuzz(
     "Fuzz, keep the records, and show how many inputs there were. What was done before is not done again."
     known = readers(repository())
     if reader != "all" and reader not in known:
-        sys.exit(f"{nearest(reader, known, 'reader')}; known: {', '.join(known)}")
+        sys.exit(nearest(reader, ("all", *known), "reader"))
     try: cells = [FuzzCell(name, minutes, seed) for name in (known if reader == "all" else [reader])]
     except ValueError as error: sys.exit(str(error))
     profile = "full" if minutes >= 10 else "quick"
@@ -439,16 +441,29 @@ def fuzz(
         sys.exit(130)
     print(table[["reader", "minutes", "seed", "fuzzed", "skipped", "seconds"]].to_string(index=False))
 
+# %% ../../nbs/benchmarks/06_survival.ipynb #d547cef1
+def number_between(kind: type, least: float, most: float, text: str) -> float:  # text: as it was typed
+    "A number of a kind. ArgumentTypeError that says what was given, what is allowed, and what is nearest."
+    words = f"got {text[:60]}; allowed: a {'whole ' * (kind is int)}number from {least} to {most}"
+    try: value = kind(text)
+    except (ValueError, OverflowError): raise argparse.ArgumentTypeError(words) from None
+    if least <= value <= most: return value
+    raise argparse.ArgumentTypeError(words if value != value else f"{words}; nearest: {min(max(value, least), most)}")
+
 # %% ../../nbs/benchmarks/06_survival.ipynb #d0d3b43a
 def main() -> None:
     "python -m robustnb.benchmarks.survival --minutes 27 --seed 0"
     from robustnb.benchmarks import survival as here  # not __main__, whose records have no address
 
     asked, usual = argparse.ArgumentParser(description=here.__doc__), here.PROTOCOLS["quick"][0]
-    asked.add_argument("--minutes", type=float, default=usual.minutes, help="in all; 0: the least numbers only")
-    asked.add_argument("--inputs", type=int, default=usual.inputs, help="damaged files for each reader")
-    asked.add_argument("--moments", type=int, default=usual.moments, help="at which each thing is killed")
-    asked.add_argument("--seed", type=int, default=usual.seed, help="of what is tried beyond these")
+    for name, kind, least, most, words in (
+        ("minutes", float, 0, 7 * 24 * 60, "in all; 0: the least numbers only"),
+        ("inputs", int, 1, 10**6, "damaged files for each reader"),
+        ("moments", int, 1, 10**4, "at which each thing is killed"),
+        ("seed", int, 0, 2**32 - 1, "of what is tried beyond these"),
+    ):
+        allowed = partial(number_between, kind, least, most)
+        asked.add_argument(f"--{name}", type=allowed, default=getattr(usual, name), help=words)
     asked.add_argument("--only", default=usual.only, help="pytest's -k")
     asked.add_argument("--reader", help="fuzz this reader alone, for --minutes; all: each of them")
     words = vars(asked.parse_args())
