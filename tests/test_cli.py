@@ -1,5 +1,6 @@
 """The program as a user meets it: what it loads, what it says to mistakes, how it ends."""
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -512,3 +513,36 @@ def test_of_several_sets_of_weights_a_line_says_which(tmp_path, monkeypatch, rob
     ):
         status, _, beside = ask(words[0], "pictures", *words[1:])
         assert status == 2 and said in beside and "Traceback" not in beside, (words, beside)
+
+
+def test_a_closed_console_is_no_fault(checkout):
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        ended = subprocess.run(
+            ["sh", "-c", f'"{sys.executable}" -m robustnb.cli list {closed}'], capture_output=True, text=True
+        )
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_second_sigterm_does_not_break_off_the_end(robustnb, monkeypatch):
+    tidied = []
+    def app(prog_name):
+        with cli.interruptible():
+            try: signal.raise_signal(signal.SIGTERM)
+            finally:
+                signal.raise_signal(signal.SIGTERM)  # while workers are ended
+                tidied.append(True)
+    monkeypatch.setattr(cli, "app", app)
+    assert robustnb("evaluate") == (143, f"\nended: {cli.ON}\n", "") and tidied == [True]
+
+
+def test_names_that_no_report_can_hold_are_told_before_the_work(checkout, robustnb, monkeypatch):
+    monkeypatch.setattr(cli, "evaluate_one", lambda given: pytest.fail("the work began"))
+    name = os.fsdecode(b"set\xff")
+    (checkout / "s").mkdir()
+    for words in (
+        ("evaluate", "lenet5", name), ("evaluate", "lenet5", "mnist", "--out", name), ("evaluate", f"m:{name}", "mnist"),
+        ("merge", "s", "--out", name), ("corrupt", "mnist", "--out", name),
+    ):
+        status, _, said = robustnb(*words)
+        assert status == 2 and f"{words[-1] if name in words[-1] else name}".replace("\udcff", "\\udcff") in said
+        assert "has no name in UTF-8, so no report can name it; rename it" in said and not (checkout / name).exists()

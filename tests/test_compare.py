@@ -1,5 +1,7 @@
 """Reports and models side by side, through the program and by hand."""
 import json
+import os
+import shutil
 import signal
 import sys
 
@@ -171,3 +173,21 @@ def test_without_clean_images():
     assert "clean" not in set(table.name) and set(compare.overview([made(right, rows)]).quantity) >= {
         "accuracy, corrupted", "AURC, corrupted"
     }
+
+
+def test_a_class_or_a_report_without_a_name_in_utf8_is_told(robustnb, tmp_path, monkeypatch):
+    name = os.fsdecode(b"c\xff")
+    assert robustnb("evaluate", "two_nets:good", *ASKED, "--out", "one")[0] == 0
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    shutil.copytree(tmp_path / "one", tmp_path / name)
+    status, said, _ = robustnb("compare", "one", name)
+    assert status == 2 and "(c\\udcff)' has no name in UTF-8, so no page can name it; rename the folder" in said
+    assert robustnb("compare", "one", "two", "--out", "page")[0] == 0
+    (tmp_path / "greys/3").rename(tmp_path / "greys" / name)
+    for command in (("evaluate", "two_nets:good"), ("corrupt",)):
+        status, said, _ = robustnb(*command, *ASKED, "--out", "new")
+        assert status == 2 and "error: c\\udcff has no name in UTF-8" in said and not (tmp_path / "new").exists()
+    (tmp_path / "greys" / name).rename(tmp_path / "greys/3")
+    (tmp_path / "greys/3/0.png").rename(tmp_path / "greys/3" / f"{name}.png")
+    status, said, _ = robustnb("evaluate", "two_nets:good", *ASKED, "--out", "new")
+    assert status == 2 and "c\\udcff.png" in said and "has no name in UTF-8" in said

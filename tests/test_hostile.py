@@ -48,7 +48,7 @@ from robustnb.lab.reproduce import read_state as read_progress
 from robustnb.opening import kind_of_file
 from robustnb.published import open_arrays, wnid_outputs
 from robustnb.rerun import NOTE, load_reasons
-from robustnb.robustness import Folder, tabulate
+from robustnb.robustness import Folder, summarise, tabulate
 from robustnb.training import read_checkpoint, restore
 from robustnb.models import create, load_weights, read_state_dict
 from robustnb.sources import ModelError, TarFiles, as_source, class_outputs, pictures_of
@@ -181,6 +181,22 @@ def baseline(content, folder):
 def journal(content, folder):
     (folder / "blocks-0-of-1.jsonl").write_bytes(content)
     return Journal(folder).read()
+
+
+TABLE = "corruption,severity,accuracy,benchmark\nclean,0,0.9,cifar10-c\nfog,1,0.5,cifar10-c\n"
+SHARD = dict(
+    name="0b", answering="0a", title="t", facts={"model": "m"}, benchmark="cifar10-c", rows=[["clean", 0], ["fog", 1]],
+    keys=["clean", "fog"], blocks={"0": 2}, baseline=TABLE, places=None,
+)
+
+
+def shard(content, folder):
+    "`merge` of one shard, whose description is the input, up to the table."
+    place = folder / "shard/answers/0a"
+    if not place.is_dir(): Journal(place).add(0, dict.fromkeys(("clean", "fog"), torch.tensor([[1, 0], [0.5, 0.25]])))
+    (place / "evaluation-0b.json").write_bytes(content)
+    asked, answers = scorecard.merged([folder / "shard"], folder / "merged")
+    return asked, tabulate(answers, resamples=2), summarise(answers, asked.against(), resamples=2)
 
 
 def annotations(content, folder):
@@ -326,6 +342,7 @@ READERS = {  # name -> valid content, reader(content, folder), documented errors
     "class index": (b'{"0": ["n01440764", "tench"], "1": ["n02", "x"]}', in_file(class_outputs, ".json"), ModelError),
     "baseline": (b"corruption,severity,accuracy,images\nclean,0,0.9,10\nfog,1,0.5,10\n", baseline, ValueError),
     "answers": (b'{"block": 0, "answers": {"clean": "ADwAPAA8ADw="}}\n', journal, ValueError),
+    "description of a shard": (json.dumps(SHARD).encode(), shard, ModelError),
     "annotations of Tiny-ImageNet": (b"val_0.JPEG\tn01\t0\t0\t63\t63\n", annotations, DataError),
     "notebook": (
         json.dumps({
@@ -965,6 +982,158 @@ def test_folders_of_an_evaluation_that_hold_something_else(tmp_path):
         saved(tmp_path / "answers/x", "evaluation-1.json", content)
         with pytest.raises(ModelError, match="describes no evaluation"): scorecard.merged([tmp_path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# --- what is sent around: descriptions of shards, answers
+
+
+ODD = (None, True, -1, 1e308, "<script>", "../../../x", "/tmp/x", "\ud800", "a\0b", [], [[]], {}, {"a": "\ud800"}, 10**40)
+SOUND = {"title": ("<script>", "../../../x", "/tmp/x", "a\0b"), "facts": ({},), "baseline": (None,), "places": (None,)}
+
+
+@pytest.mark.parametrize("field", SHARD)
+def test_every_field_of_a_description_of_a_shard_is_of_its_kind(field, tmp_path):
+    inner = tmp_path / "a/b/c/inner"
+    inner.mkdir(parents=True)
+    shard(json.dumps(SHARD).encode(), inner)
+    shutil.rmtree(inner / "merged")
+    before = snapshot(tmp_path)
+    for value in ODD:
+        if value in SOUND.get(field, ()) and value is not True: continue
+        with pytest.raises(ModelError, match="evaluation-0b.json describes no evaluation: ") as raised:
+            shard(json.dumps(SHARD | {field: value}).encode(), inner)
+        said = str(raised.value)
+        assert f"{field} is " in said and "; allowed: " in said or "known: " in said, said
+        assert snapshot(tmp_path) == before and not Path("/tmp/x").exists()
+
+
+@pytest.mark.parametrize("change, said", [
+    (dict(answering="{tmp}/ELSEWHERE"), "answering is .*ELSEWHERE'; allowed: up to 64 hexadecimal digits, which name a folder"),
+    (dict(places=["../../x", "fog"]), "places is .*; allowed: null, or a list of names of folders beside this file"),
+    (dict(places=["clean", "/tmp/x"]), "places is .*allowed"),
+    (dict(places=["clean"]), "there are 1 places and 2 conditions"),
+    (dict(keys=["clean"]), "there are 1 keys and 2 conditions"),
+    (dict(rows=[["fog", 1], ["clean", 0]]), "rows begin with"),
+    (dict(rows=[["clean", 0], ["fogg", 1]]), "no such corruption 'fogg'; did you mean 'fog'"),
+    (dict(rows=[["clean", 0], ["fog", 6]]), "severity must be a whole number from 1 to 5, got 6"),
+    (dict(rows=[["clean", 0], ["clean", 0]]), "a list of conditions, each once"),
+    (dict(blocks={"0": 65}), "blocks is .*from 1 to 64 images"),
+    (dict(blocks={"-1": 1}), "blocks is .*from 1 to 64 images"),
+    (dict(baseline="alexnet"), "'alexnet' was measured on imagenet-c"),
+    (dict(baseline="a\nb"), "lacks the column 'corruption'"),
+    (dict(baseline="\n"), "describes no evaluation: "),
+    (dict(baseline=TABLE.replace("0.5", "nan")), "must be numbers from 0 to 1"),
+    (dict(titel="t"), "no such field 'titel'; did you mean 'title'"),
+], ids=str)
+def test_descriptions_of_shards_that_lead_elsewhere(change, said, tmp_path):
+    change = {k: v.format(tmp=tmp_path) if isinstance(v, str) else v for k, v in change.items()}
+    with pytest.raises(ModelError, match=f"evaluation-0b.json describes no evaluation: .*{said}|{said}"):
+        shard(json.dumps(SHARD | change).encode(), tmp_path)
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"evaluation-0b.json", "blocks-0-of-1.jsonl"}
+
+
+@pytest.mark.parametrize("line, said", [
+    (b'{"block": -1, "answers": {}}', "the block is -1; allowed: a whole number from 0"),
+    (b'{"block": true, "answers": {}}', "the block is True"),
+    (b'{"block": "3", "answers": {}}', "the block is '3'"),
+    (b'{"block": 10000000000000000000000, "answers": {}}', "the block is 10000000000000000000000"),
+    (b'{"block": 0, "block": 1, "answers": {}}', "'block' stands twice"),
+    (b'{"block": 0, "answers": {"a": "", "a": ""}}', "'a' stands twice"),
+    (b'{"block": 0, "answers": {"a": "ADwAfg=="}}', "are not 0 or 1 and a confidence from 0 to 1"),  # 1, NaN
+    (b'{"block": 0, "answers": {"a": "ADgAOA=="}}', "are not 0 or 1 and a confidence from 0 to 1"),  # 0.5, 0.5
+    (b'{"block": 0, "answers": {"a": "AAAAQA=="}}', "are not 0 or 1 and a confidence from 0 to 1"),  # 0, 2
+])
+def test_lines_of_answers_that_are_none(line, said, tmp_path):
+    with pytest.raises(ValueError, match=f"blocks-0-of-1.jsonl holds no answers .line 2, .*{said}"):
+        journal(b'{"block": 7, "answers": {}}\n' + line + b"\n", tmp_path)
+
+
+def changed_answers(**changes):
+    "The answers of a report with another field of its text, or another array; packed by zip."
+    with np.load(io.BytesIO(kept_report())) as whole: arrays = dict(whole)
+    text = json.loads(str(arrays["about"])) | {k: v for k, v in changes.items() if not isinstance(v, np.ndarray)}
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays | dict(about=np.array(json.dumps(text))) | {
+        k: v for k, v in changes.items() if isinstance(v, np.ndarray)
+    })
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("change, said", [
+    (dict(facts=[1]), r"facts is \[1\]; allowed: an object of texts"),
+    (dict(facts={"a": "\ud800"}), "facts is .*; allowed: an object of texts"),
+    (dict(title="\ud800"), "title is .*; allowed: text"),
+    (dict(title=3), "title is 3; allowed: text"),
+    (dict(benchmark=None), "benchmark is None; allowed: text"),
+    (dict(images=-5), "images is -5; allowed: a whole number from 1"),
+    (dict(images=1.5), "images is 1.5; allowed: a whole number from 1"),
+    (dict(images=4), r"confidence holds <f2 in the shape \(2, 3\); allowed: <f2 in the shape \(2, 4\)"),
+    (dict(rows=[["clean", 0], ["fog", 10**30]]), "rows is .*a list of conditions"),
+    (dict(rows=[["clean", 0], ["clean", 0]]), "rows is .*each once"),
+    (dict(rows=[["clean", 0]]), r"correct holds .u1 in the shape \(2, 1\)"),
+    (dict(version=True), "version is True; allowed: a whole number from 1"),
+    (dict(confidence=np.full((2, 3), np.nan, np.float16)), "its confidences are not all from 0 to 1"),
+    (dict(confidence=np.full((2, 3), 2, np.float16)), "its confidences are not all from 0 to 1"),
+    (dict(confidence=np.full((2, 3), "a")), "confidence holds <U1"),
+    (dict(correct=np.zeros((2, 1))), "correct holds <f8"),
+], ids=str)
+def test_answers_of_a_report_of_another_kind(change, said, tmp_path):
+    report_answers(changed_answers(), tmp_path)
+    with pytest.raises(ModelError, match=f"answers.npz is damaged.*{said}"):
+        report_answers(changed_answers(**change), tmp_path)
+
+
+def test_answers_of_a_report_that_promise_too_much_take_no_memory(tmp_path, monkeypatch):
+    def promised(shape, words, **text):  # 200 bytes that say they are gigabytes
+        content = io.BytesIO(changed_answers(**text))
+        head = f"{{'descr': '{words}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+        with zipfile.ZipFile(content) as whole: parts = {p: whole.read(p) for p in whole.namelist()}
+        name = {"<f2": "confidence.npy", "|u1": "correct.npy"}.get(words, "about.npy")
+        parts[name] = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head
+        with zipfile.ZipFile(content := io.BytesIO(), "w") as file:
+            for part in parts.items(): file.writestr(*part)
+        return content.getvalue()
+    before, many = peak(), 2**30
+    for content, said in (
+        (changed_answers(images=24 * 2**30), "images is 25769803776; allowed: a whole number from 1 to 1073741824"),
+        (promised((2, many // 8), "|u1", images=many), "correct is not as long as its header says"),
+        (promised((), f"<U{2**29 - 1}"), "about is not as long as its header says"),
+        (changed_answers(about=np.array(" " * 2**23)), "33,554,... bytes, 33,554,... of them text; allowed"),
+    ):
+        with pytest.raises(ModelError, match=f"answers.npz is damaged.*{said}"): report_answers(content, tmp_path)
+    monkeypatch.setattr(scorecard, "MOST_UNPACKED", 10**6)
+    with pytest.raises(ModelError, match="it unpacks to 2,000,... bytes"):
+        report_answers(changed_answers(confidence=np.zeros((1, 10**6), np.float16)), tmp_path)
+    assert peak() - before < 300
+
+
+def test_advisories_that_lack_a_field():
+    from audit import told
+
+    for vulns, said in (
+        ([{"id": "CVE-1"}], "warning: a version unknown: CVE-1"), ([{}], "warning: a version unknown: id unknown"),
+        ([3], "warning: a version unknown: id unknown"),
+    ):
+        assert told(json.dumps({"dependencies": [dict(name="a", vulns=vulns)]}))[0] == said
+    assert told(json.dumps({"dependencies": [dict(vulns=3)]})) == [
+        "1 packages: 0 with known vulnerabilities, 0 that the index of advisories does not know"
+    ]
+    for found in ([3], 3, ["ab"], None): assert told(json.dumps({"dependencies": found}))[0].startswith("warning: pip-audit")
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--minutes", "nan"], "argument --minutes: got nan; allowed: a number from 0 to 10080"),
+    (["--minutes", "-1"], "got -1; allowed: a number from 0 to 10080; nearest: 0"),
+    (["--inputs", "0"], "got 0; allowed: a whole number from 1 to 1000000; nearest: 1"),
+    (["--reader", "idxx"], "no such reader 'idxx'; did you mean 'idx'? known: all, weights.pt, "),
+])
+def test_numbers_and_readers_of_the_fuzzer(words, said, monkeypatch, capsys):
+    from robustnb.benchmarks import survival
+
+    monkeypatch.setattr(sys, "argv", ["survival", *words])
+    with pytest.raises(SystemExit) as ended: survival.main()
+    told = capsys.readouterr().err + str(ended.value)
+    assert said in told and told.count("idx.gz") <= 1  # what there is, once
 
 
 if __name__ == "__main__": collect()
