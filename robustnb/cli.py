@@ -867,8 +867,8 @@ def open_published_set(given: SimpleNamespace) -> None:
     pictures = given.hub and FORMS[published.form].layout == "classes"
     given.prepared = lambda source: prepared_source(source, given.hub.preparation) if pictures else source
     given.first = first = given.prepared(published.source(rows[0]))
-    conditions = (name for name, _ in rows)
-    writable(published.name, published.clean, published.benchmark, *published.notes.values(), *first.classes, *conditions)
+    writable(published.name, published.clean, published.benchmark, *published.notes.values())
+    writable(*first.classes, *(name for name, _ in rows))
     given.unhurt = unhurt = None if ("clean", 0) in rows else clean_images(published, given.clean, given.data_dir)
     if unhurt is not None and not first.labels.equal(unhurt.labels):
         raise ChoiceError(

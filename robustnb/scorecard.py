@@ -197,7 +197,7 @@ def checked_object(
     where: str,  # how the message begins
     optional: Iterable[str] = (),  # fields that may be missing
 ) -> dict[str, Any]:  # the same
-    "An object of JSON whose fields are of their kinds. ModelError that names the field, what was given and what is allowed."
+    "JSON whose fields are of their kinds. ModelError that names the field, what was given and what is allowed."
     if not isinstance(found, dict):
         raise ModelError(f"{where}: {reprlib.repr(found)} is no object with the fields {', '.join(kinds)}")
     if lacking := [name for name in kinds if name not in found and name not in optional]:
@@ -245,7 +245,8 @@ def are_rows(value: Any) -> bool:
 def are_blocks(value: Any) -> bool:
     "How many images are wanted of each block."
     def number(text): return text.isascii() and text.isdecimal() and str(int(text[:12])) == text
-    return isinstance(value, dict) and bool(value) and all(number(b) and is_whole(n, 1, BLOCK) for b, n in value.items())
+    if not isinstance(value, dict) or not value: return False
+    return all(number(b) and is_whole(n, 1, BLOCK) for b, n in value.items())
 
 
 def are_folders(value: Any) -> bool:
@@ -508,7 +509,7 @@ def npz_array(
     kind: str,  # a pattern of the dtype, as NumPy writes it: [|]u1
     shape: tuple[int, ...],
 ) -> np.ndarray:
-    "An array of an .npz file. KeyError or ValueError where it has another type, shape or length; then nothing is unpacked."
+    "An array of an .npz. KeyError or ValueError where it has another type, shape or length: nothing is unpacked then."
     part = file.getinfo(f"{name}.npy")
     if part.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is packed in a way that NumPy does not use")
@@ -550,7 +551,8 @@ def unpacked_answers(
     shape = rows, images = len(about["rows"]), about["images"]
     right = npz_array(file, "correct", "[|]u1", (rows, -(-images // 8)))
     confidence = npz_array(file, "confidence", "<f2", shape)
-    if not ((confidence >= 0) & (confidence <= 1)).all(): raise ValueError("its confidences are not all from 0 to 1")
+    if not (confidence.min() >= 0 and confidence.max() <= 1):  # no copy is made, and a NaN is neither
+        raise ValueError("its confidences are not all from 0 to 1")
     return about, np.unpackbits(right, axis=1, count=images).view(bool), confidence
 
 # %% ../nbs/55_scorecard.ipynb #48d3e64a

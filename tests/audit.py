@@ -12,7 +12,8 @@ def part(found: dict, name: str) -> str:
 def told(text: str) -> list[str]:
     "What pip-audit found, for the log of a build that goes on whatever it was."
     try: found = [dict(d) for d in json.loads(text)["dependencies"]]
-    except (ValueError, KeyError, TypeError, RecursionError): return ["warning: pip-audit could not be had, or could not ask"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ["warning: pip-audit could not be had, or could not ask"]
     flaws = {i: d["vulns"] for i, d in enumerate(found) if isinstance(d.get("vulns"), list) and d["vulns"]}
     names = lambda vulns: ", ".join(dict.fromkeys(part(v, "id") for v in vulns))
     bad = [f"warning: {part(found[i], 'name')} {part(found[i], 'version')}: {names(v)}" for i, v in flaws.items()]

@@ -540,8 +540,8 @@ def test_names_that_no_report_can_hold_are_told_before_the_work(checkout, robust
     name = os.fsdecode(b"set\xff")
     (checkout / "s").mkdir()
     for words in (
-        ("evaluate", "lenet5", name), ("evaluate", "lenet5", "mnist", "--out", name), ("evaluate", f"m:{name}", "mnist"),
-        ("merge", "s", "--out", name), ("corrupt", "mnist", "--out", name),
+        ("evaluate", "lenet5", name), ("evaluate", "lenet5", "mnist", "--out", name),
+        ("evaluate", "mnist", "mnist", "--weights", f"m:{name}"), ("merge", "s", "--out", name), ("corrupt", "mnist", "--out", name),
     ):
         status, _, said = robustnb(*words)
         assert status == 2 and f"{words[-1] if name in words[-1] else name}".replace("\udcff", "\\udcff") in said
