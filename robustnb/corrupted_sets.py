@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .basics import atomic_write, nearest, versions
 from .corruptions import parameters
-from .formats import DataError, eight_bits, on_white
+from .formats import DataError, as_array, eight_bits, on_white, read_picture
 from .robustness import benchmark_for, conditions
 from .sources import PictureFiles, Source, TarFiles, as_source, is_grey
 from .streaming import Bar, BlockJob, default_workers, loader, pieces, plan, trim, unit_of, warm, complete_units
@@ -104,11 +104,8 @@ def file_names(source: PictureFiles | TarFiles, form: str) -> list[str]:  # clas
 # %% ../nbs/51b_corrupted_sets.ipynb #8ddd0d96
 def own_picture(file, where: str) -> Tensor:  # uint8 [1 or 3,H,W]
     "A picture as it is seen, of its own size; a grey one stays grey. DataError that names the file."
-    try:
-        with Image.open(file) as picture: seen = ImageOps.exif_transpose(picture)
-        array = np.array(eight_bits(seen).convert("L") if is_grey(seen) else on_white(seen))
-    except Exception as error:
-        raise DataError(f"{where}: no readable picture ({type(error).__name__}: {error})") from None
+    def flat(picture): return eight_bits(picture).convert("L") if is_grey(picture) else on_white(picture)
+    array = read_picture(file, as_array, flat, where)
     return torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)
 
 # %% ../nbs/51b_corrupted_sets.ipynb #fd4f04f6

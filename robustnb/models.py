@@ -23,6 +23,7 @@ from .cifar_resnet import resnet18_small, resnet20, resnet56
 from .basics import nearest
 from .layers import Classifier, normalize_for, seeded
 from .small_nets import cnn4, cnn8, cnn12, cnn16, vgg16_small
+from .pickles import check_pickle
 from .repvgg import repvgg_a0, repvgg_a2
 from .small_nets import SMALL_NETS
 from .weights import weights_file
@@ -134,6 +135,7 @@ def read_file(path: Path) -> object:
     if path.is_dir(): raise ValueError(f"{path} is a folder; name the file of weights in it")
     if not path.stat().st_size: raise ValueError(f"{path} is empty (0 bytes)")
     if swollen(path): raise ValueError(f"{path} unpacks to far more than it holds, which no file of torch.save does")
+    check_pickle(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -35,6 +35,7 @@ from .attacks import as_weights
 from .basics import atomic_write, check_count, nearest
 from .images import ImageSet
 from .basics import progress as progress_bar
+from .pickles import check_pickle
 from .layers import check_module, head_outputs, mode
 
 with warnings.catch_warnings():  # Accelerate looks for a notebook's progress bar and complains when there is none
@@ -669,6 +670,7 @@ def read_checkpoint(
     "The stored state. Only tensors and plain values are ever loaded, never code."
     if not path.exists(): return None
     try:
+        check_pickle(path)
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None: raise zipfile.BadZipFile("a part differs from its checksum")
         return torch.load(path, map_location=device, weights_only=True)
