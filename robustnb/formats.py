@@ -20,6 +20,7 @@ import math
 import os
 import sys
 import threading
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -417,6 +418,8 @@ def cached(path: Path, name: str) -> ImageSet | None:  # None: not there
     "A set from the cache; a damaged file is removed, with a warning that names it."
     if not path.is_file(): return None
     try:
+        with zipfile.ZipFile(path) as file: unpacked = sum(part.file_size for part in file.infolist())
+        if unpacked > 2 * path.stat().st_size + 2**20: raise ValueError(f"it unpacks to {unpacked:,} bytes")
         with np.load(path, allow_pickle=False) as file:
             return ImageSet(
                 torch.from_numpy(file["x"]), torch.from_numpy(file["y"]).long(), tuple(file["classes"].tolist()), name

@@ -135,7 +135,7 @@ def read_file(path: Path) -> object:
     if path.is_dir(): raise ValueError(f"{path} is a folder; name the file of weights in it")
     if not path.stat().st_size: raise ValueError(f"{path} is empty (0 bytes)")
     if swollen(path): raise ValueError(f"{path} unpacks to far more than it holds, which no file of torch.save does")
-    check_pickle(path)
+    check_pickle(path, but=".safetensors")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['BLOCK', 'LABELS', 'REPORT_MARK', 'FORMATS', 'UNREAD', 'SILENT', 'SPLIT_FOLDERS', 'LARGEST_FILE', 'Source',
            'as_labels', 'pair_of', 'Held', 'FromBlocks', 'Unread', 'Later', 'ModelError', 'output_number', 'unique',
-           'check_unique', 'class_outputs', 'is_report', 'leads_back', 'files_below', 'pictures_of', 'kinds_of',
-           'left_out', 'class_folders', 'natural_key', 'natural_keys', 'ambiguous', 'class_order', 'class_listing',
-           'natural_size', 'ends', 'PictureFiles', 'folder_source', 'is_grey', 'as_tensor', 'stacked', 'known_labels',
-           'known_classes', 'FromDataset', 'InOrder', 'loader_source', 'tar_members', 'tar_label', 'Member', 'TarFiles',
-           'told', 'as_source', 'open_source', 'balanced_positions', 'Part', 'part_of']
+           'check_unique', 'class_outputs', 'is_report', 'leads_elsewhere', 'walked', 'files_below', 'pictures_of',
+           'kinds_of', 'left_out', 'class_folders', 'natural_key', 'natural_keys', 'ambiguous', 'class_order',
+           'class_listing', 'natural_size', 'ends', 'PictureFiles', 'folder_source', 'is_grey', 'as_tensor', 'stacked',
+           'known_labels', 'known_classes', 'FromDataset', 'InOrder', 'loader_source', 'tar_members', 'tar_label',
+           'Member', 'TarFiles', 'told', 'as_source', 'open_source', 'balanced_positions', 'Part', 'part_of']
 
 # %% ../nbs/04_sources.ipynb #6e76f635
 import hashlib
@@ -261,24 +261,32 @@ def is_report(folder: Path) -> bool:
     return (folder / REPORT_MARK).is_file() or (folder / "report.html").is_file() and (folder / "table.csv").is_file()
 
 
-def leads_back(folder: Path) -> bool:
-    "Is it a link to a folder that it lies in?"
-    return folder.is_symlink() and folder.resolve() in {above.resolve() for above in folder.absolute().parents}
+def leads_elsewhere(
+    folder: Path,
+    within: Path,  # the folder of the data, without links
+) -> bool:
+    "Is it a link to a folder that it lies in, or out of the data?"
+    if not folder.is_symlink(): return False
+    real = folder.resolve()
+    return not real.is_relative_to(within) or real in {above.resolve() for above in folder.absolute().parents}
+
+
+def walked(folder: Path) -> tuple[list[Path], list[Path]]:  # files in the order of their paths; folders not entered
+    """What lies below a class folder, without hidden files and reports; it may be a link itself. Links to folders that
+    lead out of the folder above it are not entered."""
+    found, closed, within = [], [], (folder.resolve(), folder.absolute().parent.resolve())
+    for place, folders, files in os.walk(folder, followlinks=True):
+        below = [Path(place) / f for f in sorted(folders) if not f.startswith((".", "__MACOSX"))]
+        away = [f for f in below if all(leads_elsewhere(f, w) for w in within)]
+        closed += [f for f in away if f.resolve() not in {above.resolve() for above in f.absolute().parents}]
+        folders[:] = [f.name for f in below if f not in away and not is_report(f)]
+        found += [Path(place) / f for f in files if not f.startswith(".")]
+    return sorted(found), closed
 
 
 def files_below(folder: Path) -> list[Path]:
-    "The files below a folder in the order of their paths, without hidden ones and without reports."
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(
-            f
-            for f in folders
-            if not f.startswith((".", "__MACOSX"))
-            and not is_report(Path(place) / f)
-            and not leads_back(Path(place) / f)
-        )
-        found += [Path(place) / f for f in files if not f.startswith(".")]
-    return sorted(found)
+    "The files that are `walked`."
+    return walked(folder)[0]
 
 
 def pictures_of(folder: Path) -> list[Path]:
@@ -294,9 +302,11 @@ def kinds_of(files: list[Path]) -> str:  # "10 files (.heic), 1 file (.svg)", ""
 
 def left_out(folder: Path, classes: Sequence[str]) -> str:  # "10 files (.heic), 1 picture beside ..."; "": nothing
     "What lies in a folder of classes and is none of its images."
-    below = [path for name in classes for path in files_below(folder / name)]
+    all_of_it = [walked(folder / name) for name in classes]
+    below, closed = ([path for part in all_of_it for path in part[i]] for i in (0, 1))
     said = [kinds_of([p for p in below if p.suffix.lower() not in FORMATS | SILENT])]
     near = [p for p in folder.iterdir() if p.suffix.lower() in FORMATS | UNREAD and not p.name.startswith(".")]
+    if closed: said.append(f"{len(closed):,} link{'s' * (len(closed) != 1)} out of the folder, such as {closed[0]}")
     if n := sum(p.is_file() for p in near): said.append(f"{n:,} picture{'s' * (n != 1)} beside the class folders")
     return ", ".join(filter(None, said))
 
@@ -633,6 +643,8 @@ def tar_members(path: Path) -> Iterator[tuple[str, str, int, int]]:  # key, exte
                 key, dot, ext = base.partition(".")
                 if ".." in place.split("/"):
                     raise DataError(f"{path}: {member.name} points out of the folder that it would be unpacked in")
+                if member.issparse():
+                    raise DataError(f"{path}: {member.name} is stored with holes; make the file without --sparse")
                 if member.isreg() and dot and key and 0 <= member.size <= LARGEST_FILE:
                     yield f"{place}/{key}", ext.lower(), member.offset_data, member.size
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, MemoryError) as error:
@@ -648,6 +660,7 @@ def tar_label(content: bytes, ext: str, where: str) -> int:
         found = json.loads(content) if ext == "json" else content.decode("utf-8-sig").strip()
         if ext == "json": found = next(found[k] for k in ("label", "cls") if k in found)
         if isinstance(found, (bool, float)): raise ValueError
+        if isinstance(found, str) and not re.fullmatch("-?[0-9]+", found): raise ValueError
         label = int(found)
     except (ValueError, TypeError, OverflowError, RecursionError, StopIteration):
         raise DataError(f"{where}.{ext}: a label must be a whole number, in json under label or cls") from None
@@ -659,7 +672,7 @@ def tar_label(content: bytes, ext: str, where: str) -> int:
 class Member(io.BytesIO):
     "A file of a tar, which knows its name."
     def __init__(self, content: bytes, name: str): super().__init__(content); self.where = name
-    def __str__(self) -> str: return self.where
+    def __repr__(self) -> str: return self.where
 
 # %% ../nbs/04_sources.ipynb #8cf6e9fb
 class TarFiles(Source):

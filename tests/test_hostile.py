@@ -2,6 +2,8 @@
 
 `ROBUSTNB_FUZZ` is the number of inputs tried for each reader (25 here, thousands in `make test-faults`).
 """
+import argparse
+import codecs
 import errno
 import gzip
 import html
@@ -12,6 +14,7 @@ import pickle
 import resource
 import shutil
 import struct
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -19,6 +22,9 @@ import time
 import traceback
 import warnings
 import zipfile
+import zlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -46,12 +52,12 @@ from robustnb.epm import FixedPolicy
 from robustnb.lab.reproduce import last_duration, up_to_date
 from robustnb.lab.reproduce import read_state as read_progress
 from robustnb.opening import kind_of_file
-from robustnb.published import open_arrays, wnid_outputs
+from robustnb.published import names_for, open_arrays, wnid_outputs
 from robustnb.rerun import NOTE, load_reasons
 from robustnb.robustness import Folder, summarise, tabulate
 from robustnb.training import read_checkpoint, restore
 from robustnb.models import create, load_weights, read_state_dict
-from robustnb.sources import ModelError, TarFiles, as_source, class_outputs, pictures_of
+from robustnb.sources import ModelError, TarFiles, as_source, class_outputs, folder_source, pictures_of
 from robustnb.streaming import Journal
 
 INPUTS = int(os.environ.get("ROBUSTNB_FUZZ", 25))
@@ -592,6 +598,75 @@ def test_weights_that_hold_themselves_or_no_plain_tensors(tmp_path):
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
 
 
+class Calls:
+    "An object that is stored as a call of a function."
+    def __init__(self, function, *given): self.call = function, given
+    def __reduce__(self): return self.call
+
+
+def nested(depth):
+    "A list of a hundred times the same list, and so on: small in a file, 100^depth numbers as a tensor."
+    found = [1.0] * 100
+    for _ in range(depth - 1): found = [found] * 100
+    return found
+
+
+def doubled(times):
+    "Text that is encoded into hexadecimal digits again and again."
+    found = Calls(codecs.encode, "0" * 16, "latin1")
+    for _ in range(times): found = Calls(codecs.encode, found, "hex")
+    return found
+
+
+GREEDY = {  # what takes gigabytes from a file of two kilobytes, and what is said of it
+    "bytes": (lambda: Calls(bytearray, 2**32), "calls bytearray.4294967296., which makes bytes"),
+    "bytes, by the reader of types": (
+        lambda: Calls(torch._tensor._rebuild_from_type_v2, bytearray, torch.Tensor, (2**32,), {}), "calls bytearray.4294"
+    ),
+    "bytes, their number in a size": (lambda: Calls(bytearray, Calls(torch.Size, (2**32,))), "calls bytearray"),
+    "bytes, as many as a tensor says": (lambda: Calls(bytearray, torch.tensor(2**32)), "calls bytearray"),
+    "a tensor": (lambda: Calls(torch.Tensor, 2**32), "calls torch.Tensor"),
+    "a tensor of lists": (lambda: Calls(torch.FloatTensor, nested(5)), "calls torch.FloatTensor"),
+    "a storage": (lambda: Calls(torch.UntypedStorage, 2**32), "calls torch.storage.UntypedStorage"),
+    "an expanded tensor in doubles": (
+        lambda: Calls(
+            torch._utils._rebuild_device_tensor_from_cpu_tensor, torch.ones(1).expand(10**5, 10**5), torch.float64,
+            "cpu", False,
+        ),
+        "calls torch._utils._rebuild_device_tensor",
+    ),
+    "text, doubled": (lambda: doubled(40), "encodes other than text into latin1"),
+    "copies": (lambda: [Calls(torch.Size, SIZE) for _ in range(4000)], "asks for copies of more than"),
+}
+SIZE = tuple(range(10**4))
+
+
+@pytest.mark.parametrize("what", GREEDY)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before zip"])
+def test_weights_that_ask_for_memory_in_words(what, zipped, tmp_path, recwarn):
+    greedy, said = GREEDY[what]
+    path, before = saved(tmp_path, "w.pt", torch_file({"model": STATE, "a": greedy()}, zipped)), peak()
+    with pytest.raises(ValueError, match=f"w.pt {said}"): read_state_dict(path)
+    assert read_checkpoint(path, torch.device("cpu")) is None and said[:12] in str(recwarn[-1].message)
+    assert peak() - before < 200
+
+
+def test_a_pickle_without_its_first_byte_is_followed_too(tmp_path):
+    whole = torch_file({"a": Calls(bytearray, 2**32)}, zipped=False).replace(b"\x80\x02", b"")
+    with pytest.raises(ValueError, match="calls bytearray"): read_state_dict(saved(tmp_path, "w.pt", whole))
+
+
+def test_plain_checkpoints_are_read_as_ever(tmp_path):
+    net = create("lenet5", seed=0)
+    optimizer = torch.optim.AdamW(net.parameters())
+    rest = dict(optimizer=optimizer.state_dict(), bytes=b"\xff", array=bytearray(b"ab"), milestones=Counter([30, 60]),
+                options=argparse.Namespace(lr=0.1), size=torch.Size([3]), long=10**12, parameter=net.head.weight)
+    for zipped in (True, False):
+        path = saved(tmp_path, "w.pt", torch_file({"model": net.state_dict(), **rest}, zipped))
+        found = load_weights(create("lenet5", seed=1), path)
+        assert all(torch.equal(v, found.state_dict()[k]) for k, v in net.state_dict().items())
+
+
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
 
 
@@ -623,6 +698,131 @@ def test_headers_that_promise_too_much_take_no_memory(tmp_path):
     assert peak() - before < 300
 
 
+def png(width, height, colour=6, depth=8, extra=b""):
+    "A black picture, a row at a time. colour: 0 grey, 2 RGB, 6 with transparency."
+    def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    row, packed = bytes(1 + width * {0: 1, 2: 3, 6: 4}[colour] * depth // 8), zlib.compressobj(1)
+    body = b"".join([*(packed.compress(row) for _ in range(height)), packed.flush()])
+    head = chunk(b"IHDR", struct.pack(">2I5B", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+SIDEWAYS = b"\0\0\0\x1aeXIfII*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+SIDEWAYS += struct.pack(">I", zlib.crc32(SIDEWAYS[4:]))
+READ_LARGE = """
+import resource, sys
+from robustnb import formats
+from robustnb.corrupted_sets import own_picture
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+formats.STRIP = 2**18
+before = peak()
+for path in sys.argv[1:]:
+    assert formats.open_square(path, 8).shape == (3, 8, 8) and own_picture(path, "x").shape[1:] == (4000, 3000)
+    assert peak() - before < 160, f"{path}: {peak() - before:.0f} MB"
+"""
+
+
+def test_large_pictures_are_read_in_few_copies(tmp_path):
+    # 12 million pixels are 48 MB in memory; they were held six times
+    files = [
+        saved(tmp_path, f"{i}.png", content) for i, content in enumerate((
+            png(3000, 4000, 0, 16), png(3000, 4000, 2, 16), png(3000, 4000), png(4000, 3000, extra=SIDEWAYS)
+        ))
+    ]
+    subprocess.run([sys.executable, "-c", READ_LARGE, *files], check=True)
+
+
+def test_pictures_that_no_camera_makes_are_refused_by_their_header(tmp_path):
+    for side, said in ((12_400, "12400x12400 are 153,760,000 pixels; a PNG file may have 152,000,000"),):
+        header = png(side, 1).replace(struct.pack(">2I", side, 1), struct.pack(">2I", side, side))
+        crc = struct.pack(">I", zlib.crc32(header[12:29]))
+        path, before = saved(tmp_path, "a.png", header[:29] + crc + header[33:]), peak()
+        for read in (lambda: open_square(path, 8), lambda: own_picture(path, str(path))):
+            with pytest.raises(DataError, match=f"a.png: no readable picture .ValueError: {said}"): read()
+        assert peak() - before < 50
+
+
+def test_one_huge_picture_at_a_time(tmp_path, monkeypatch):
+    path, at_once, most = saved(tmp_path, "a.png", picture("PNG")), [], []
+    def slow(seen):
+        at_once.append(1)
+        most.append(len(at_once))
+        time.sleep(0.02)
+        at_once.pop()
+    def read(_): formats.read_picture(path, slow)
+    for strip, allowed in ((8 * 8 - 1, {1}), (8 * 8, {2, 3, 4})):  # pixels from which a picture is huge
+        monkeypatch.setattr(formats, "STRIP", strip)
+        most.clear()
+        with ThreadPoolExecutor(4) as pool: list(pool.map(read, range(8)))
+        assert max(most) in allowed
+
+
+def test_a_program_named_as_a_picture_is_not_handed_to_its_interpreter(tmp_path):
+    path = saved(tmp_path, "a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    assert Image.open(path).format == "EPS"
+    with pytest.raises(DataError, match="a.png: no readable picture .UnidentifiedImageError"): open_square(path, 8)
+
+
+@pytest.mark.parametrize("sides, said", [
+    ((0, *[2**31 - 1] * 8), "promises 9 dimensions"), ((), "promises 0 dimensions"), ((2,), r"expected images .N,H,W., got .2."),
+    ((0, 28, 28), r"got .0, 28, 28."), ((2, 0, 28), r"got .2, 0, 28."),
+], ids=str)
+def test_idx_files_of_another_shape_are_refused_by_name(sides, said, tmp_path):
+    content = bytes([0, 0, 8, len(sides)]) + struct.pack(f">{len(sides)}i", *sides)
+    saved(tmp_path, "train-images-idx3-ubyte", content + bytes(int(np.prod(sides)) if sides else 1))
+    saved(tmp_path, "train-labels-idx1-ubyte", idx(np.zeros(2)))
+    with pytest.raises(DataError, match=f"train-images-idx3-ubyte: .*{said}"): idx_folder(tmp_path, "mnist", "train")
+
+
+def test_idx_labels_beyond_the_classes_are_refused_by_name(tmp_path):
+    saved(tmp_path, "train-images-idx3-ubyte", idx(np.zeros((2, 2, 2))))
+    for labels, said in ((np.array([3, 255]), r"lie in 0..9, these span 3..255"), (np.zeros((2, 1)), r"labels .N., got .2, 1.")):
+        saved(tmp_path, "train-labels-idx1-ubyte", idx(labels))
+        with pytest.raises(DataError, match=f"train-labels-idx1-ubyte: .*{said}"): idx_folder(tmp_path, "mnist", "train")
+
+
+def test_labels_without_end_are_refused_before_classes_are_named(tmp_path):
+    before = peak()
+    saved(tmp_path, "fog.npy", npy(np.zeros((10, 4, 4, 3), np.uint8)))
+    for most, kind in ((10**8, np.int64), (10**6, np.int64), (2**64 - 1, np.uint64), (-1, np.int64)):
+        saved(tmp_path, "labels.npy", npy(np.array([0, most] * 5, kind)))
+        with pytest.raises(DataError, match=f"labels.npy: labels must lie in 0..999999, these span .*{abs(most)}"):
+            open_arrays(tmp_path)
+    with pytest.raises(DataError, match="100,000,000 classes"): names_for(10**8)
+    saved(tmp_path, "labels.npy", npz({"a": np.zeros(2)}))
+    with pytest.raises(DataError, match="labels.npy: a zip file"): open_arrays(tmp_path)
+    assert peak() - before < 100
+
+
+def test_arrays_with_holes_take_no_memory(tmp_path):
+    def sparse(name, kind, *shape):
+        content = io.BytesIO()
+        np.lib.format.write_array_header_1_0(content, dict(descr=kind, fortran_order=False, shape=shape))
+        with open(saved(tmp_path, name, content.getvalue()), "r+b") as file: file.truncate(200 + int(np.prod(shape)))
+    before = peak()
+    sparse("labels.npy", "|u1", 10**9)
+    sparse("fog.npy", "|u1", 5, 10**5, 10**4)
+    with pytest.raises(DataError, match="labels.npy: 1,000,000,000 labels; a set may have 20,000,000"):
+        open_arrays(tmp_path)
+    saved(tmp_path, "labels.npy", npy(np.zeros(5, np.int64)))
+    with pytest.raises(DataError, match="fog.npy: images .100000, 10000. of more than 16,777,216 values"):
+        open_arrays(tmp_path).source(("fog", 1))
+    assert peak() - before < 100
+
+
+def test_a_severity_of_five_thousand_digits_is_refused_by_name(tmp_path):
+    for content, name in ((IMAGES, "fog.npy"), (LABELS, "labels.npy")): saved(tmp_path, name, content)
+    for severity in ("9" * 5000, "0", "²", "٣"):
+        manifest = {**json.loads(MANIFEST), "constants": {"fog": {severity: [1], "2": [1]}}}
+        saved(tmp_path, "manifest.json", json.dumps(manifest).encode())
+        with pytest.raises(DataError, match="manifest.json is not what robustnb corrupt writes"): open_arrays(tmp_path)
+
+
+def test_policies_nested_without_end(tmp_path):
+    with pytest.raises(ValueError, match="p.json holds no policy"):
+        FixedPolicy.load(saved(tmp_path, "p.json", b"[" * 100_000))
+
+
 def test_bombs_are_refused_before_they_unpack(tmp_path, monkeypatch):
     for module in (formats, sys.modules["robustnb.data"]): monkeypatch.setattr(module, "UNPACKED", 10**6)
     bomb = gzip.compress(bytes(10**7))
@@ -630,6 +830,19 @@ def test_bombs_are_refused_before_they_unpack(tmp_path, monkeypatch):
     for name in ("package/data/train-images-idx3-ubyte", "package/other"):
         with pytest.raises(DataError, match="unpacks to more than"):
             members(saved(tmp_path, "a.tgz", tar({name: bytes(10**7)}, zipped=True)), ["data/train-images-idx3-ubyte"])
+
+
+def test_bombs_in_the_cache_and_among_pages_are_refused(tmp_path):
+    bomb = io.BytesIO()
+    np.savez_compressed(bomb, x=np.zeros((10**5, 1, 28, 28), np.uint8), y=np.zeros(10**5, np.int16), classes=["a"])
+    path, before = saved(tmp_path, "mnist-train.npz", bomb.getvalue()), peak()
+    with redirect_stderr(io.StringIO()) as said: assert cached(path, "mnist") is None
+    assert "unpacks to 78,600," in said.getvalue() and not path.exists()
+    files = {f"package/data_batch_{i}.png": png(1024, 10_001, 2) for i in range(1, 6)}
+    pages = saved(tmp_path, "a.tgz", tar({**files, "package/train_lables.json": b"[0]"}, zipped=True))
+    with pytest.raises(DataError, match="a.tgz: .*a page of 1024x10001 pixels, expected 1024 by at most 10000"):
+        from_package(pages, "cifar10", "train")
+    assert peak() - before < 100
 
 
 @pytest.mark.parametrize(
@@ -669,6 +882,34 @@ def test_folders_that_link_to_themselves_end(tmp_path):
     assert [str(p.relative_to(tmp_path)) for p in pictures_of(tmp_path)] == ["a/again/p.png", "a/b/p.png"]
 
 
+def test_links_out_of_the_data_are_left_out_and_said_to_be(tmp_path):
+    for place in ("else/cat", "else/more", "data/dog", "data/dog/in"): (tmp_path / place).mkdir(parents=True)
+    for place in ("else/cat/a.png", "else/more/b.png", "else/c.png", "data/dog/d.png", "data/dog/in/e.png"):
+        saved(tmp_path, place, picture("PNG"))
+    for name, goal in (
+        ("data/cat", "else/cat"), ("data/dog/c.png", "else/c.png"),  # a class and a picture may be anywhere
+        ("else/cat/here", "data/dog/in"),  # within the data
+        ("data/dog/etc", "else/more"), ("else/cat/etc", "else/more"),  # out of it
+    ): (tmp_path / name).symlink_to(tmp_path / goal)
+    (tmp_path / "link").symlink_to("data")  # and so may the whole set
+    for root in (tmp_path / "data", tmp_path / "link"):
+        source = folder_source(root)
+        assert source.classes == ("cat", "dog") and [str(p.relative_to(root)) for p in source.paths] == [
+            "cat/a.png", "cat/here/e.png", "dog/c.png", "dog/d.png", "dog/in/e.png"
+        ]
+        assert source.left_out == f"2 links out of the folder, such as {root / 'cat/etc'}"
+
+
+def test_members_with_holes_are_refused_and_names_are_names(tmp_path):
+    hole = tarfile.TarInfo("0/a.jpg")
+    hole.type = tarfile.GNUTYPE_SPARSE
+    with pytest.raises(DataError, match="a.tar: 0/a.jpg is stored with holes"):
+        TarFiles([saved(tmp_path, "a.tar", tar({hole: b"", "0/a.cls": b"0"}))])
+    source = TarFiles([saved(tmp_path, "b.tar", tar({"0/a.jpg": b"none", "0/a.cls": b"0"}))])
+    with pytest.raises(DataError, match="b.tar: 0/a: no readable picture") as error: source.read([0])
+    assert "object at 0x" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "label, ext",
     [
@@ -678,6 +919,9 @@ def test_folders_that_link_to_themselves_end(tmp_path):
         (b'{"label": 1e999}', "json"),
         (b"[" * 100_000, "json"),
         (b"\xff", "cls"),
+        (b"1_0", "cls"),
+        ("٣".encode(), "cls"),
+        (b'{"label": "1_0"}', "json"),
     ],
 )
 def test_labels_that_are_none(tmp_path, label, ext):
