@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RARE', 'into_range', 'relaxed_bernoulli', 'weighted_sum', 'all_outputs', 'mixture', 'Tables', 'Policy',
-           'draw_subpolicies', 'draw_gates', 'check_policy', 'Step', 'apply_chosen', 'FixedPolicy', 'discretise',
-           'Critic', 'gradient_penalty', 'SearchRecipe', 'settled', 'losses', 'critic_step', 'policy_step', 'Search',
-           'epoch_batches', 'search_epoch', 'search', 'look']
+           'draw_subpolicies', 'draw_gates', 'check_policy', 'Step', 'apply_chosen', 'check_depth', 'FixedPolicy',
+           'discretise', 'Critic', 'gradient_penalty', 'SearchRecipe', 'settled', 'losses', 'critic_step',
+           'policy_step', 'Search', 'epoch_batches', 'search_epoch', 'search', 'look']
 
 # %% ../nbs/40_epm.ipynb #ea9e9fac
 import json
@@ -269,6 +269,14 @@ def apply_chosen(
         else: out[rows] = OPERATIONS[name].function(x[rows], magnitude[rows], sign[rows], generator)
     return out
 
+# %% ../nbs/40_epm.ipynb #4a181a4d
+def check_depth(path: str | Path, most: int = 10) -> None:
+    "ValueError where a policy's file has more open brackets at once than a policy; else nothing."
+    depth = 0
+    for byte in Path(path).read_bytes():
+        depth += (byte in b"[{") - (byte in b"]}")
+        if depth > most: raise ValueError(f"{path} holds no policy: {depth} brackets are open at once, a policy has 4")
+
 # %% ../nbs/40_epm.ipynb #ff68588f
 @dataclass(frozen=True)
 class FixedPolicy:
@@ -309,11 +317,12 @@ class FixedPolicy:
     @classmethod
     def load(cls, path: str | Path) -> "FixedPolicy":
         "Read what `save` wrote; ValueError where it is no policy."
+        check_depth(path)
         try:
             policy = cls(
                 tuple(tuple(Step(**step) for step in row) for row in json.loads(Path(path).read_text())["subpolicies"])
             )
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} holds no policy: {error}") from None
         if not policy.subpolicies or len({len(row) for row in policy.subpolicies}) != 1:
             raise ValueError(
