@@ -331,7 +331,7 @@ def outputs_of(
 def open_classes(folder: Path, form: str, class_index: Path | None = None, size: int = 224) -> PublishedSet:
     "ImageNet-R, -A, -Sketch, -V2: pictures in a folder for each class, evaluated as they are."
     names = class_folders(folder, class_index is not None)
-    numbers = all(n.isdigit() for n in names)  # ImageNet-V2: the outputs' own
+    numbers = all(re.fullmatch("[0-9]{1,6}", n) for n in names)  # ImageNet-V2: the outputs' own
     outputs = [int(n) for n in names] if numbers and class_index is None else outputs_of(names, class_index)
     if outputs == list(range(1000)): outputs = None
     part = lambda: PictureFiles(*class_listing(folder, any_order=class_index is not None)[::-1], form, size, folder)

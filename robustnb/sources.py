@@ -543,6 +543,11 @@ def known_classes(dataset, labels: Tensor | None, given: Sequence[str] | None) -
             f"{type(dataset).__name__} names no classes and keeps no labels (targets); give their names: from"
             " robustnb.sources import as_source, and as_source(dataset, classes=[...]) in its place"
         )
+    if found is None and labels.max() >= LABELS:
+        raise ValueError(
+            f"{type(dataset).__name__}: its labels reach {labels.max()}, and classes without names are counted below"
+            f" {LABELS:,}; give their names, classes=[...]"
+        )
     return tuple(map(str, found if found is not None else range(int(labels.max()) + 1)))
 
 # %% ../nbs/04_sources.ipynb #3ad24832

@@ -54,7 +54,7 @@ from robustnb.epm import FixedPolicy
 from robustnb.lab.reproduce import last_duration, up_to_date
 from robustnb.lab.reproduce import read_state as read_progress
 from robustnb.opening import kind_of_file
-from robustnb.published import names_for, open_arrays, wnid_outputs
+from robustnb.published import names_for, open_arrays, open_classes, wnid_outputs
 from robustnb.rerun import NOTE, load_reasons
 from robustnb.robustness import Folder, summarise, tabulate
 from robustnb.training import read_checkpoint, restore
@@ -799,6 +799,22 @@ def test_labels_without_end_are_refused_before_classes_are_named(tmp_path):
     saved(tmp_path, "labels.npy", npz({"a": np.zeros(2)}))
     with pytest.raises(DataError, match="labels.npy: a zip file"): open_arrays(tmp_path)
     assert peak() - before < 100
+
+
+def test_a_dataset_whose_labels_have_no_end_is_refused():
+    class Far(torch.utils.data.Dataset):
+        targets = [0, 10**8]
+        def __len__(self): return 2
+
+    with pytest.raises(ValueError, match="Far: its labels reach 100000000, .* below 1,000,000; give their names"):
+        as_source(Far())
+
+
+def test_folders_named_by_other_digits_are_no_outputs(tmp_path):
+    for name in ("٣", "²"):
+        (tmp_path / name).mkdir()
+        saved(tmp_path / name, "a.png", picture("PNG"))
+    with pytest.raises(ModelError): open_classes(tmp_path, "imagenet-v2")
 
 
 def test_arrays_with_holes_take_no_memory(tmp_path):
