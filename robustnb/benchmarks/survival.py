@@ -420,6 +420,68 @@ MENDED = (  # where, what went wrong, what happens now
         "a file that loads and cannot be run raised onnxruntime's errors",
         'ModelError that names the file and the shape',
     ),
+    (
+        "merge",
+        "a shard's description named another folder, and the merged report was written there",
+        "names are hexadecimal digits; every field is held against one table before it is used",
+    ),
+    (
+        "merge, compare",
+        "descriptions and answers of another kind raised any of nine errors of Python",
+        "ModelError that names file, field, and what is allowed",
+    ),
+    (
+        "site",
+        "records' texts reached tables, headings and captions as HTML, and so a browser would run them",
+        "elements and attributes on a list are let through, all else is shown as text",
+    ),
+    (
+        "pictures",
+        "a PNG of 688 kB took 4.9 GB until it was flattened, and sixteen were read at once",
+        "flattened in strips, and of huge ones one at a time",
+    ),
+    (
+        "weights, checkpoints",
+        "a pickle of 1.6 kB asked for 4 GB as a bytearray, and got them",
+        "the pickle is looked at before it is read",
+    ),
+    (
+        "published sets",
+        "one label of 100,000,000 made as many names of classes",
+        "labels lie below a million, as in tar files",
+    ),
+    ("artefacts, answers of a report", "3 MB of zip unpacked to 3 GB", "sizes and headers are looked at first"),
+    (
+        "predicates",
+        "lists of pairs of pairs doubled with every word, in memory and in time",
+        "items are counted as often as they are reached, and count as steps",
+    ),
+    (
+        "records",
+        "NaN, endless numbers and a name that stands twice were taken, and broke pages, tables or `promote` half way",
+        "RecordError with file and line; all lines are checked before the first is kept",
+    ),
+    (
+        "notes of records",
+        "fields of another kind raised KeyError or TypeError",
+        "every field is checked, the nearest name is given",
+    ),
+    (
+        "records",
+        "a pipe of a record file's name was waited for without end; a link in the store led out of it",
+        "RecordError that says what it is",
+    ),
+    ("artefacts", "a record of another profile wrote over the artefact of the same cell", "each keeps its own file"),
+    ("command line", "names that are not UTF-8 ended in a traceback after the work", "told before it"),
+    ("command line", "a closed stdout, or a second SIGTERM, ended in a traceback", "no fault, and one sentence"),
+    (
+        "front page",
+        "statements that a paper's tables deny were not counted: 4 of 4 where it is 4 of 6",
+        "counted by the words that verdicts have",
+    ),
+    ("real size", "its parts crashed since answers are looked at; nothing called them", "they have tests"),
+    ("margin", "labels made under inference mode raised PyTorch's error", "they are taken"),
+    ("fault tests", "without minutes each thing was tried once, whatever number was asked for", "the numbers decide"),
 )
 
 # %% ../../nbs/benchmarks/06_survival.ipynb #b8df003e
