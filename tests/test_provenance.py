@@ -1,4 +1,5 @@
 """Records survive what changes no number, and only that: the package's own sources, edited in memory."""
+import ast
 import json
 import re
 from functools import cache
@@ -152,3 +153,15 @@ def test_string_imports_and_assets_are_followed():
     assert {w.name for w in found.definitions} >= {
         "corrupt", "REGISTRY", "fog", "severity_table", "sample"
     } and "load" not in {w.name for w in found.definitions}
+
+
+def test_a_check_that_refuses_or_does_nothing_makes_no_record_stale():
+    "It ends a run or leaves it as it was; what it gives back is used nowhere."
+    found = closure(Package(TODAY), "robustnb.models:read_file").definitions
+    assert not any(w.module == "pickles" or w.name == "check_depth" for w in found) and len(found) == 3
+    for module in ("models", "training", "epm"):
+        tree = ast.parse((Path(robustnb.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+        named = [n for n in calls if getattr(n.func, "id", "") in ("check_pickle", "check_depth")]
+        bare = [n.value for n in ast.walk(tree) if isinstance(n, ast.Expr)]
+        assert named and all(any(call is one for one in bare) for call in named)

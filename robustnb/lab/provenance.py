@@ -277,7 +277,10 @@ DOORS = {  # what lies behind is verified elsewhere, or shows in no number
     Where("data", "atomic_write"): "writes the bytes that it was given, or nothing",
 }
 CONTRIBUTED = {"corruption": "contrib"}  # setting -> package with a module for each entry that is found by its name
-LOOKUPS = {Where("corruptions", "find_contributed"): "the module that it imports is part of the cells that choose it"}
+LOOKUPS = {  # whose bare calls are left out
+    Where("corruptions", "find_contributed"): "the module that it imports is part of the cells that choose it",
+    Where("pickles", "check_pickle"): "refuses a file, or does nothing", Where("epm", "check_depth"): "refuses a file, or does nothing",
+}
 
 # %% ../../nbs/lab/00_provenance.ipynb #4f1cbd00
 class Chosen(ast.NodeTransformer):
