@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .basics import cache_dir, nearest
-from .formats import DataError, as_seen
+from .formats import read_picture
 from .layers import Normalize
 from .sources import ModelError, PictureFiles, Source, TarFiles, first_line
 
@@ -78,10 +78,7 @@ def open_prepared(
     how: Preparation,  # its size is not None
 ) -> Tensor:  # uint8, [3,H,W]
     "A picture file as the network wants it, in [0,255]. DataError that names the file."
-    try:
-        with Image.open(file) as picture: found = np.array(cut(as_seen(picture), how))
-    except Exception as error:  # Pillow has a dozen ways to say that a picture is broken
-        raise DataError(f"{file}: no readable picture ({type(error).__name__}: {error})") from None
+    found = read_picture(file, lambda seen: np.array(cut(seen, how)))
     return torch.from_numpy(found).permute(2, 0, 1)
 
 # %% ../nbs/25_hubs.ipynb #dbb6ea3c
