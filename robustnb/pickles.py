@@ -9,6 +9,7 @@ __all__ = ['MAKERS', 'SLACK', 'MOST', 'ADDED', 'TUPLES', 'KNOWN', 'DAMAGE', 'Ask
 # %% ../nbs/23c_pickles.ipynb #222586f3
 import errno
 import io
+import mmap
 import pickletools
 import struct
 import zipfile
@@ -132,7 +133,9 @@ def follow(content: BinaryIO, limit: int) -> bool:  # did it end as it should?
     while True:
         try: code, value, _ = next(codes)
         except StopIteration: return True
-        except ValueError: return False  # cut off
+        except ValueError as error:
+            if "remain" in str(error): raise Asks("promises more bytes than there are: it is damaged") from None
+            return False  # cut off, or no pickle
         if code.name not in KNOWN: return False
         try: machine.step(code.name, value)
         except (LookupError, TypeError, AttributeError):
@@ -153,8 +156,9 @@ def check_pickle(
     try:
         with open(path, "rb") as content:
             if content.peek(4)[:4] == b"PK\3\4": return check_zip(content, limit, SLACK + 10 * size)
-            for _ in range(5):
-                if not follow(content, limit): break
+            with mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) if size else io.BytesIO() as mapped:
+                for _ in range(5):
+                    if not follow(mapped, limit): break
     except Asks as error: raise ValueError(f"{path} {error}") from None
     except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL): raise  # a bad disk, no bad file

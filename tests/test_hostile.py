@@ -14,6 +14,7 @@ import pickle
 import resource
 import shutil
 import struct
+import tracemalloc
 import subprocess
 import sys
 import tarfile
@@ -53,6 +54,7 @@ from robustnb.lab.reproduce import NotebookError, parse_setting, read_notebook
 from robustnb.epm import FixedPolicy
 from robustnb.lab.reproduce import last_duration, up_to_date
 from robustnb.lab.reproduce import read_state as read_progress
+from robustnb.pickles import check_pickle
 from robustnb.opening import kind_of_file
 from robustnb.published import names_for, open_arrays, open_classes, wnid_outputs
 from robustnb.rerun import NOTE, load_reasons
@@ -657,6 +659,17 @@ def test_weights_that_ask_for_memory_in_words(what, zipped, tmp_path, recwarn):
 def test_a_pickle_without_its_first_byte_is_followed_too(tmp_path):
     whole = torch_file({"a": Calls(bytearray, 2**32)}, zipped=False).replace(b"\x80\x02", b"")
     with pytest.raises(ValueError, match="calls bytearray"): read_state_dict(saved(tmp_path, "w.pt", whole))
+
+
+@pytest.mark.parametrize("code", [b"\x96", b"\x8e", b"\x8d", b"\x8b", b"B", b"X", b"T"])  # 8 bytes of length, or 4
+def test_an_instruction_that_promises_more_than_there_is_takes_no_memory(code, tmp_path):
+    promised = struct.pack("<Q", 2**62) if code in b"\x96\x8e\x8d" else struct.pack("<I", 2**31 - 1)
+    path = saved(tmp_path, "w.pt", b"\x80\x02" + code + promised + b"x" * 99)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="w.pt"): check_pickle(path), read_state_dict(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally: tracemalloc.stop()
 
 
 def test_plain_checkpoints_are_read_as_ever(tmp_path):
