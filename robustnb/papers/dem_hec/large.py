@@ -209,7 +209,9 @@ def large_cells(
     names = {f"{data}/{net}": (data, net) for data, net in WORK}
     for network in networks:
         if tuple(network) not in WORK: raise ValueError(nearest("/".join(network), names, "data and net"))
-    networks = [tuple(p) for p in networks] or [p for p in WORK if (p[0] == "sample") == (profile == "smoke")]
+    possible = lambda p: weights != "" or WORK[p][0].get("epochs") != 0  # trained here, where that is asked for
+    usual = [p for p in WORK if (p[0] == "sample") == (profile == "smoke") and possible(p)]
+    networks = [tuple(p) for p in networks] or usual
     found = []
     for seed in seeds or ((0, 1, 2) if profile == "full" else (0,)):
         for data, net in networks:
