@@ -242,7 +242,7 @@ def test_new_notebook_is_on_the_sidebar(repository):
         ("[gone](14_gone.ipynb)", "leads nowhere"),
         ("[gone](12_shift.ipynb#gone)", "no such place"),
         ("![a](gone.png)", "missing"),
-        ("<img src='https://example.org/a.png'>", "another host"),
+        ("![a](https://example.org/a.png)", "another host"),
         ("see @fig-gone", "reference not resolved"),
         ("$\\nonsense$", "nonsense"),
     ],
