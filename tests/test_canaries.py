@@ -386,7 +386,7 @@ HOURS = {"run_attention_cell": "protocol", "run_weights_cell": "base net", "run_
 
 def test_canaries_take_every_decision_of_their_records():
     store, by_function = Store(records.repository() / "results"), {}
-    measured = ("survival", "real-size", "real-size-wall")  # of a machine, as timings are
+    measured = ("survival", "fuzzing", "real-size", "real-size-wall")  # of a machine, as timings are
     for r in store.records():
         if not records.is_timing(r) and r.experiment not in measured: by_function.setdefault(r.function, []).append(r.cell)
     for function, cells in by_function.items():
