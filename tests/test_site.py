@@ -497,8 +497,8 @@ class Live(HTMLParser):
     def handle_starttag(self, tag, attributes):
         if tag in ("script", "iframe", "object", "embed", "svg", "base", "form"): self.found.append(tag)
         for name, value in attributes:
-            run = name.startswith("on") or (value or "").strip().lower().startswith(("javascript:", "data:text", "vbscript:"))
-            if run: self.found.append(f"{tag} {name}")
+            address = (value or "").strip().lower()
+            if name.startswith("on") or address.startswith(("javascript:", "data:text", "vbscript:")): self.found.append(f"{tag} {name}")
 
 
 BAD = "<script>alert({})</script><img src=x onerror=alert({})><a href='javascript:alert({})'>x</a>"
@@ -508,7 +508,8 @@ def hostile() -> tuple[list, dict]:
     "The executed notebook with what a browser would run wherever something is shown."
     cells, meta = executed("quick")
     bad = iter(BAD.replace("{}", str(n)) for n in range(100, 200))
-    cells[0]["source"] = [f"# Figure {next(bad)}\n\n> B {next(bad)}\n\n{next(bad)} [x](javascript:alert(1)) ![p](attachment:p.png)"]
+    cells[0]["source"] = [f"# Figure {next(bad)}\n\n> B {next(bad)}\n\n{next(bad)} [x](javascript:alert(1)) "
+                          f"![p](attachment:p.png) [y](https://example.org){{onclick='f()'}}\n\n``` {{=html}}\n{next(bad)}\n```"]
     cells[0]["attachments"] = {"p.png": {"image/png": f'"><{next(bad)}'}}
     kinds = "text/html text/markdown text/latex text/plain image/svg+xml image/png application/javascript".split()
     cells[4]["source"] = [f'#| label: fig-x">{next(bad)}\n#| fig-cap: "Loss {next(bad)}"\nplot("{next(bad)}")']

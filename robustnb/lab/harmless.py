@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TAGS', 'MATH', 'NAMES', 'SCHEMES', 'ADDRESS', 'PICTURE', 'LOOKS', 'ATTRIBUTE', 'ELEMENT', 'PAIR', 'BEGINS', 'SHEET',
-           'CLEANER', 'CODE', 'AUTOLINK', 'LINK', 'HTML_BLOCK', 'plain_attribute', 'plain_element', 'as_text',
-           'harmless_html', 'harmless_formula', 'harmless_line', 'harmless_markdown', 'harmless_data',
+           'CLEANER', 'CODE', 'AUTOLINK', 'LINK', 'HTML_BLOCK', 'RAW', 'HANDLER', 'plain_attribute', 'plain_element',
+           'as_text', 'harmless_html', 'harmless_formula', 'harmless_line', 'harmless_markdown', 'harmless_data',
            'harmless_options', 'harmless_cells', 'harmless_note']
 
 # %% ../../nbs/lab/41a_harmless.ipynb #d71b334a
@@ -25,7 +25,8 @@ TAGS = frozenset(
     " thead tr u ul var wbr".split()
 )
 MATH = frozenset(
-    "math mfrac mi mn mo mover mrow mspace msqrt mstyle msub msubsup msup mtable mtd mtext mtr munder munderover".split()
+    "math mfrac mi mn mo mover mrow mspace msqrt mstyle msub msubsup msup mtable mtd mtext mtr munder"
+    " munderover".split()
 )
 NAMES = frozenset(
     "accent align alt alttext aria-hidden aria-label border class colspan dir display displaystyle height id lang"
@@ -37,7 +38,7 @@ SCHEMES = ("http", "https", "mailto")
 # %% ../../nbs/lab/41a_harmless.ipynb #ea5522a0
 ADDRESS = re.compile(r"(?:https?://|mailto:|[#/.?]|[\w%-]+(?:[/.#?]|$))[^\s<>\"'`\\\x00-\x1f]*|", re.I)
 PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]*")
-LOOKS = re.compile(r"[^<>\"\\@]*")  # of CSS: nothing imported, no escapes
+LOOKS = re.compile(r"[^<>\"\\@&]*")  # of CSS: nothing imported, no escapes
 
 
 def plain_attribute(tag: str, name: str, value: str) -> bool:
@@ -99,6 +100,10 @@ LINK = re.compile(r"(\]\(\s*<?)([^)\s>]*)|(^\s*\[[^\]]+\]:\s*<?)(\S*)", re.M)
 HTML_BLOCK = re.compile(r"^```\{=html\}\n(.*?)^```[ \t]*$", re.M | re.S)
 
 
+RAW = re.compile(r"\{\s*=\s*(\w+)\s*\}")  # makes HTML of code
+HANDLER = re.compile(r"\{(?=[^{}]*\bon\w+\s*=[^{}]*\})", re.I)  # attributes of a link, a span, a division
+
+
 def harmless_formula(tex: str) -> str:
     "TeX whose `<` begins no element."
     return BEGINS.sub("< ", tex)
@@ -107,7 +112,7 @@ def harmless_formula(tex: str) -> str:
 def harmless_line(text: str) -> str:
     "Markdown without code: elements that are not plain as text, links that lead to no page as none."
     link = lambda m: (m[1] or m[3]) + (to if plain_attribute("a", "href", to := m[2] or m[4] or "") else "#")
-    return LINK.sub(link, as_text(AUTOLINK.sub(r"[\1](\1)", text)))
+    return LINK.sub(link, HANDLER.sub("&#123;", as_text(AUTOLINK.sub(r"[\1](\1)", text))))
 
 
 def harmless_markdown(text: str) -> str:
@@ -118,8 +123,10 @@ def harmless_markdown(text: str) -> str:
             parts += [harmless_line(part[at:m.start()]), harmless_formula(m[0]) if m[0].startswith("$") else m[0]]
             at = m.end()
         return "".join([*parts, harmless_line(part[at:])])
-    blocks = HTML_BLOCK.sub(lambda m: f"```{{=html}}\n{harmless_html(m[1])}```", text)
-    return outside_code(blocks, outside)
+    parts = HTML_BLOCK.split(text)  # what is outside, what is inside, and so on
+    parts[::2] = [RAW.sub(r"{\1}", part) for part in parts[::2]]
+    parts[1::2] = [f"```{{=html}}\n{harmless_html(part)}```" for part in parts[1::2]]
+    return outside_code("".join(parts), outside)
 
 # %% ../../nbs/lab/41a_harmless.ipynb #daef5915
 def harmless_data(

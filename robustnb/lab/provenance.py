@@ -279,7 +279,8 @@ DOORS = {  # what lies behind is verified elsewhere, or shows in no number
 CONTRIBUTED = {"corruption": "contrib"}  # setting -> package with a module for each entry that is found by its name
 LOOKUPS = {  # whose bare calls are left out
     Where("corruptions", "find_contributed"): "the module that it imports is part of the cells that choose it",
-    Where("pickles", "check_pickle"): "refuses a file, or does nothing", Where("epm", "check_depth"): "refuses a file, or does nothing",
+    Where("pickles", "check_pickle"): "refuses a file, or does nothing",
+    Where("epm", "check_depth"): "refuses a file, or does nothing",
 }
 
 # %% ../../nbs/lab/00_provenance.ipynb #4f1cbd00
