@@ -155,6 +155,19 @@ def test_string_imports_and_assets_are_followed():
     } and "load" not in {w.name for w in found.definitions}
 
 
+def test_weights_that_ship_later_reach_only_what_names_them():
+    "They are called by the name that code or a cell gives; another network's are another matter."
+    function, cells = "robustnb.papers.dem_hec.protocol:run_shipped_cell", [{"weights": "cifar10"}, {"weights": "tea"}]
+    def addresses(**files):
+        named = {f"weights/{name}.safetensors": content for name, content in files.items()}
+        package = Package(TODAY._replace(assets={**TODAY.assets, **named}))
+        return [address_of(function, cell, package) for cell in cells]
+    now, more, other = addresses(), addresses(**{"resnet20-tea": b"1"}), addresses(**{"resnet20-tea": b"2"})
+    changed = addresses(**{"resnet20-cifar10": b"1"})
+    assert now[0] == more[0] == other[0] != changed[0]
+    assert len({now[1], more[1], other[1]}) == 3
+
+
 def test_a_check_that_refuses_or_does_nothing_makes_no_record_stale():
     "It ends a run or leaves it as it was; what it gives back is used nowhere."
     found = closure(Package(TODAY), "robustnb.models:read_file").definitions
