@@ -50,7 +50,7 @@ def shipped(
 
 def weights_file(
     net: str,  # a network's name
-    weights: str,  # what it was trained on, such as cifar10
+    weights: str,  # what it was trained on, such as cifar10, or cifar10-dem-hec
     folder: Path = FOLDER,
 ) -> Path:
     "A file of weights that comes with the package. ValueError that names what there is."
