@@ -1036,11 +1036,14 @@ def evaluate_several(models: list[tuple[str, Path | None]], settings: dict) -> N
             None
         )
         if gone is not None and (model, str(gone)) not in shipped():
-            raise ChoiceError(f"{model}: there is no file {gone}")
+            known = [name for net, name in shipped() if net == model]
+            hint = f"; and {nearest(str(gone), known, f'weights of {model}')}" if known else ""
+            raise ChoiceError(f"{model}: there is no file {gone}{hint}")
     refuse_twins(models, [tuple(str(p and named(p)) for p in pair) for pair in models])
     refuse_twins(models, [opened_identity(SimpleNamespace(**settings | dict(model=m, weights=w))) for m, w in models])
     for number, (model, weights) in enumerate(models):
-        own = above and above / f"{number + 1}-{clear_name(model)}"
+        ships = f"-{clear_name(str(weights))}" if (model, str(weights)) in shipped() else ""
+        own = above and above / f"{number + 1}-{clear_name(model)}{ships}"
         err.print(f"model {number + 1} of {len(models)}: {model}", markup=False)
         reports.append(
             evaluate_one(SimpleNamespace(**settings | dict(model=model, weights=weights, also=None, folder=own)))

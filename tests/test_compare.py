@@ -191,3 +191,14 @@ def test_a_class_or_a_report_without_a_name_in_utf8_is_told(robustnb, tmp_path, 
     (tmp_path / "greys/3/0.png").rename(tmp_path / "greys/3" / f"{name}.png")
     status, said, _ = robustnb("evaluate", "two_nets:good", *ASKED, "--out", "new")
     assert status == 2 and "c\\udcff.png" in said and "has no name in UTF-8" in said
+
+
+def test_networks_that_ship_go_by_the_names_of_their_weights(robustnb, tmp_path):
+    status, said, error = robustnb(
+        "evaluate", "resnet20", *ASKED, "--weights", "cifar10", "--also", "resnet20=cifar10-standard", "--out", "r"
+    )
+    assert status == 0, error
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["1-resnet20-cifar10", "2-resnet20-cifar10-standard", "compared"]
+    assert "resnet20 (2-resnet20-cifar10-standard)" in said
+    status, _, error = robustnb("evaluate", "resnet20", *ASKED, "--also", "resnet20=cifar10-standrad", "--out", "s")
+    assert status == 2 and "resnet20: there is no file cifar10-standrad; and no such weights of resnet20 'cifar10-standrad'; did you mean 'cifar10-standard'" in " ".join(error.split())
