@@ -25,7 +25,7 @@ from ...augment import (JSD, AugMix, AutoAugment, BatchAugment, Chain, Flip, Pad
                               TrivialAugment, adapt_batchnorm)
 from .baseline import pack_answers
 from ...corruptions import CORRUPTIONS
-from ...basics import nearest
+from ...basics import nearest, progress
 from ...data import subset
 from ...dem_hec import RECIPE, DemHEC
 from ...entropy import find_layers, layer_entropy, universal, watching
@@ -238,6 +238,7 @@ def condition_images(
 def questioned(
     model: nn.Module,
     cell: DemHecCell,
+    show: bool = False,  # a progress bar
 ) -> Answers:
     "What a network answers in all conditions of a cell."
     device, dtype = next(model.parameters()).device, torch.bfloat16 if cell.precision == "bf16" else None
@@ -245,7 +246,7 @@ def questioned(
         subset(cell.base.data, "test", cell.images), conditions(cell.corruptions, cell.severities, BENCHMARK),
         [],
     )
-    for row in rows:
+    for row in progress(rows, "conditions") if show else rows:
         pieces = zip(condition_images(cell.base.data, cell.images, *row).split(BATCH), test.y.split(BATCH))
         if cell.method != "bn_adapt": found.append(answer(model, pieces, device, dtype))
         else:
@@ -325,7 +326,7 @@ def run_dem_hec_cell(
     "Fine-tune a network and put it through the corruptions."
     if cell.method not in METHODS: raise ValueError(nearest(cell.method, METHODS, "method"))
     model, story = finetuned_model(cell, context, start)
-    answers = questioned(model, cell)
+    answers = questioned(model, cell, context.workers == 1)
     context.artefact("answers.npz", pack_answers(answers))
     facts = {}
     if cell.entropies:

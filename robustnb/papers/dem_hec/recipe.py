@@ -125,7 +125,8 @@ def run_recipe_cell(
 ) -> dict:  # `record_scores`; adapted: the same three means with batch norm adapted; parameters, history
     "Fine-tune, and answer as it is and with the statistics of each batch of test images."
     model, history = hardened(cell, context)
-    answers, adapted = questioned(model, cell), questioned(model, replace(cell, method="bn_adapt"))
+    show = context.workers == 1
+    answers, adapted = questioned(model, cell, show), questioned(model, replace(cell, method="bn_adapt"), show)
     context.artefact("answers.npz", pack_answers(answers))
     context.artefact("adapted.npz", pack_answers(adapted))
     scores = record_scores(adapted)
