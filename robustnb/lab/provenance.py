@@ -318,8 +318,9 @@ def choices_of(
         if isinstance(value, dict):
             for k, v in value.items():
                 for name in names:
-                    if isinstance(v, (str, list, tuple)) and k in (name, name + "s"):
-                        found.setdefault(name, set()).update([v] if isinstance(v, str) else v)
+                    chosen = [v] if isinstance(v, str) else v
+                    if k not in (name, name + "s") or not isinstance(chosen, (list, tuple)): continue
+                    if all(isinstance(c, str) for c in chosen): found.setdefault(name, set()).update(chosen)
                 visit(v)
     visit(settings)
     return {k: frozenset(v) for k, v in found.items()}
