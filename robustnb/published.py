@@ -42,7 +42,7 @@ def mapped(path: Path) -> np.ndarray:
     if not isinstance(found, np.ndarray): raise DataError(f"{path}: a zip file (.npz), and one array is needed")
     return found
 
-
+# %% ../nbs/04a_published.ipynb #5b08e364
 class ArrayRows(Source):
     "Some rows of an array of images."
 
@@ -82,7 +82,7 @@ class ArrayRows(Source):
             total.update(part.numpy().tobytes())
         return total.hexdigest()[:16]
 
-
+# %% ../nbs/04a_published.ipynb #40845477
 def label_array(path: Path, classes: int | None = None) -> Tensor:  # int64 [N]
     "Labels in a .npy file. DataError where they are none."
     found = mapped(path)
@@ -120,7 +120,7 @@ class PublishedSet:
 
     def source(self, row: tuple[str, int]) -> Source: return self.parts[row]()
 
-
+# %% ../nbs/04a_published.ipynb #dac28e12
 @dataclass(frozen=True)
 class Form:
     "What is known of a set before it is opened."
@@ -129,7 +129,7 @@ class Form:
     clean: str | None = None
     benchmark: str = ""
 
-
+# %% ../nbs/04a_published.ipynb #df1992f3
 FORMS = {
     "cifar10-c": Form("arrays", 10, "cifar10", "cifar10-c"),
     "cifar100-c": Form("arrays", 100, "cifar100", "cifar10-c"), "mnist-c": Form("pairs", 10),
@@ -139,7 +139,7 @@ FORMS = {
     "imagenet-v2": Form("classes", 1000), "cifar10.1": Form("versions", 10),
 }
 
-
+# %% ../nbs/04a_published.ipynb #69f5208f
 def names_for(count: int, clean: str | None = None) -> tuple[str, ...]:
     "Names of classes that have numbers only."
     if count > LABELS: raise DataError(f"{count:,} classes: at most {LABELS:,} are named by their numbers")
@@ -163,7 +163,7 @@ def is_manifest(found) -> bool:
         and all(isinstance(c, dict) and c and all(map(is_severity, c)) for c in constants.values())
     )
 
-
+# %% ../nbs/04a_published.ipynb #a7762c6d
 def manifest_of(folder: Path) -> dict:
     "What `robustnb corrupt` wrote about a set; {} where it did not write it. DataError where something else is there."
     path = folder / "manifest.json"
@@ -174,7 +174,7 @@ def manifest_of(folder: Path) -> dict:
         raise DataError(f"{path} is not what robustnb corrupt writes: data, benchmark, classes, constants by severity")
     return found
 
-
+# %% ../nbs/04a_published.ipynb #efb05161
 def open_arrays(folder: Path, form: str | None = None) -> PublishedSet:
     "CIFAR-10-C and its kin. DataError where labels and arrays do not fit together."
     manifest, labels = manifest_of(folder), label_array(folder / "labels.npy", FORMS[form].classes if form else None)
@@ -217,7 +217,7 @@ def open_pairs(folder: Path, form: str = "mnist-c") -> PublishedSet:
         places={row: p / "test_images.npy" for row, p in rows.items()},
     )
 
-
+# %% ../nbs/04a_published.ipynb #4c9d1536
 def open_versions(folder: Path, form: str = "cifar10.1") -> PublishedSet:
     "CIFAR-10.1: cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy."
     files = sorted(folder.glob("*_data.npy"))
@@ -229,13 +229,13 @@ def open_versions(folder: Path, form: str = "cifar10.1") -> PublishedSet:
     rows = {(p.stem.removesuffix("_data"), 0): p for p in files}
     return PublishedSet(form, folder.resolve().name, {row: part(p) for row, p in rows.items()}, places=rows)
 
-
+# %% ../nbs/04a_published.ipynb #987f0f18
 def subfolders(folder: Path) -> list[Path]:
     "The visible ones, by name."
     with os.scandir(folder) as entries:  # which knows the kinds without a look at each of a million files
         return sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
 
-
+# %% ../nbs/04a_published.ipynb #836d7bae
 def severity_folders(folder: Path) -> dict[str, Path]:  # "3" -> its folder
     "The severities below a corruption's folder; {} where it is none."
     found = {f.name: f for f in subfolders(folder)}
@@ -248,7 +248,7 @@ def severity_folders(folder: Path) -> dict[str, Path]:  # "3" -> its folder
         else {}
     )
 
-
+# %% ../nbs/04a_published.ipynb #929bdeec
 def corruption_folders(folder: Path) -> dict[str, Path]:  # corruption -> its folder
     "Corruptions below a folder, or below its folders of families."
     if severity_folders(folder): return {folder.name: folder}
@@ -263,7 +263,7 @@ def picture_side(path: Path) -> int:  # pixels
     except Exception as error: raise DataError(f"{path}: no readable picture ({first_line(error)})") from None
     return width if width == height else 224
 
-
+# %% ../nbs/04a_published.ipynb #2542cecb
 def open_severities(folder: Path, form: str | None = None, class_index: Path | None = None) -> PublishedSet:
     "ImageNet-C and Tiny-ImageNet-C: corruption/severity/class/picture."
     found, manifest = corruption_folders(folder), manifest_of(folder)
@@ -296,7 +296,7 @@ def wnid_outputs(given: Path) -> dict[str, int]:  # name -> output
     lines = [line for line in read_text(given).splitlines() if line.strip()]
     return {line.split()[0]: i for i, line in enumerate(lines)}
 
-
+# %% ../nbs/04a_published.ipynb #e356c9a9
 def timm_wnids() -> list[str]:  # [] without timm
     "ImageNet's thousand WordNet numbers, as timm carries them."
     try: from timm.data import ImageNetInfo
@@ -304,7 +304,7 @@ def timm_wnids() -> list[str]:  # [] without timm
     info = ImageNetInfo("imagenet-1k")
     return [info.index_to_label_name(i) for i in range(info.num_classes())]
 
-
+# %% ../nbs/04a_published.ipynb #f0cb498a
 def outputs_of(
     names: Sequence[str],  # of the class folders, in their order
     class_index: Path | None = None,  # see `wnid_outputs`
@@ -327,7 +327,7 @@ def outputs_of(
         raise ModelError(nearest(lacking[0], list(places)[:2000], "class")[:400])
     return [places[n] for n in names]
 
-
+# %% ../nbs/04a_published.ipynb #61d79e5b
 def open_classes(folder: Path, form: str, class_index: Path | None = None, size: int = 224) -> PublishedSet:
     "ImageNet-R, -A, -Sketch, -V2: pictures in a folder for each class, evaluated as they are."
     names = class_folders(folder, class_index is not None)
@@ -351,13 +351,13 @@ def layout_of(folder: Path) -> str | None:
     try: return "severities" if corruption_folders(folder) else None
     except OSError: return None
 
-
+# %% ../nbs/04a_published.ipynb #ee4e3dac
 def published_path(spec: str) -> tuple[str | None, Path]:  # form, folder
     "`cifar10-c:PATH` in its two parts; a path alone has no form."
     word, colon, rest = spec.partition(":")
     return (word, Path(rest)) if colon and word in FORMS else (None, Path(spec))
 
-
+# %% ../nbs/04a_published.ipynb #a0c971a7
 def open_published(
     spec: str,  # PATH, or FORM:PATH
     class_index: Path | None = None,  # see `wnid_outputs`
@@ -382,7 +382,7 @@ def open_published(
         raise ModelError(f"{opened.form} knows its classes; a class index is for folders of pictures")
     return opened
 
-
+# %% ../nbs/04a_published.ipynb #33f137cd
 WORDS = {
     "arrays": "corruption.npy beside labels.npy", "pairs": "corruption/test_images.npy beside test_labels.npy",
     "severities": "corruption/severity/class/picture", "versions": "*_data.npy beside *_labels.npy",
