@@ -113,7 +113,7 @@ def as_labels(
         raise TypeError(f"{where} must be a whole number, such as 3, got {found.dtype}; {given!r:.60}")
     return found.long().reshape(-1) if many else found.long().reshape(())
 
-
+# %% ../nbs/04_sources.ipynb #f401e609
 def pair_of(item, where: str) -> tuple:
     "Picture and label of a dataset's item, or those of a loader's batch. TypeError where it is no pair."
     if isinstance(item, (tuple, list)) and len(item) > 1: return item[0], item[1]
@@ -214,13 +214,13 @@ def unique(pairs: list[tuple]) -> dict:
     check_unique([name for name, _ in pairs])
     return dict(pairs)
 
-
+# %% ../nbs/04_sources.ipynb #9b1f20fa
 def check_unique(names: Sequence[str]) -> None:
     "ModelError where a name is there twice."
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice: raise ModelError(f"the name {twice[0]!r} is there twice")
 
-
+# %% ../nbs/04_sources.ipynb #7aa41b97
 def class_outputs(
     file: Path,  # {"n01440764": 0, ...} or {"0": ["n01440764", "tench"], ...}
 ) -> dict[str, int]:  # folder name -> output of the model
@@ -255,12 +255,12 @@ SILENT = {
 }
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}  # of data sets
 
-
+# %% ../nbs/04_sources.ipynb #916755d5
 def is_report(folder: Path) -> bool:
     "Did `robustnb evaluate` write this folder?"
     return (folder / REPORT_MARK).is_file() or (folder / "report.html").is_file() and (folder / "table.csv").is_file()
 
-
+# %% ../nbs/04_sources.ipynb #98c7356d
 def leads_elsewhere(
     folder: Path,
     within: Path,  # the folder of the data, without links
@@ -270,7 +270,7 @@ def leads_elsewhere(
     real = folder.resolve()
     return not real.is_relative_to(within) or real in {above.resolve() for above in folder.absolute().parents}
 
-
+# %% ../nbs/04_sources.ipynb #3310f225
 def walked(folder: Path) -> tuple[list[Path], list[Path]]:  # files in the order of their paths; folders not entered
     """What lies below a class folder, without hidden files and reports; it may be a link itself. Links to folders that
     lead out of the folder above it are not entered."""
@@ -283,7 +283,7 @@ def walked(folder: Path) -> tuple[list[Path], list[Path]]:  # files in the order
         found += [Path(place) / f for f in files if not f.startswith(".")]
     return sorted(found), closed
 
-
+# %% ../nbs/04_sources.ipynb #69075b4b
 def files_below(folder: Path) -> list[Path]:
     "The files that are `walked`."
     return walked(folder)[0]
@@ -299,7 +299,7 @@ def kinds_of(files: list[Path]) -> str:  # "10 files (.heic), 1 file (.svg)", ""
     ends = Counter(path.suffix.lower() for path in files)
     return ", ".join(f"{n:,} file{'s' * (n != 1)} ({end or 'no ending'})" for end, n in ends.most_common())
 
-
+# %% ../nbs/04_sources.ipynb #c826c74a
 def left_out(folder: Path, classes: Sequence[str]) -> str:  # "10 files (.heic), 1 picture beside ..."; "": nothing
     "What lies in a folder of classes and is none of its images."
     all_of_it = [walked(folder / name) for name in classes]
@@ -373,7 +373,7 @@ def ambiguous(folder: Path, names: list[str], numbers: list) -> list[str]:  # nu
         " (--class-index, class_index of folder_source), or number them with as many digits"
     )
 
-
+# %% ../nbs/04_sources.ipynb #59b60975
 def class_order(folder: Path, names: list[str]) -> list[str]:
     "Plain whole numbers in their order; others in that of the alphabet, where people would count alike."
     keys = natural_keys(names)
@@ -419,7 +419,7 @@ def natural_size(chosen: list[tuple[int, Path]]) -> int:  # pixels
     (width, height), = sizes
     return width if width == height <= 96 else 224
 
-
+# %% ../nbs/04_sources.ipynb #a5eb40b0
 def ends(path: Path, length: int = 4096) -> bytes:
     "The first and the last bytes of a file."
     with open(path, "rb") as file:
@@ -791,7 +791,7 @@ def as_source(
         f" len and block(i); got {type(given).__name__}"
     )
 
-
+# %% ../nbs/04_sources.ipynb #f0e355b7
 def open_source(
     spec: str,  # a data set's name, a folder, a tar file, a pattern of tar files
     split: str = "test",  # of a data set
@@ -862,7 +862,7 @@ class Part(Source):
     def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         return self.whole.read([self.positions[p] for p in positions])
 
-
+# %% ../nbs/04_sources.ipynb #180f1700
 def part_of(source: Source, positions: Sequence[int]) -> Source:
     "Some images of a source, as a source."
     if not isinstance(source, PictureFiles): return Part(source, positions)
