@@ -42,7 +42,7 @@ from .images import CLASSES, ImageSet
 class DataError(RuntimeError):
     "A data set cannot be had, or a file of it is not what it should be."
 
-
+# %% ../nbs/02_formats.ipynb #b4a64179
 def read_idx(
     content: bytes,  # of an idx file of bytes
     where: str,  # its name, for errors
@@ -61,7 +61,7 @@ def read_idx(
         raise DataError(f"{where}: {len(content)} bytes, but its header promises {expected}: truncated or corrupt")
     return torch.from_numpy(np.frombuffer(content, np.uint8, len(content) - start, start).copy()).reshape(shape)
 
-
+# %% ../nbs/02_formats.ipynb #5b71d6fc
 def write_idx(array: Tensor) -> bytes:  # uint8 in
     "An array of bytes as an idx file."
     return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.contiguous().numpy().tobytes()
@@ -76,7 +76,7 @@ FOLDERS = {
     "cifar100": "cifar-100-python",
 }
 
-
+# %% ../nbs/02_formats.ipynb #f7d55fd5
 UNPACKED = 2**28  # bytes that a compressed file may unpack to
 
 
@@ -87,7 +87,7 @@ def unzipped(path: Path) -> bytes:
         raise DataError(f"{path}: unpacks to more than {UNPACKED:,} bytes: no file of a data set")
     return content
 
-
+# %% ../nbs/02_formats.ipynb #ab4091c5
 def check_idx(array: Tensor, where: str, place: int, classes: int) -> None:  # place: 1 images, 2 labels
     "DataError where an idx file's array holds no images [N,H,W], or no labels [N] of these classes."
     form, there = ("images [N,H,W]", "labels [N]")[place - 1], list(array.shape)
@@ -95,7 +95,7 @@ def check_idx(array: Tensor, where: str, place: int, classes: int) -> None:  # p
     if place == 2 and array.max() >= classes:
         raise DataError(f"{where}: labels must lie in 0..{classes - 1}, these span {array.min()}..{array.max()}")
 
-
+# %% ../nbs/02_formats.ipynb #1b17802f
 def idx_folder(folder: Path, name: str, split: str, **_) -> ImageSet:
     "MNIST or Fashion-MNIST from idx files: in torchvision's place, or in the folder itself."
     arrays = []
@@ -126,7 +126,7 @@ def damaged_batch(folder: Path, kind: type) -> str:  # what is wrong, with the f
             )
     return f"{folder / kind.base_folder}: not readable"
 
-
+# %% ../nbs/02_formats.ipynb #b0f3cc29
 def cifar_folder(folder: Path, name: str, split: str, **_) -> ImageSet:
     "CIFAR-10 or CIFAR-100 from the pickled batches of its authors, by torchvision, which checks their md5."
     if folder.name == FOLDERS[name]: folder = folder.parent
@@ -161,14 +161,14 @@ ROOTS = {
 }
 PICTURES = (".jpeg", ".jpg", ".png")
 
-
+# %% ../nbs/02_formats.ipynb #c67bac2f
 def read_text(path: Path) -> str:
     "A text file; DataError that names it where it is none."
     try: return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: no text in UTF-8 ({error.reason} at byte {error.start})") from None
 
-
+# %% ../nbs/02_formats.ipynb #39142597
 def tiny_validation(root: Path) -> dict[str, list[Path]]:  # class folder name -> pictures
     "Tiny-ImageNet's validation pictures by the labels of val_annotations.txt."
     found, path = {}, root / "val" / "val_annotations.txt"
@@ -180,7 +180,7 @@ def tiny_validation(root: Path) -> dict[str, list[Path]]:  # class folder name -
         found.setdefault(wnid, []).append(root / "val" / "images" / file)
     return {wnid: sorted(paths) for wnid, paths in found.items()}
 
-
+# %% ../nbs/02_formats.ipynb #c0faba0b
 def listed(root: Path, name: str, split: str) -> dict[str, list[Path]]:  # class folder name -> pictures
     "The pictures of a split by class, in the order of class folders and file names; DataError where a class has none."
     folder = root / ("train" if split == "train" else "val")
@@ -222,7 +222,7 @@ def strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:  # the fi
     else:
         for top in range(0, height, rows): yield top, picture.crop((0, top, width, min(height, top + rows)))
 
-
+# %% ../nbs/02_formats.ipynb #e2559f0f
 def by_strips(picture: Image.Image, mode: str, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
     "A picture whose pixels are changed each by itself, in little more memory than what comes in and goes out."
     if picture.width * picture.height <= STRIP: return change(picture)
@@ -230,7 +230,7 @@ def by_strips(picture: Image.Image, mode: str, change: Callable[[Image.Image], I
     for top, strip in strips(picture): made.paste(change(strip), (0, top))
     return made
 
-
+# %% ../nbs/02_formats.ipynb #86a792d5
 def eight_bits(picture: Image.Image) -> Image.Image:
     "A picture of whole numbers of 16 or 32 bits, or of floats, as 8 bits of grey; others as they are."
     if not picture.mode.startswith(("I", "F")): return picture
@@ -245,7 +245,7 @@ def eight_bits(picture: Image.Image) -> Image.Image:
         return Image.fromarray((values.astype(np.float64).clip(0, most) * (255 / most)).round().astype(np.uint8))
     return by_strips(picture, "L", grey)
 
-
+# %% ../nbs/02_formats.ipynb #37dde4bc
 def in_srgb(picture: Image.Image) -> Image.Image:
     """A picture with a colour profile of its own as sRGB; a profile that cannot be read, or that is sRGB, changes
     nothing."""
@@ -259,7 +259,7 @@ def in_srgb(picture: Image.Image) -> Image.Image:
         return ImageCms.profileToProfile(picture, own, ImageCms.createProfile("sRGB"), outputMode="RGB") or picture
     except (ImageCms.PyCMSError, OSError, ValueError): return picture
 
-
+# %% ../nbs/02_formats.ipynb #ce134ec6
 def flattened(picture: Image.Image) -> Image.Image:  # of mode RGB
     "A picture of eight bits as sRGB, what is transparent on white."
     if not picture.has_transparency_data: return in_srgb(picture).convert("RGB")
@@ -268,14 +268,14 @@ def flattened(picture: Image.Image) -> Image.Image:  # of mode RGB
     if profile := picture.info.get("icc_profile"): colours.info["icc_profile"] = profile
     return Image.composite(in_srgb(colours), Image.new("RGB", picture.size, "white"), clear.getchannel("A"))
 
-
+# %% ../nbs/02_formats.ipynb #a1cdaed4
 def on_white(picture: Image.Image) -> Image.Image:  # of mode RGB; the picture itself where it is that already
     "A picture in eight bits of red, green and blue (sRGB), what is transparent on white."
     picture = eight_bits(picture)
     plain = picture.mode == "RGB" and not picture.has_transparency_data and not picture.info.get("icc_profile")
     return picture if plain else by_strips(picture, "RGB", flattened)
 
-
+# %% ../nbs/02_formats.ipynb #34be6708
 def turn_of(picture: Image.Image) -> Image.Transpose | None:  # None: it is upright
     "How a picture is turned to be seen."
     picture.load()  # some files say it after the pixels
@@ -287,7 +287,7 @@ TURNS = dict(zip(range(2, 9), (  # EXIF orientation -> what undoes it
     Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
 )))
 
-
+# %% ../nbs/02_formats.ipynb #f1d15729
 def as_seen(picture: Image.Image) -> Image.Image:  # of mode RGB
     "A picture as a viewer shows it: upright, and `on_white`."
     way, flat = turn_of(picture), on_white(picture)
@@ -300,7 +300,7 @@ AT_ONCE = {"WEBP": 2**26, "AVIF": 2**26, "JPEG2000": 2**25}
 OPENED = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "TGA")  # by content
 HUGE = threading.Lock()  # held while a picture of more than STRIP pixels is in memory
 
-
+# %% ../nbs/02_formats.ipynb #a7075185
 def opened(file: Path | io.BytesIO) -> Image.Image:
     "A picture file whose pixels are not read yet. ValueError for more of them than any camera makes."
     Image.init()
@@ -311,7 +311,7 @@ def opened(file: Path | io.BytesIO) -> Image.Image:
         raise ValueError(f"{width}x{height} are {width * height:,} pixels; a {found.format} file may have {most:,}")
     return found
 
-
+# %% ../nbs/02_formats.ipynb #6929bad3
 def read_picture(
     file: Path | io.BytesIO,
     use: Callable[[Image.Image], Any],  # is given the picture as it is seen
@@ -328,7 +328,7 @@ def read_picture(
     except Exception as error:  # Pillow has a dozen ways to say that a picture is broken
         raise DataError(f"{where or file}: no readable picture ({type(error).__name__}: {error})") from None
 
-
+# %% ../nbs/02_formats.ipynb #93d222b6
 def as_array(picture: Image.Image) -> np.ndarray:  # uint8 [H,W] or [H,W,C]
     "The pixels of a picture of eight bits, copied a strip at a time."
     array = np.empty((picture.height, picture.width, *[len(picture.getbands())] * (picture.mode != "L")), np.uint8)
@@ -338,14 +338,14 @@ def as_array(picture: Image.Image) -> np.ndarray:  # uint8 [H,W] or [H,W,C]
 # %% ../nbs/02_formats.ipynb #6b5f121b
 MEMORY_LIMIT = 16 * 2**30  # bytes that one set may take in memory
 
-
+# %% ../nbs/02_formats.ipynb #f39cbc25
 def open_square(path: Path, size: int) -> Tensor:  # uint8, [3,size,size]
     """A picture as it is seen, its shorter side resized (bilinear) and its centre cut out. DataError that names the
     file."""
     square = read_picture(path, lambda seen: ImageOps.fit(seen, (size, size), Image.Resampling.BILINEAR))
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
-
+# %% ../nbs/02_formats.ipynb #08cc200f
 def chosen_pictures(
     found: dict[str, list[Path]],
     limit: int | None,
@@ -382,7 +382,7 @@ def read_pictures(chosen: list[tuple[int, Path]], size: int, desc: str) -> Tenso
         except BaseException: pool.shutdown(cancel_futures=True); raise
     return x
 
-
+# %% ../nbs/02_formats.ipynb #9458fc55
 def picture_folder(
     folder: Path, name: str, split: str, store: Path | None = None, size: int | None = None, limit: int | None = None
 ) -> ImageSet:
@@ -432,7 +432,7 @@ def cached(path: Path, name: str) -> ImageSet | None:  # None: not there
         print(f"{path} is truncated or corrupt ({error}); it is removed", file=sys.stderr)
         path.unlink(missing_ok=True)
 
-
+# %% ../nbs/02_formats.ipynb #dcf8a5e6
 def keep_in_cache(path: Path, data: ImageSet) -> None:
     "Put a set into the cache."
     def write(part):
@@ -498,7 +498,7 @@ def imagenet_root() -> Path | None:  # None: nowhere
         None,
     )
 
-
+# %% ../nbs/02_formats.ipynb #907ae398
 def imagenet_train(
     root: Path,
     count: int = 0,  # images, equally many of each class; 0: all
