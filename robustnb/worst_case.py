@@ -35,7 +35,7 @@ def margin(
     at = y[:, None].clone()  # labels made under inference mode have no place in a graph
     return logits.gather(1, at)[:, 0] - logits.scatter(1, at, -torch.inf).amax(1)
 
-
+# %% ../nbs/16a_worst_case.ipynb #54fb5589
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # logits, labels -> what an attack raises, [B]
     "ce": lambda logits, y: F.cross_entropy(
         logits.to(torch.promote_types(logits.dtype, torch.float32)), y, reduction="none"
@@ -43,7 +43,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # logits, labels -> w
     "margin": lambda logits, y: -margin(logits, y),
 }
 
-
+# %% ../nbs/16a_worst_case.ipynb #65096984
 def loss_of(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     y: Tensor,  # labels, [B], int64
@@ -62,7 +62,7 @@ def checkpoints(
     while shares[-1] < 100: shares.append(shares[-1] + max(shares[-1] - shares[-2] - 3, 6))
     return sorted({-(-share * steps // 100) for share in shares[1:] if share <= 100})
 
-
+# %% ../nbs/16a_worst_case.ipynb #61b8755f
 def stuck(
     rises: Tensor,  # steps since the last look in which the loss rose, [B]
     since: int,  # steps since the last look
@@ -154,7 +154,7 @@ def square_side(
     halvings = sum(spent > point for point in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
     return max(1, min(height, width, round((share / 2**halvings * height * width) ** 0.5)))
 
-
+# %% ../nbs/16a_worst_case.ipynb #056e5d0c
 def signs(
     *shape: int,
     like: Tensor,  # a tensor of the type and device that is wanted
@@ -164,7 +164,7 @@ def signs(
     device = generator.device if generator is not None else "cpu"
     return (2 * torch.randint(2, shape, generator=generator, device=device) - 1).to(like)
 
-
+# %% ../nbs/16a_worst_case.ipynb #d470a61d
 def repaint(
     delta: Tensor,  # changes so far, [B,C,H,W]
     side: int,  # of the square, in pixels
@@ -260,7 +260,7 @@ def autoattack(
         whole.fab.n_iter = steps
         return whole.run_standard_evaluation(x.detach().clone(), y, batch_size=max(1, len(x)))[0].detach()
 
-
+# %% ../nbs/16a_worst_case.ipynb #c091f3f8
 def set_steps(
     part,  # an APGDAttack of pyautoattack
     steps: int,
@@ -274,7 +274,7 @@ def _pgd(model, x, y, eps, norm, generator, steps, step, loss):
     step = 2.5 * eps / max(steps, 1) if step is None else step
     return ascend(x, loss_of(model, y, loss), eps, step, steps, norm, True, generator)
 
-
+# %% ../nbs/16a_worst_case.ipynb #4e1187b1
 ATTACKS: dict[str, Callable[..., Tensor]] = {  # (model, x, y, eps, norm, generator, steps, step, queries) -> images
     "fgsm": lambda model, x, y, eps, norm, g, steps, step, queries: pgd(model, x, y, eps, eps, 1, norm, False),
     "pgd": lambda model, x, y, eps, norm, g, steps, step, queries: _pgd(model, x, y, eps, norm, g, steps, step, "ce"),
@@ -293,7 +293,7 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {  # (model, x, y, eps, norm, genera
 }
 LIGHT = ("apgd-ce", "apgd-margin", "square")
 
-
+# %% ../nbs/16a_worst_case.ipynb #aabf2387
 def attack_list(
     attack: str | Callable | Sequence,  # a name, "light", a function, or several of them
 ) -> list[tuple[str, Callable]]:  # name and function of each
