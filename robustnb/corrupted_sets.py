@@ -32,7 +32,7 @@ from .streaming import Bar, BlockJob, default_workers, loader, pieces, plan, tri
 # %% ../nbs/51b_corrupted_sets.ipynb #2975357c
 SUFFIX = {"jpeg": ".JPEG", "png": ".png"}
 
-
+# %% ../nbs/51b_corrupted_sets.ipynb #6070b8b0
 @dataclass
 class Target:
     "What is written, and how."
@@ -198,7 +198,7 @@ def make_room(target: Target, out: Path) -> None:
             file.write(header)
             file.truncate(whole)
 
-
+# %% ../nbs/51b_corrupted_sets.ipynb #7f313947
 def tidy(out: Path) -> None:
     "A set that has its manifest needs nothing that was kept to go on."
     for path in (out / BEGUN, out / DONE, *out.glob("sha256/*.part"), *out.glob("*.npy.part")):
