@@ -60,6 +60,7 @@ def cut_strips(
         strips.append((low, high, part[:, low:high].contiguous()))
     return strips
 
+# %% ../nbs/11_blur.ipynb #f5e4d0c2
 def place(
     matrix: Tensor,  # banded, [n,m], float64 on the CPU
     device: torch.device,  # of the images that it will meet
@@ -124,6 +125,7 @@ def gaussian_strips(
     "Write the Gaussian blur of an axis as a matrix, once for all calls with the same numbers."
     return place(kernel_matrix(gaussian_taps(sigma, truncate), n, border) * scale, device, dtype)
 
+# %% ../nbs/11_blur.ipynb #6a9092bd
 def smooth(
     x: Tensor,  # any values, [...,H,W]
     sigma: float,  # standard deviation, pixels, >= 0
@@ -146,6 +148,7 @@ def keep_gradient(
     "Quantise forwards, pass the gradient straight through backwards."
     return exact + (coarse - exact).detach() if exact.requires_grad else coarse
 
+# %% ../nbs/11_blur.ipynb #f07b4b26
 def exact_levels(
     x: Tensor,  # images in [0,1]
 ) -> Tensor:  # the same in float64
@@ -153,6 +156,7 @@ def exact_levels(
     levels = x.double() * 255
     return keep_gradient(levels, levels.detach().mul(4096).round_().div_(4096)) / 255
 
+# %% ../nbs/11_blur.ipynb #6a25ed8c
 def smooth_in_order(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     sigma: float,  # standard deviation, pixels
@@ -167,6 +171,7 @@ def smooth_in_order(
             out = out + (wide.narrow(axis, k, n) + wide.narrow(axis, 2 * r - k, n)) * taps[k]
     return out
 
+# %% ../nbs/11_blur.ipynb #c80f354f
 def same_bytes(
     exact: Tensor,  # float64 in [0,1]
     dtype: torch.dtype,  # wanted
@@ -216,6 +221,7 @@ def add_taps(
         out.add_(padded[..., i:i + h, j:j + w], alpha=float(taps[i, j]))
     return out
 
+# %% ../nbs/11_blur.ipynb #2aea7675
 def disk_sum(
     padded: Tensor,  # [...,H+2r,W+2r], r = int(radius)
     radius: float,  # pixels
@@ -254,6 +260,7 @@ def defocus_blur(
     few = max(1, 2**18 // padded[0].numel()) if x.device.type == "cpu" else len(x)  # what stays in a CPU's cache
     return torch.cat([_wide_disk(part, float(radius), float(alias_blur)) for part in padded.split(few)]).clamp_(0, 1)
 
+# %% ../nbs/11_blur.ipynb #c2af0e04
 @functools.lru_cache(maxsize=64)
 def _disk_parts(
     radius: float,  # pixels
@@ -272,6 +279,7 @@ def _disk_parts(
     scale = float(taps[len(taps) // 2, len(taps) // 2])  # the middle of the kernel: one over the disk's area
     return taps, weights, scale, taps - scale * (blur @ disk @ blur.T)
 
+# %% ../nbs/11_blur.ipynb #18d40e87
 def _wide_disk(
     padded: Tensor,  # [B,C,H+2p,W+2p], p = int(radius) + width of the softening
     radius: float,  # pixels
@@ -302,6 +310,7 @@ def zoom_matrix(
     matrix.scatter_add_(1, low[:, None] + offset, (1 - (at - low))[:, None].double())
     return matrix.scatter_add_(1, (low[:, None] + 1).clamp(max=crop - 1) + offset, (at - low)[:, None].double())
 
+# %% ../nbs/11_blur.ipynb #a26035c9
 @functools.lru_cache(maxsize=128)
 def zoom_strips(
     factor: float,  # enlargement, >= 1
@@ -312,6 +321,7 @@ def zoom_strips(
     "Cut the matrix of an enlargement, once for all calls with the same numbers."
     return place(zoom_matrix(factor, n), device, dtype)
 
+# %% ../nbs/11_blur.ipynb #81031007
 def centre_zoom(
     x: Tensor,  # images, [...,H,W]
     factor: float,  # enlargement, >= 1
@@ -443,6 +453,7 @@ def bit_rows(
     "Draw 16 random bits `n` times for each image, four draws at a time."
     return short_rows(x, n, generator).to(torch.int32).bitwise_and_(0xFFFF)
 
+# %% ../nbs/11_blur.ipynb #48d93eb4
 def glass_source(
     # which move, [B,iterations,rows*columns] int64 in [0,4d^2): row (choice // 2d) - d, column (choice % 2d) - d
     choice: Tensor,
@@ -490,7 +501,7 @@ def blur_levels(
             for first in (k, 2 * r - k): out = out.add_(wide.narrow(axis, first, n), alpha=taps[k] * scale)
     return out
 
-
+# %% ../nbs/11_blur.ipynb #1d1bb805
 def exact_blur(
     x: Tensor,  # images, [B,C,H,W] in [0,1]
     sigma: float,  # standard deviation, pixels, >= 0
@@ -543,6 +554,7 @@ def swap_pixels(
     source = glass_source(choice, h, w, d)
     return x.flatten(2).gather(2, source[:, None].expand(b, c, -1)).view_as(x)
 
+# %% ../nbs/11_blur.ipynb #8a200776
 def glass_bytes(
     x: Tensor,  # images, [B,C,H,W] uint8
     sigma: float,  # standard deviation of the blur before and after, pixels
