@@ -34,6 +34,7 @@ def look_up(
     rows = [bytes(plane).translate(bytes(row)) for plane, row in zip(planes, table.view(-1, 256).numpy())]
     return torch.frombuffer(bytearray().join(rows), dtype=torch.uint8).view(x.shape)
 
+# %% ../nbs/13_digital.ipynb #54a8e84d
 def contrast(
     x: Tensor,  # images, [B,C,H,W] in [0,1], or uint8
     factor: float,  # c, what remains of the distance to the mean, >= 0
@@ -105,6 +106,7 @@ def weakest_table(
     then = ((value - low) / torch.where(value > 0, value, 1) * factor + offset).clamp(0, 1)
     return (value * (1 - then)).clamp(0, 1).mul_(255).to(torch.uint8).view(-1)
 
+# %% ../nbs/13_digital.ipynb #bee467da
 def saturate_bytes(
     x: Tensor,  # colour images, [B,3,H,W] uint8
     factor: float,  # on the saturation
@@ -152,6 +154,7 @@ def box_matrix(
     inside = ((distance > -0.5 * step) & (distance <= 0.5 * step)).double()
     return inside / inside.sum(1, keepdim=True)
 
+# %% ../nbs/13_digital.ipynb #8701aaf9
 @functools.lru_cache(maxsize=64)
 def box_strips(
     n: int,  # length of the axis
@@ -173,6 +176,7 @@ def shrink_levels(
     rows = from_right(levels, across).add_(half_up).floor_()
     return from_left(rows, down).add_(half_up).floor_()
 
+# %% ../nbs/13_digital.ipynb #326d6fe4
 def pixelate_bytes(
     x: Tensor,  # images, [B,C,H,W] uint8, on the CPU
     small: tuple[int, int],  # height and width of the small pictures
@@ -186,6 +190,7 @@ def pixelate_bytes(
         slot[...] = np.asarray(tiny.resize((w, h), Image.Resampling.NEAREST)).reshape(h, w, c)
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
+# %% ../nbs/13_digital.ipynb #2489d1a8
 def pixelate(
     x: Tensor,  # images, [B,C,H,W] in [0,1], or uint8
     factor: float,  # c, size of the small picture, in (0,1]
@@ -217,7 +222,7 @@ def jpeg_codec() -> tuple | None:  # encoder and decoder; None: torchvision has 
     except ImportError: return None  # it means to give its codecs up one day
     return encode_jpeg, decode_jpeg
 
-
+# %% ../nbs/13_digital.ipynb #d9fe44c3
 def code_jpeg(
     pixels: np.ndarray,  # images, [B,H,W,C] uint8, C 1 or 3; overwritten
     quality: int,  # JPEG quality, 1 to 100
