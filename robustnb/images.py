@@ -36,7 +36,7 @@ def check_unit(
         " 255, and leave normalisation to the model"
     )
 
-
+# %% ../nbs/01_images.ipynb #7b05dac9
 def clipped(
     x: Tensor,  # images; floats leave [0,1] by rounding at most
 ) -> Tensor:  # the same tensor where they do not
@@ -104,7 +104,7 @@ def fingerprint(data: ImageSet) -> str:  # 16 hexadecimal digits
     for part in (data.x, data.y): total.update(part.cpu().contiguous().numpy().data)
     return total.hexdigest()[:16]
 
-
+# %% ../nbs/01_images.ipynb #cb5ad6b6
 def balanced(
     data: ImageSet,
     n: int,  # images wanted, at most; rounded down to a multiple of the classes
@@ -135,7 +135,7 @@ CLASSES = {
 SPLITS = ("train", "test")
 SAMPLES = {"mnist": 28, "cifar10": 32}  # side of an image
 
-
+# %% ../nbs/01_images.ipynb #6b0b9695
 def untile(
     picture: np.ndarray,  # rows of ten images, [H*rows, 10*W] or [H*rows, 10*W, 3]
     side: int,  # H = W
@@ -144,7 +144,7 @@ def untile(
     sheet = torch.from_numpy(np.array(picture)).reshape(len(picture) // side, side, 10, side, -1)
     return sheet.permute(0, 2, 4, 1, 3).reshape(-1, sheet.shape[-1], side, side).contiguous()
 
-
+# %% ../nbs/01_images.ipynb #ab00e64e
 def sample(
     name: str = "mnist",  # mnist | cifar10
     split: str = "train",  # train | test
