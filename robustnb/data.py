@@ -11,6 +11,7 @@ __all__ = ['STREAMS', 'PUBLISHED', 'PACKAGES', 'DEBIAN', 'INSTALLED', 'MEGABYTES
            'centred_subset', 'how_to_get', 'unavailable', 'present', 'why', 'prepare', 'layout', 'ways_in', 'shortage']
 
 # %% ../nbs/03_data.ipynb #6025e166
+import errno
 import gzip
 import hashlib
 import importlib.util
@@ -409,7 +410,8 @@ def fetch(
             stage.mkdir(parents=True)
             return {split: verify(data, split, where) for split, data in source(name, stage).items()}
         except Exception as error:
-            # the next source may still work
+            # the next source may still work, unless there is no room for any
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS): raise
             tried.append(f"{where}: {' '.join(str(error).split())[:400] or type(error).__name__}")
         finally: shutil.rmtree(stage, ignore_errors=True)
 
@@ -527,6 +529,7 @@ def centred_subset(
 # %% ../nbs/03_data.ipynb #f35cb7bd
 def how_to_get(name: str) -> str:  # name: of a data set
     "How to provide a data set that is not here."
+    if name == "digits": return "It comes with scikit-learn: pip install scikit-learn"
     owners = READERS[name] is picture_folder
     first = "Its owners give it out by hand. " if owners else "torchvision downloads it where the network lets it. "
     return first + by_hand(name, Path("~/.cache/robustnb/data"))

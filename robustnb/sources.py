@@ -621,12 +621,14 @@ class InOrder(Source):
 # %% ../nbs/04_sources.ipynb #d3bdb394
 def loader_source(loader, classes: Sequence[str] | None = None, name: str | None = None) -> Source:
     "A `DataLoader` as a source. ValueError where it is shuffled."
-    from torch.utils.data import IterableDataset, SequentialSampler, default_collate
+    from torch.utils.data import BatchSampler, IterableDataset, SequentialSampler, default_collate
 
     if isinstance(loader.dataset, IterableDataset): return InOrder(loader, classes, name)
-    if not isinstance(loader.sampler, SequentialSampler):
+    batches = loader.batch_sampler  # it may draw where the sampler does not
+    drawing = loader.sampler if batches is None else batches.sampler if type(batches) is BatchSampler else batches
+    if not isinstance(drawing, SequentialSampler):
         raise ValueError(
-            f"the loader draws its order ({type(loader.sampler).__name__}), so its images have no positions; make it"
+            f"the loader draws its order ({type(drawing).__name__}), so its images have no positions; make it"
             " with shuffle=False, or give its dataset"
         )
     return (
@@ -825,6 +827,7 @@ def open_source(
     if Path(spec).is_dir(): return folder_source(Path(spec), size, class_index)
     tars = sorted(Path(spec).parent.glob(Path(spec).name)) if "*" in spec else [Path(spec)]
     if tars and all(p.is_file() for p in tars):
+        if class_index: raise ModelError(f"{spec} names its classes in the tar; a class index is for folders of pictures")
         return TarFiles(tars, size, name=re.sub(r"\W+", "-", Path(spec).stem).strip("-") or "tar")
     raise ModelError(nearest(spec, READERS, "data set") + ", and no folder or tar file of that name")
 

