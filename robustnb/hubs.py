@@ -72,7 +72,7 @@ def cut(
         left, top = (-((b - a) // 2) if b > a else c for a, b, c in zip(picture.size, (width, height), (left, top)))
     return picture.crop((left, top, left + width, top + height))
 
-
+# %% ../nbs/25_hubs.ipynb #93f4de9f
 def open_prepared(
     file,  # a path, or an open file whose str names it
     how: Preparation,  # its size is not None
@@ -108,7 +108,7 @@ class PreparedFiles(Source):
         seen = replace(self.how, mean=None, std=None, source="")
         return hashlib.sha256(f"{self.source.fingerprint} {seen}".encode()).hexdigest()[:16]
 
-
+# %% ../nbs/25_hubs.ipynb #a16b5402
 def prepared_source(
     source: Source,
     how: Preparation | None,  # what a model's hub says; None: nothing
@@ -139,7 +139,7 @@ def numbers_text(values: Sequence[float]) -> str:
     "0.485, 0.456, 0.406"
     return ", ".join(f"{v:.4g}" for v in values)
 
-
+# %% ../nbs/25_hubs.ipynb #f6154c9a
 def describe_preparation(
     how: Preparation,
     pictures: bool = True,  # are files read? Else the images are tensors already
@@ -175,7 +175,7 @@ class Hub:
     outputs: int | None = None  # how many; None: not known yet
     facts: dict[str, str] = field(default_factory=dict)  # what else it says, such as a published accuracy
 
-
+# %% ../nbs/25_hubs.ipynb #9c9537c2
 def bring(module: str, spec: str, what: str) -> object:
     "Import a package that not everybody has. ModelError that says what to install."
     try: return importlib.import_module(module)
@@ -186,7 +186,7 @@ def bring(module: str, spec: str, what: str) -> object:
             ) from None
         raise ModelError(f"{spec} needs the package {what}: pip install {what}") from None
 
-
+# %% ../nbs/25_hubs.ipynb #a8a25f95
 def downloaded(spec: str, fetch: Callable[[], object]) -> object:
     "What a hub hands over; every failure is told in a sentence."
     try: return fetch()
@@ -238,7 +238,7 @@ def timm_preparation(given: dict) -> Preparation:  # of timm.data.resolve_model_
     return Preparation(side, resize[0] if mode == "center" and side[0] == side[1] else resize, name,
                        tuple(given["mean"]), tuple(given["std"]), "as timm says")
 
-
+# %% ../nbs/25_hubs.ipynb #560b300e
 def from_timm(
     spec: str,  # timm:NAME, or timm:NAME.TAG
     weights: Path | None = None,  # a file of weights; None: timm's
@@ -295,7 +295,7 @@ def size_pair(size) -> tuple[int, int] | None:  # height and width, where that i
     found = {k: size[k] for k in ("height", "width") if k in size and size[k]}
     return (int(found["height"]), int(found["width"])) if len(found) == 2 else None
 
-
+# %% ../nbs/25_hubs.ipynb #935e1e7f
 def processor_preparation(given: dict) -> Preparation:  # of an image processor's to_dict()
     "An image processor's words in ours. ModelError where they are others than those known here."
     if (
@@ -326,7 +326,7 @@ def processor_preparation(given: dict) -> Preparation:  # of an image processor'
         "as its image processor says",
     )
 
-
+# %% ../nbs/25_hubs.ipynb #08acf2a4
 def from_huggingface(spec: str) -> Hub:  # hf:ORG/NAME, or hf:FOLDER
     "An image classifier of Hugging Face's transformers."
     transformers, name = bring("transformers", spec, "transformers"), spec.partition(":")[2]
@@ -353,7 +353,7 @@ def robustbench_preparation(
         (side or resize,) * 2, resize if side else (resize, resize), "bicubic" if found[1] else "bilinear", source=said
     )
 
-
+# %% ../nbs/25_hubs.ipynb #12572f3e
 def from_robustbench(spec: str) -> Hub:  # robustbench:NAME[:DATASET[:THREAT]]
     "A network of RobustBench's model zoo. ModelError where the name stands for none, or for several."
     zoo, (name, *words) = bring("robustbench.model_zoo", spec, "robustbench").model_dicts, spec.split(":")[1:]
@@ -398,7 +398,7 @@ def find_hub(
     hub = hub_of(spec, weights)
     return replace(hub, preparation=hub.preparation.at(size)) if hub and size and hub.preparation else hub
 
-
+# %% ../nbs/25_hubs.ipynb #0587fc19
 def hub_of(spec: str, weights: Path | None) -> Hub | None:
     "The hub that a specification begins with."
     scheme, _, rest = spec.partition(":")
