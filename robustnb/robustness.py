@@ -67,7 +67,7 @@ def corrupted(
         x, y = data.x[i:i + batch], data.y[i:i + batch]
         yield (x if name == "clean" else corrupt(x, name, severity, benchmark, generator)), y
 
-
+# %% ../nbs/51_robustness.ipynb #4de36ff5
 def answer(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     batches: Iterator[tuple[Tensor, Tensor]],  # of images, uint8 or float in [0,1], and labels
@@ -196,7 +196,7 @@ def weights_hash(model: Callable[[Tensor], Tensor]) -> str | None:  # 16 hexadec
         total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()[:16] if tensors else None
 
-
+# %% ../nbs/51_robustness.ipynb #35c4c459
 def check_owner(
     folder: Path,  # of kept answers; need not be there
     model: Callable[[Tensor], Tensor],
@@ -255,7 +255,7 @@ def image_counts(
     "How often each image counts: once in the measurement itself, which comes first, then as the bootstrap draws it."
     return torch.cat([torch.ones(1, n), resample_counts(n, resamples, torch.Generator().manual_seed(seed))])
 
-
+# %% ../nbs/51_robustness.ipynb #1939e32a
 def means(
     counts: Tensor,  # [1+resamples,n] float32 whole numbers
     values: Tensor,  # [R,n], of -1, 0 and 1: sums of so many are whole numbers too, and exact in float32 up to 2**24
@@ -263,7 +263,7 @@ def means(
     "Means over the images of each resample, to the last digit."
     return (counts @ values.float().T).double().numpy() / counts.shape[1]
 
-
+# %% ../nbs/51_robustness.ipynb #7cd436ee
 @dataclass
 class Resamples:
     "Bootstrap draws of the images, shared by everything that is said about an evaluation."
@@ -286,7 +286,7 @@ class Resamples:
 # %% ../nbs/51_robustness.ipynb #c9228dd9
 FAMILY = {name: family for family, names in FAMILIES.items() for name in names}
 
-
+# %% ../nbs/51_robustness.ipynb #318e287f
 def tabulate(
     answers: Answers,
     level: float = 0.95,  # coverage of the intervals
@@ -363,7 +363,7 @@ def check_baseline(
     if table.duplicated(["corruption", "severity"]).any():
         raise ValueError("the baseline's table has a condition twice; give the table.csv of one evaluation")
 
-
+# %% ../nbs/51_robustness.ipynb #3439c07f
 def baseline_errors(
     answers: Answers,
     baseline: str | pd.DataFrame,  # a published one by name, or a table of `evaluate` with the same conditions
@@ -480,7 +480,7 @@ def heatmap(
     ax.set_yticklabels([name.replace("_", " ") for name in shown.index], rotation=0)
     return fig
 
-
+# %% ../nbs/51_robustness.ipynb #5c39d479
 def family_curves(
     table: pd.DataFrame,  # of `evaluate`
 ) -> plt.Figure:
