@@ -149,7 +149,7 @@ def modeless(
     "Is each module of a kind that does the same in training and evaluation mode?"
     return all(type(module) in MODELESS for module in model.modules())
 
-
+# %% ../nbs/44_adversarial.ipynb #4f4825eb
 def both(
     model: nn.Module,
     x: Tensor,  # clean images, [B,C,H,W]
@@ -464,7 +464,7 @@ def check_temperature(temperature: float):
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0 (defensive distillation uses up to 100), got {temperature}")
 
-
+# %% ../nbs/44_adversarial.ipynb #0525fd45
 class Divided(nn.Module):
     "A model's logits over a temperature; its attributes and modes are those of the model."
 
@@ -475,7 +475,7 @@ class Divided(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor: return self.model(x) / self.temperature
 
-
+# %% ../nbs/44_adversarial.ipynb #d59f1b99
 class Softened(Objective):
     "Cross-entropy of softmax(z/T): logits grow T times as large (Papernot et al. 2016)."
 
@@ -573,7 +573,7 @@ class Connected(nn.Module):
         logits = self.model(x)
         return logits + 0 * x.flatten(1).sum(1, keepdim=True).to(logits)
 
-
+# %% ../nbs/44_adversarial.ipynb #6440a8a1
 def zero_gradients(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     data: ImageSet,
@@ -635,7 +635,7 @@ def single_step(of: Doubted) -> tuple[float, bool]:
     value, weaker = excess(of.base, once, 0.02)
     return value, weaker and excess(once, of.base, 0.3)[1]
 
-
+# %% ../nbs/44_adversarial.ipynb #79799939
 def unbounded(of: Doubted) -> tuple[float, bool]:
     "With a radius that makes any image of any other, nothing survives."
     whole = 1.0 if of.norm == "linf" else math.sqrt(of.data.x[0].numel())
@@ -656,7 +656,7 @@ def black_box(of: Doubted) -> tuple[float, bool]:
     if of.undefended is not None: found.append(excess(of.base, of.attacked(of.eps, transferred), 0.02))
     return max(value for value, _ in found), all(passed for _, passed in found)
 
-
+# %% ../nbs/44_adversarial.ipynb #bf971016
 def gradients_there(of: Doubted) -> tuple[float, bool]:
     "Few of the images that are right have a gradient of zero."
     zero, right = zero_gradients(of.model, of.data)
@@ -669,7 +669,7 @@ def by_radius(of: Doubted) -> tuple[float, bool]:
     rises = [excess(wide, narrow, 0.02) for narrow, wide in zip(rows, rows[1:])]
     return max(value for value, _ in rises), all(passed for _, passed in rises)
 
-
+# %% ../nbs/44_adversarial.ipynb #ac654640
 CHECKS = {
     "more steps": more_steps, "one step": single_step, "unbounded": unbounded, "noise": random_noise,
     "black box": black_box,
@@ -684,7 +684,7 @@ def check_right(right: int, of: int) -> None:
     if not right: raise ValueError(told % "nothing")
     if right < 20: warnings.warn(told % "little", stacklevel=3)
 
-
+# %% ../nbs/44_adversarial.ipynb #17af731c
 def masking_checks(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits; given back as it was
     data: ImageSet,  # 100 images or more that the model gets right; tolerances follow their number
@@ -736,7 +736,7 @@ def loss_surface(
             for a in ticks
         ])
 
-
+# %% ../nbs/44_adversarial.ipynb #6132254c
 def surface_picture(
     surface: Tensor,  # of `loss_surface`
     eps: float,  # its half side
