@@ -67,7 +67,7 @@ def submodules(
         if name not in known: raise ValueError(nearest(name, known, what=f"part of {type(model).__name__}"))
     return tuple(frozen)
 
-
+# %% ../nbs/43_dem_hec.ipynb #97fb0708
 def early_stages(
     model: nn.Module,
     # names of stages; None: the first two that hold weights. Of any other network: names of submodules
@@ -93,7 +93,7 @@ def mean_over_positions(z: Tensor) -> Tensor:  # [B,D]
     "A vector for each image: the mean over positions of a map [B,D,H,W], anything else as it is."
     return z.mean((2, 3)) if z.ndim == 4 else z.flatten(1)
 
-
+# %% ../nbs/43_dem_hec.ipynb #631448cd
 def hooked(
     model: nn.Module,
     x: Tensor,  # images, [B,C,H,W] in [0,1]
@@ -113,7 +113,7 @@ def hooked(
         )
     return logits, mean_over_positions(seen[-1])
 
-
+# %% ../nbs/43_dem_hec.ipynb #c91b7ebd
 def foreign_answers(
     model: nn.Module,  # any network
     x: Tensor,  # images, [B,C,H,W] in [0,1]
