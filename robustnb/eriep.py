@@ -53,7 +53,7 @@ def redraw(
             p.copy_(p.flatten()[order.to(p.device)].view(p.shape))
     return model
 
-
+# %% ../nbs/41_eriep.ipynb #3030f722
 def reference_of(
     model: nn.Module,  # N; left as it is
     init: str = "random",  # random | copy
@@ -67,7 +67,7 @@ def reference_of(
         if hasattr(module, "track_running_stats"): module.track_running_stats = False
     return twin.requires_grad_(False).train(mode == "train")
 
-
+# %% ../nbs/41_eriep.ipynb #1c2ab180
 def synchronise(
     reference: nn.Module,  # R, changed in place
     model: nn.Module,  # N
@@ -100,7 +100,7 @@ def hardened(
 READINGS = ("literal", "through_n", "augment", "standard")
 EPM_UPDATES, EPM_MODES = ("cooperative", "frozen", "adversarial"), ("soft", "hard")
 
-
+# %% ../nbs/41_eriep.ipynb #73ded720
 def check_choices(s: "ERIEP"):
     "ValueError where a setting has a value that it cannot have; a warning where it works against the training."
     for what, options in (
@@ -261,7 +261,7 @@ class Result:
     objective: ERIEP  # with the policy as it was at the end
     search: Search | None  # of the first stage; None: a policy was given
 
-
+# %% ../nbs/41_eriep.ipynb #eda5e285
 def search_of(
     path: Path | None,  # where it is kept; None: nowhere
     data: ImageSet,
@@ -292,7 +292,7 @@ def search_of(
     critic.load_state_dict(kept["critic"])
     return Search(policy, critic, kept["rows"], kept["snapshots"], kept["stopped"])
 
-
+# %% ../nbs/41_eriep.ipynb #7d0e4138
 def eriep(
     model: nn.Module,  # N, trained in place; images in [0,1] -> logits
     data: ImageSet,
