@@ -62,7 +62,7 @@ def stream_seed(
     "The seed of a unit's generator."
     return int.from_bytes(hashlib.sha256(f"{name} {severity} {seed} {position}".encode()).digest()[:8], "big") >> 1
 
-
+# %% ../nbs/50c_streaming.ipynb #ea5173e4
 @contextmanager
 def one_thread() -> Iterator[None]:
     "As in a worker: sums are taken in the same order everywhere."
@@ -191,7 +191,7 @@ class Work(IterableDataset):
                 )
                 return
 
-
+# %% ../nbs/50c_streaming.ipynb #2b388682
 def as_it_is(item):
     "A loader's collation that leaves alone what a worker made."
     return item
@@ -204,7 +204,7 @@ def loader(work: IterableDataset, workers: int, pin: bool = False) -> DataLoader
         generator=torch.Generator(), prefetch_factor=1 if workers else None,
     )  # a worker makes its next piece while the model has its last
 
-
+# %% ../nbs/50c_streaming.ipynb #77724cbb
 def warm(
     shape: tuple[int, int, int],  # of an image
     rows: Sequence[tuple[str, int]],
@@ -215,7 +215,7 @@ def warm(
         corrupt_unit(torch.zeros(1, *shape, dtype=torch.uint8), 0, name, dict(rows)[name], benchmark)
     trim()
 
-
+# %% ../nbs/50c_streaming.ipynb #c21ed9d2
 def trim() -> None:
     "Give memory that is free back to the system, where the C library is glibc, which keeps up to 64 MB a process."
     try: ctypes.CDLL(None).malloc_trim(0)
@@ -256,7 +256,7 @@ def single_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     raise LookupError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice")
 
-
+# %% ../nbs/50c_streaming.ipynb #33524135
 def journal_entry(line: bytes) -> tuple[int, dict[str, Tensor]] | None:  # None: empty, or torn by a kill
     "A block and its answers. LookupError, TypeError, ValueError or AttributeError where the line says something else."
     try: entry = json.loads(line, object_pairs_hook=single_names)
@@ -459,7 +459,7 @@ def lacking(
         if todo: wanted.setdefault(todo, []).append((block, places))
     return wanted
 
-
+# %% ../nbs/50c_streaming.ipynb #b8c79b9b
 def tasks_of(
     wanted: dict[tuple, Wanted],  # of `lacking`
     cpus: int,  # processors of the cluster
@@ -487,7 +487,7 @@ def sent(ray: Any, model: Callable[[Tensor], Tensor], source: Source) -> Any:  #
             " name and module:factory can, TorchScript, torch.export and ONNX files cannot: spread those by --shard"
         ) from error
 
-
+# %% ../nbs/50c_streaming.ipynb #207697a8
 def answer_on_ray(
     model: Callable[[Tensor], Tensor],
     source: Source,
@@ -522,7 +522,7 @@ def answer_on_ray(
                 kept.add(block, dict(zip(settings.keys(todo, places, length).values(), part)))
                 bar.add(len(places) * len(todo))
 
-
+# %% ../nbs/50c_streaming.ipynb #b46e7471
 def failure(error: Exception) -> Exception:
     "What a task raised, as this process would have raised it; ClusterGone where it never came to its end."
     if isinstance(cause := getattr(error, "cause", None), Exception): return cause
