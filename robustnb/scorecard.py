@@ -74,7 +74,7 @@ def two_meanings(
         f"that lies here is ./{spec}"
     )
 
-
+# %% ../nbs/55_scorecard.ipynb #e755b11b
 def namesakes(model: str, data: str) -> list[str]:
     "What of a call may have been meant otherwise, in sentences."
     return [
@@ -215,7 +215,7 @@ def is_text(value: Any) -> bool:
     try: return isinstance(value, str) and bool(value.encode() or True)
     except UnicodeEncodeError: return False
 
-
+# %% ../nbs/55_scorecard.ipynb #08c6951a
 def is_whole(value: Any, least: int, most: int) -> bool:
     "A whole number between two."
     return type(value) is int and least <= value <= most
@@ -225,7 +225,7 @@ def is_hash(value: Any) -> bool:
     "Hexadecimal digits, as names of folders and files are made of."
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{1,64}", value) is not None
 
-
+# %% ../nbs/55_scorecard.ipynb #0734d4a4
 def are_texts(value: Any) -> bool:
     "A list of texts, not empty."
     return isinstance(value, list) and bool(value) and all(map(is_text, value))
@@ -241,14 +241,14 @@ def are_rows(value: Any) -> bool:
     def one(row): return isinstance(row, list) and len(row) == 2 and is_text(row[0]) and is_whole(row[1], 0, 99)
     return isinstance(value, list) and bool(value) and all(map(one, value)) and len({*map(tuple, value)}) == len(value)
 
-
+# %% ../nbs/55_scorecard.ipynb #8437603b
 def are_blocks(value: Any) -> bool:
     "How many images are wanted of each block."
     def number(text): return text.isascii() and text.isdecimal() and str(int(text[:12])) == text
     if not isinstance(value, dict) or not value: return False
     return all(number(b) and is_whole(n, 1, BLOCK) for b, n in value.items())
 
-
+# %% ../nbs/55_scorecard.ipynb #6ad25767
 def are_folders(value: Any) -> bool:
     "Names of folders that lie in the one that they are looked for in."
     def inside(name): return Path(name).name == name not in ("", "..") and "\0" not in name
@@ -283,7 +283,7 @@ EVALUATION: Kinds = {
     "places": (are_folders, "null, or a list of names of folders beside this file, one for each condition"),
 }
 
-
+# %% ../nbs/55_scorecard.ipynb #f853a8c6
 @dataclass
 class Evaluation:
     "What a report says besides the answers."
@@ -437,7 +437,7 @@ def html_table(frame: pd.DataFrame) -> str:
         f"</thead><tbody>{rows}</tbody></table></div>"
     )
 
-
+# %% ../nbs/55_scorecard.ipynb #76014e0c
 def with_bounds(frame: pd.DataFrame, value: str, low: str, high: str) -> list[str]:
     "0.421 [0.390, 0.450]"
     return [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in frame[[value, low, high]].itertuples(index=False)]
@@ -533,7 +533,7 @@ ANSWERED: Kinds = {  # fields of the text beside the answers
     "rows": (are_rows, "a list of conditions, each once: [name, severity]"),
 }
 
-
+# %% ../nbs/55_scorecard.ipynb #8622688f
 def unpacked_answers(
     file: zipfile.ZipFile,
     path: Path,  # as it is told
@@ -615,7 +615,7 @@ def run_facts(
     "What a reader needs to know to trust and repeat a report."
     return lasting_facts(spec, data, len(answers), answers.benchmark, len(answers.rows)) | passing_facts(command)
 
-
+# %% ../nbs/55_scorecard.ipynb #32777fc5
 def lasting_facts(
     spec: str,  # how the model was named
     data: ImageSet | Source,
