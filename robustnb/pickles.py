@@ -117,7 +117,7 @@ class Machine:
         if not isinstance(self.stack[-1], list): raise IndexError
         self.stack[-1] += parts
 
-
+# %% ../nbs/23c_pickles.ipynb #6f15b2ba
 ADDED = {"APPEND": 1, "SETITEM": 2, "BUILD": 1}  # what an instruction puts into the container below
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 KNOWN = {  # the instructions that PyTorch's reader knows
@@ -126,7 +126,7 @@ KNOWN = {  # the instructions that PyTorch's reader knows
     "NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT", "BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINSTRING",
 }
 
-
+# %% ../nbs/23c_pickles.ipynb #85483f44
 def follow(content: BinaryIO, limit: int) -> bool:  # did it end as it should?
     "Follow a pickle to its end, or to what its reader will refuse. Asks where it would take too much."
     machine, codes = Machine(limit), pickletools.genops(content)
@@ -164,7 +164,7 @@ def check_pickle(
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL): raise  # a bad disk, no bad file
         raise ValueError(f"{path} cannot be read as weights ({type(error).__name__}): it is damaged") from None
 
-
+# %% ../nbs/23c_pickles.ipynb #41a4ad6b
 def check_zip(content: BinaryIO, limit: int, unpacked: int) -> None:
     "Follow the pickles in a zip file."
     with zipfile.ZipFile(content) as file:
