@@ -51,7 +51,7 @@ def sampled(
     check_values(torch.cat(passes))
     return torch.stack(passes).softmax(2)
 
-
+# %% ../nbs/46_uncertainty.ipynb #5f96fc73
 def own_generator(
     model: nn.Module,
     generator: torch.Generator | None,  # None: seed 0
@@ -110,7 +110,7 @@ def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:  # its name in the m
     if not linear: raise ValueError(f"{type(model).__name__} has no linear layer that could be its last")
     return next((pair for pair in linear if pair[0] == "head"), linear[-1])
 
-
+# %% ../nbs/46_uncertainty.ipynb #7e2e2fb9
 def features_and_logits(
     model: nn.Module,
     x: Tensor,  # images, [B,C,H,W] in [0,1]
@@ -178,7 +178,7 @@ def evidence_precision(
 LINKS = ("probit", "sampling")
 GRID = (*(10.0 ** (power / 4) for power in range(-12, 25)), math.inf)  # prior precisions to be tried on held-out images
 
-
+# %% ../nbs/46_uncertainty.ipynb #37fc378a
 class LastLayerLaplace(nn.Module):
     "A normal posterior over the last linear layer of a trained model, with full covariance (Daxberger et al. 2021)."
 
@@ -250,7 +250,7 @@ def log_evidence(
     log_ratio = (math.log(prior_precision) - (laplace.eigenvalues + prior_precision).log()).sum().item()
     return fitted - 0.5 * prior_precision * squares + 0.5 * log_ratio
 
-
+# %% ../nbs/46_uncertainty.ipynb #4c9f449d
 def tune_precision(
     laplace: LastLayerLaplace,  # fitted; gets the best precision
     data: ImageSet,  # held out: neither trained on nor tested on
@@ -356,7 +356,7 @@ def sampling_weights(
         finally:
             for layer in layers: layer.sampling, layer.generator = False, None
 
-
+# %% ../nbs/46_uncertainty.ipynb #52ba8394
 def variational(
     model: nn.Module,  # with BayesLinear layers; left as it is
     x: Tensor,  # images, [B,C,H,W]: uint8, or float in [0,1]
@@ -437,7 +437,7 @@ def expected_errors(
     errors = np.cumsum(1 - correct[order])
     return np.interp(np.arange(len(correct) + 1), np.r_[0, last], np.r_[0, errors[last - 1]])
 
-
+# %% ../nbs/46_uncertainty.ipynb #e3a96095
 def risk_coverage(
     confidence: Tensor | np.ndarray,  # [N], larger: surer; any monotone score
     correct: Tensor | np.ndarray,  # [N] bool
@@ -448,7 +448,7 @@ def risk_coverage(
     risk = errors[1:] / k
     return pd.DataFrame({"coverage": k / len(k), "risk": risk}), float(risk.mean())
 
-
+# %% ../nbs/46_uncertainty.ipynb #b32c0f86
 def accuracy_at(
     confidence: Tensor | np.ndarray,  # [N], larger: surer
     correct: Tensor | np.ndarray,  # [N] bool
