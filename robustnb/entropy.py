@@ -64,7 +64,7 @@ def find_layers(
         if name not in known: raise ValueError(nearest(name, known, what="layer"))
     return {name: known[name] for name in layers}
 
-
+# %% ../nbs/52_entropy.ipynb #1f894da9
 @contextmanager
 def watching(
     modules: Mapping[str, nn.Module],
@@ -112,7 +112,7 @@ def separation(
     below, upto = torch.searchsorted(ordered, high), torch.searchsorted(ordered, high, right=True)
     return float((below + upto).double().mean() / (2 * len(low)))
 
-
+# %% ../nbs/52_entropy.ipynb #0f982ad2
 def rise(
     clean: Tensor,  # entropies of N images, [N]
     other: Tensor,  # of the same images, changed, [N]
@@ -197,7 +197,7 @@ def plot_layers(
     fig.tight_layout(pad=0.4)
     return fig
 
-
+# %% ../nbs/52_entropy.ipynb #4e131c59
 def plot_rise(
     table: pd.DataFrame,  # of `entropy_under_corruption`, one model
     severity: int = 5,
