@@ -27,7 +27,7 @@ def grouped(
     counts = counts.double()
     return empty.index_add(1, place, counts), empty.index_add(1, place, counts * (~correct.bool()).double())
 
-
+# %% ../nbs/51d_selective.ipynb #19c46a55
 def aurc(
     images: Tensor,  # [R,G], of each group
     errors: Tensor,  # [R,G]
@@ -43,7 +43,7 @@ def aurc(
     parts = rate * images + (wrong_before - before * rate) * (harmonic[after.long()] - harmonic[before.long()])
     return parts.sum(1) / n
 
-
+# %% ../nbs/51d_selective.ipynb #fc0421ea
 def selective_accuracy(
     images: Tensor,  # [R,G], of each group
     errors: Tensor,  # [R,G]
@@ -72,7 +72,7 @@ def withheld(
         [selective_accuracy(*p, coverage).numpy() for p in parts]
     )
 
-
+# %% ../nbs/51d_selective.ipynb #de4a9504
 def withholding(
     answers: Answers,
     coverage: float = 0.8,  # share of answers given, in (0,1]
@@ -95,7 +95,7 @@ def withholding(
         ]
     )
 
-
+# %% ../nbs/51d_selective.ipynb #0410e37e
 def withholding_summary(
     answers: Answers,
     coverage: float = 0.8,  # share of answers given, in (0,1]
