@@ -31,7 +31,7 @@ def in_bins(
     which = (confidence.double() * bins).ceil().clamp(1, bins).long() - 1
     return torch.eye(bins, dtype=torch.float64)[which]
 
-
+# %% ../nbs/50b_calibration.ipynb #83f77bf9
 def check_resampling(
     bins: int,
     level: float,  # coverage of an interval
@@ -42,7 +42,7 @@ def check_resampling(
     check_count(resamples, "draws")
     check_level(level)
 
-
+# %% ../nbs/50b_calibration.ipynb #36f2e2ab
 def ece_interval(
     probs: Tensor | np.ndarray,  # [N,K], rows sum to 1
     y: Tensor | np.ndarray,  # [N] labels
@@ -60,7 +60,7 @@ def ece_interval(
     weights = resample_weights(len(y), resamples, generator or torch.Generator().manual_seed(0))
     return interval(moved_back(np.r_[value, (weights @ gaps).abs().sum(1).double().numpy()]), level)
 
-
+# %% ../nbs/50b_calibration.ipynb #f4d706a9
 def ece_floor(
     probs: Tensor | np.ndarray,  # [N,K], rows sum to 1
     bins: int = BINS,  # of equal width
@@ -113,7 +113,7 @@ def conformal_threshold(
     rank = math.ceil((len(y) + 1) * (1 - alpha) - 1e-9)
     return scores[rank - 1].item() if rank <= len(y) else math.inf
 
-
+# %% ../nbs/50b_calibration.ipynb #04aa51fc
 def conformal_sets(
     probs: Tensor | np.ndarray,  # [N,K], rows sum to 1
     threshold: float,  # of `conformal_threshold`
@@ -123,7 +123,7 @@ def conformal_sets(
     probs, _ = check_probabilities(probs, torch.zeros(np.shape(probs)[:1], dtype=torch.int64))
     return 1 - probs.double() <= threshold
 
-
+# %% ../nbs/50b_calibration.ipynb #3f073f34
 def set_coverage(
     sets: Tensor | np.ndarray,  # bool [N,K]
     y: Tensor | np.ndarray,  # [N] labels
@@ -156,7 +156,7 @@ def measures(
                 floor=ece_floor(probs, draws=50)[1], aurc=risk_coverage(sure, right)[1],
                 selective=accuracy_at(sure, right, coverage), n=len(y))
 
-
+# %% ../nbs/50b_calibration.ipynb #31c31b6b
 def under_shift(
     predictors: Mapping[str, Callable[[Tensor], Tensor]],  # name -> function: images [N,C,H,W] -> probabilities [N,K]
     conditions: Mapping[str, tuple[Tensor, Tensor]],  # name -> images and labels
