@@ -64,7 +64,8 @@ def reference_of(
     twin = copy.deepcopy(model)
     if init == "random": redraw(twin, generator)
     for module in twin.modules():
-        if hasattr(module, "track_running_stats"): module.track_running_stats = False
+        if isinstance(module, nn.modules.instancenorm._InstanceNorm): module.momentum = 0.0  # its averages stay, too
+        elif hasattr(module, "track_running_stats"): module.track_running_stats = False
     return twin.requires_grad_(False).train(mode == "train")
 
 # %% ../nbs/41_eriep.ipynb #1c2ab180

@@ -298,16 +298,13 @@ def size_pair(size) -> tuple[int, int] | None:  # height and width, where that i
 # %% ../nbs/25_hubs.ipynb #935e1e7f
 def processor_preparation(given: dict) -> Preparation:  # of an image processor's to_dict()
     "An image processor's words in ours. ModelError where they are others than those known here."
-    if (
-        given.get("do_rescale", True)
-        and abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3
-        or given.get("rescale_offset")
-    ):
+    factor = given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1  # its network may expect bytes
+    if abs(factor * 255 - 1) > 1e-3 or given.get("rescale_offset"):
         raise ModelError(
-            f"the image processor scales bytes by {given.get('rescale_factor')}, which is not known here; give the"
-            " model as module:factory"
+            f"the image processor scales bytes by {factor}, which is not known here; give the model as module:factory"
         )
-    size, edge = size_pair(given.get("size") or {}), dict(given.get("size") or {}).get("shortest_edge")
+    asked = given.get("size") or {}
+    size, edge = size_pair(asked), None if isinstance(asked, int) else asked.get("shortest_edge")
     filter = next((k for k, v in FILTERS.items() if v == int(given.get("resample", 2) or 0)), "bilinear")
     if given.get("do_center_crop"): resize, size = edge or size, size_pair(given["crop_size"])
     elif edge and given.get("crop_pct"):
