@@ -38,7 +38,7 @@ LISTS = dict(
     M4=["ResNet-50", "ResNet-101"], N2=[0.0, 0.2, 0.4], mean=mean, near=near,
 )
 
-
+# %% ../../../nbs/papers/eriep/20_claims.ipynb #314ffdf5
 @cache
 def printed_names() -> dict:
     "The language of claims.csv, over the printed tables."
@@ -59,7 +59,7 @@ def records_of(
     wanted = {record_key("eriep", cell) for cell in eriep_cells(protocol, tuple(NETS), (), seeds)}
     return [r for r in known if r.key in wanted]
 
-
+# %% ../../../nbs/papers/eriep/20_claims.ipynb #117c1e0b
 def correct_of(arrays: dict[str, np.ndarray]) -> tuple[list[str], torch.Tensor]:  # K conditions; [N,K], 0 or 100
     "What was right, in per cent."
     correct = unpack_correct(arrays)
@@ -81,7 +81,7 @@ def all_accuracies(
 PAPER_NETS = {"8-Layer-CNN": "cnn8", "VGG-16": "vgg16", "ResNet-18": "resnet18", "ConvNext": "convnext"}
 EPM_READINGS = ("literal", "through_n", "augment")
 
-
+# %% ../../../nbs/papers/eriep/20_claims.ipynb #a65c8b43
 class EriepData(Resampled):
     """Accuracies of a protocol's networks in one reading; `at` is the resample looked at, 0 the measurement, None
     all at once."""
@@ -130,7 +130,7 @@ class EriepData(Resampled):
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #0fa736b0
 INVARIANTS = ("loss_identity", "grad_identity", "sync_exact", "static_between_sync", "policy_discrete")
 
-
+# %% ../../../nbs/papers/eriep/20_claims.ipynb #8e3ed682
 class EriepResults(EriepData):
     "`EriepData` with the functions of claims.csv."
 
@@ -194,7 +194,7 @@ def attention_records(
     wanted = {record_key("eriep-attention", cell) for cell in attention_cells(protocol, seeds)} if seeds else set()
     return {(r.cell["reading"], r.cell["seed"]): r for r in known if r.key in wanted}
 
-
+# %% ../../../nbs/papers/eriep/20_claims.ipynb #136b38a0
 def similarity(
     record: Record,
     store: Store,
@@ -203,7 +203,7 @@ def similarity(
     "How alike the maps of each image are; ValueError where the record's arrays are lost."
     return artefact_of(record, store, "drift.npz", lambda arrays: np.asarray(arrays[measure], float))
 
-
+# %% ../../../nbs/papers/eriep/20_claims.ipynb #f0f0f8f7
 def common_means(
     values: dict[str, np.ndarray],  # network -> similarities, [seeds, N]; NaN: no map
     resamples: int,
@@ -240,7 +240,7 @@ def attention_values(
     except ValueError as error: return dict.fromkeys(("Standard", "ERIEP"), Damaged(f"attention: {error}"))
     except Missing: return {}
 
-
+# %% ../../../nbs/papers/eriep/20_claims.ipynb #a97bdf9e
 def computed_invariants(store: Store) -> dict[str, bool]:  # name -> whether it was found true; empty: not computed
     "What was computed about Algorithm 1."
     records = [r for profile in reversed(PROFILES) for r in store.records("eriep-invariants", profile)]
@@ -258,7 +258,7 @@ def large_records(store: Store, reading: str) -> dict[tuple, dict[int, Record]]:
         if place and record.cell in wanted: found.setdefault(place, {})[record.cell["seed"]] = record
     return found
 
-
+# %% ../../../nbs/papers/eriep/20_claims.ipynb #5df813c1
 def large_values(
     store: Store,
     reading: str,
@@ -311,7 +311,7 @@ def partial_nets(claim: pd.Series, results: EriepResults) -> bool:
     "Does a claim speak of all nets of Table 3 where only some were run?"
     return "EM" in names_in(claim.predicate) and len(results.nets) < len(PAPER_NETS)
 
-
+# %% ../../../nbs/papers/eriep/20_claims.ipynb #5054dd3c
 def claim_scope(claim: pd.Series, results: EriepResults) -> str:  # "": on all that it names, at the paper's scale
     "On what a claim was tried."
     if claim.kind == "invariant": return "computed"
@@ -321,7 +321,7 @@ def claim_scope(claim: pd.Series, results: EriepResults) -> str:  # "": on all t
         parts.append(f"{attention_cells(results.protocol)[0].net} in place of ResNet-18")
     return "; ".join(parts)
 
-
+# %% ../../../nbs/papers/eriep/20_claims.ipynb #e8528ed5
 def best_of_nets(predicate: str) -> bool:
     "Does a predicate ask for the largest or smallest over the nets?"
     calls = [
@@ -335,7 +335,7 @@ def best_of_nets(predicate: str) -> bool:
         for loop in ast.walk(call)
     )
 
-
+# %% ../../../nbs/papers/eriep/20_claims.ipynb #ec1253dd
 def try_claim(
     claim: pd.Series,
     results: EriepResults,
