@@ -89,7 +89,7 @@ def main_keys(protocol: str, seeds: tuple, options: tuple) -> frozenset:
     if protocol == "full": cells += shipped_cells(protocol, seeds, **dict(options))
     return frozenset(record_key("dem-hec", cell) for cell in cells)
 
-
+# %% ../../../nbs/papers/dem_hec/20_claims.ipynb #1ea4276c
 def one_beginning(records: list[Record]) -> list[Record]:
     "Of each network the records from the zoo's training or from the weights that ship, whichever are more."
     network = lambda r: (r.cell["base"]["data"], r.cell["base"]["net"])
@@ -97,7 +97,7 @@ def one_beginning(records: list[Record]) -> list[Record]:
     shipped = lambda r: count[*network(r), True] > count[*network(r), False]
     return [r for r in records if ("weights" in r.cell) == shipped(r)]
 
-
+# %% ../../../nbs/papers/dem_hec/20_claims.ipynb #6fbeaa21
 def records_of(
     store: Store,
     protocol: str,  # smoke | quick | reduced | full
@@ -109,7 +109,7 @@ def records_of(
     wanted = main_keys(protocol, seeds, tuple(options.items())) if known else ()
     return one_beginning([r for r in known if r.key in wanted])
 
-
+# %% ../../../nbs/papers/dem_hec/20_claims.ipynb #e24bb157
 def large_records(
     store: Store,
     protocol: str,  # smoke | quick | reduced (has none) | full
@@ -133,7 +133,7 @@ def answers_of(
     answers = unpack_answers(arrays)
     return answers.rows, answers.correct.T.float() * 100
 
-
+# %% ../../../nbs/papers/dem_hec/20_claims.ipynb #778c30aa
 def entropies_of(
     arrays: dict[str, np.ndarray],
 ) -> tuple[list, Tensor]:  # (corruption, severity, depth) of K means; [N,K] nats
@@ -150,7 +150,7 @@ def entropies_of(
     ]
     return [(*row, depth) for row in rows for depth in depths], torch.from_numpy(np.stack(means, 1)).double()
 
-
+# %% ../../../nbs/papers/dem_hec/20_claims.ipynb #e9a2854c
 READ = {"answers.npz": answers_of, "adapted.npz": answers_of, "entropies.npz": entropies_of}
 
 
@@ -173,7 +173,7 @@ PAPER_NETS = PRINTED_NETS | {"ResNet18": "resnet18", "ResNet50": "resnet50", "Vi
 WHEN = {"before": "none", "after": "dem_hec"}
 BEFORE_AFTER = tuple(WHEN.values())
 
-
+# %% ../../../nbs/papers/dem_hec/20_claims.ipynb #524f799f
 class DemHecData(Resampled):
     "Numbers of a protocol's networks; `at` is the resample looked at, 0 the measurement, None all at once."
 
@@ -254,13 +254,13 @@ INVARIANTS = ("loss_identity", "teacher_frozen", "kd0", "nce_sym", "nce_perm", "
 # facts of the language that are measured, and so vary between resamples
 CALLED = ("H_clean", "H_he", "im_clean_drop", "im_corr_gain")
 
-
+# %% ../../../nbs/papers/dem_hec/20_claims.ipynb #d7d30ab2
 class Ran(dict):
     "Printed nets by printed data set; asking for one that was not run is `Missing`."
 
     def __missing__(self, name): raise Missing(f"{name}: no network was fine-tuned on it")
 
-
+# %% ../../../nbs/papers/dem_hec/20_claims.ipynb #23c1d11c
 class DemHecResults(DemHecData):
     "`DemHecData` with the functions of claims.csv."
 
@@ -354,7 +354,7 @@ def computed_facts(
         )
     return found, checks[0].profile if checks else ""
 
-
+# %% ../../../nbs/papers/dem_hec/20_claims.ipynb #da887b6a
 def dem_hec_results(
     store: Store,
     profile: str | None,  # smoke | quick | reduced | full; None: the best there is
@@ -371,12 +371,12 @@ def dem_hec_results(
         all_results.append(results)
     return [results for results in all_results if results.records] or all_results[:1]
 
-
+# %% ../../../nbs/papers/dem_hec/20_claims.ipynb #f948a387
 def is_computed(claim: pd.Series) -> bool:
     "Is a claim about the method itself, the same at every scale?"
     return claim.kind == "invariant" or "params" in names_in(claim.predicate)
 
-
+# %% ../../../nbs/papers/dem_hec/20_claims.ipynb #ec11a58e
 def left_out(claim: pd.Series, results: DemHecResults) -> list[str]:
     "What of all that a claim speaks of was not run, or has something else in its place."
     names, found = names_in(claim.predicate), []
@@ -392,7 +392,7 @@ def left_out(claim: pd.Series, results: DemHecResults) -> list[str]:
     found += [f"pretrained for {epochs} of {PretrainCell().epochs} epochs" for epochs in sorted(begun)]
     return found
 
-
+# %% ../../../nbs/papers/dem_hec/20_claims.ipynb #8237feec
 def try_claim(
     claim: pd.Series,
     results: DemHecResults,
@@ -417,7 +417,7 @@ def try_claim(
         why="; ".join([f"{results.protocol} protocol"] * (results.protocol != "full") + missing),
     )
 
-
+# %% ../../../nbs/papers/dem_hec/20_claims.ipynb #17a74d31
 def dem_hec_verdicts(
     claims: pd.DataFrame,  # rows of `claim_table` about measurements
     store: Store,
