@@ -38,7 +38,7 @@ class AttentionCell:
     radius: float = 9.0  # of the blur, pixels of an image of 224
     target: str = "label"  # whose evidence, as for `attention_drift`
 
-
+# %% ../../../nbs/papers/eriep/15_checks.ipynb #39da20fa
 def attention_cells(
     protocol: str = "full",  # smoke | quick | reduced | full
     seeds: tuple | None = None,  # None: those of the protocol
@@ -81,7 +81,7 @@ def example_maps(
         maps_clean=grad_cam(model, x, y).half(), maps_blurred=grad_cam(model, blurred, y).half(),
     )
 
-
+# %% ../../../nbs/papers/eriep/15_checks.ipynb #5e5542f0
 def run_attention_cell(
     cell: AttentionCell,
     context,  # of the experiment
@@ -122,7 +122,7 @@ class InvariantCell:
     seed: int = 0
     alphas: tuple = (0.0, 0.25, 0.5, 1.0, 2.0)
 
-
+# %% ../../../nbs/papers/eriep/15_checks.ipynb #71035582
 def identity_errors(alphas: tuple, generator: torch.Generator) -> tuple[float, float]:
     "Largest deviations from eq. 9 and from its gradient."
     losses, x, y = (
@@ -158,7 +158,7 @@ class Watched(ERIEP):
         now, model = self.reference.state_dict(), run.model.state_dict()
         self.notes.append((any(not before[k].equal(now[k]) for k in now), all(now[k].equal(model[k]) for k in now)))
 
-
+# %% ../../../nbs/papers/eriep/15_checks.ipynb #451cf2ad
 def sync_notes(every: int, seed: int) -> list[tuple[bool, bool]]:  # of each step: did R change, does it equal N
     "What a short training does to R."
     objective = Watched(Policy(generator=torch.Generator().manual_seed(seed)), sync_every=every)
@@ -170,7 +170,7 @@ def sync_notes(every: int, seed: int) -> list[tuple[bool, bool]]:  # of each ste
     )
     return objective.notes
 
-
+# %% ../../../nbs/papers/eriep/15_checks.ipynb #efa1da36
 def planted(seed: int) -> tuple[Policy, list[list[str]]]:  # a policy, and the operation planted in each stage
     "A policy of which it is known what its discretisation must be."
     generator = torch.Generator().manual_seed(seed)
@@ -179,7 +179,7 @@ def planted(seed: int) -> tuple[Policy, list[list[str]]]:  # a policy, and the o
     with torch.no_grad(): policy.weights.scatter_(2, wanted[..., None], 1.001)  # the others were drawn from [0,1)
     return policy, [[policy.operations[n] for n in row] for row in wanted.tolist()]
 
-
+# %% ../../../nbs/papers/eriep/15_checks.ipynb #59d38b38
 def acts_alone(fixed: FixedPolicy, seed: int) -> bool:
     """Does each stage, when it is applied for certain, give what its operation alone gives with one of its signs,
     image by image?"""
@@ -192,7 +192,7 @@ def acts_alone(fixed: FixedPolicy, seed: int) -> bool:
         right &= all(any((one - option[i]).abs().max() < 1e-5 for option in options) for i, one in enumerate(out))
     return right
 
-
+# %% ../../../nbs/papers/eriep/15_checks.ipynb #e4b82b2d
 def run_invariant_cell(
     cell: InvariantCell,
     context,  # of the experiment
@@ -211,7 +211,7 @@ def run_invariant_cell(
         gradient_error=gradient, steps=len(notes), synchronisations=sum(due),
     )
 
-
+# %% ../../../nbs/papers/eriep/15_checks.ipynb #90e33530
 @dataclass(frozen=True)
 class Invariants:
     "The invariants as an experiment; every profile computes the same."
