@@ -37,7 +37,7 @@ class Share:
     parameters: int
     activations: int  # numbers that a training keeps for the backward pass: what the layers put out
 
-
+# %% ../../nbs/benchmarks/07_cost.ipynb #7f51100f
 def share_of(
     net: nn.Module,  # also one on the meta device
     shape: tuple[int, int, int],  # of an image, [C,H,W]
@@ -63,13 +63,13 @@ TEST = {"mnist": 10_000, "cifar10": 10_000, "cifar100": 10_000, "tiny_imagenet":
         "imagenette": 3_925, "imagenet": 50_000, "sample": 500}
 SIDES = {"mnist": 28, "tiny_imagenet": 64, "imagenette": 224, "imagenet": 224}  # pixels; else 32
 
-
+# %% ../../nbs/benchmarks/07_cost.ipynb #92985ae3
 def sets_of(name: str) -> tuple[int, int]:  # training images, test images
     "Sizes of a data set; mnist/5000 is 5,000 images of mnist."
     whole, _, part = name.partition("/")
     return int(part or TRAIN[whole]), min(TEST[whole], int(part or TEST[whole]))
 
-
+# %% ../../nbs/benchmarks/07_cost.ipynb #5154700f
 def fine_tuning_passes(cell) -> int:  # of one image in one step
     "By the method of a cell of Dem-HEC."
     if cell.method in ("none", "bn_adapt"): return 0
@@ -89,7 +89,7 @@ def pretrain_passes(cell) -> float:
     "The training alone."
     return STEP * (cell.train_images or TRAIN[cell.data]) * cell.epochs
 
-
+# %% ../../nbs/benchmarks/07_cost.ipynb #d4f1b80c
 def dem_hec_passes(cell) -> float:
     "The fine-tuning, then every condition. The network before it is a cell of its own."
     data = cell.base.data
@@ -97,7 +97,7 @@ def dem_hec_passes(cell) -> float:
     asked = (cell.images or TEST[data]) * (1 + len(cell.corruptions) * len(cell.severities))
     return training + asked * (2 if cell.method == "bn_adapt" else 1)  # adapted, then asked
 
-
+# %% ../../nbs/benchmarks/07_cost.ipynb #90607573
 def eriep_passes(cell) -> float:
     "The training, then clean images, three test perturbations and Gaussian noise."
     return READING_PASSES[cell.reading] * cell.train_images * cell.epochs + cell.images * (4 + len(cell.sigmas))
@@ -108,7 +108,7 @@ def table4_passes(cell) -> float:
     images, later = cell.train_images or TRAIN[cell.data], cell.head_epochs if cell.method == "SupCon" else 0
     return images * (METHOD_PASSES[cell.method] * cell.epochs + later) + (cell.images or TEST[cell.data])
 
-
+# %% ../../nbs/benchmarks/07_cost.ipynb #bd703a5f
 def recipe_passes(cell) -> float:
     "The fine-tuning in units of a plain one, then every condition twice: as it is, and with batch norm adapted."
     asked = (cell.images or TEST[cell.base.data]) * (1 + len(cell.corruptions) * len(cell.severities))
@@ -116,7 +116,7 @@ def recipe_passes(cell) -> float:
     units = recipe.own_passes(recipe.RecipeCell(method=cell.method, setting=cell.setting)) if trained else 0
     return STEP * units * (cell.train_images or TRAIN[cell.base.data]) * cell.epochs + 3 * asked
 
-
+# %% ../../nbs/benchmarks/07_cost.ipynb #02d63e85
 PASSES: dict[str, Callable] = {  # experiment -> passes of one of its cells
     "study": study_passes, "pretraining": pretrain_passes,
     **{f"dem-hec{more}": dem_hec_passes for more in ("", "-ablation", "-ablation-seeds", "-cifar100", "-further",
@@ -141,7 +141,7 @@ def outline(
         if small and net.startswith("resnet"): small_stem(built)
     return built
 
-
+# %% ../../nbs/benchmarks/07_cost.ipynb #885bea3a
 @cache
 def share_at(
     net: str,
@@ -158,7 +158,7 @@ def share(experiment: str, net: str, data: str) -> Share:
     side = 28 if experiment == "study" else SIDES.get(data.partition("/")[0], 32)  # its sample is of MNIST
     return share_at(net, 384 if net == "vit_l_16" else side)  # which enlarges its images
 
-
+# %% ../../nbs/benchmarks/07_cost.ipynb #3bac4b18
 def network_and_data(experiment: str, cell) -> tuple[str, str]:  # network, data
     "Where a cell's work is done."
     base = getattr(cell, "base", cell)
@@ -189,7 +189,7 @@ def kind_of(cell) -> tuple:  # network; method, reading or factor; precision
     way = next((getattr(cell, name) for name in ("method", "reading", "factor") if getattr(cell, name, "")), "")
     return getattr(cell, "base", cell).net, way, getattr(cell, "precision", "fp32")
 
-
+# %% ../../nbs/benchmarks/07_cost.ipynb #293897e8
 def measured(
     records: Iterable[Record],
 ) -> pd.DataFrame:  # columns experiment, net, way, precision, size, work, seconds, rate
@@ -203,7 +203,7 @@ def measured(
         rows.append((record.experiment, *kind_of(cell), size, work, seconds, work / seconds))
     return pd.DataFrame(rows, columns=["experiment", "net", "way", "precision", "size", "work", "seconds", "rate"])
 
-
+# %% ../../nbs/benchmarks/07_cost.ipynb #4ff88ebd
 def timed_as(experiment: str) -> str:  # dem-hec, eriep or the experiment itself
     "Whose records tell how fast an experiment is: a paper's further protocols run the same code."
     return next((name for name in ("dem-hec", "eriep") if experiment.startswith(f"{name}-")), experiment)
@@ -229,7 +229,6 @@ def rate_for(
         (of[of.precision == precision], ", elsewhere"), (of, f", not in {precision}"),
     ):
         if len(found): return float(found.rate.median()), words + note
-
 
 # %% ../../nbs/benchmarks/07_cost.ipynb #b3b4b2b0
 def check_rates(rates: pd.DataFrame) -> pd.DataFrame:  # one row a kind of cell: cells, seconds, predicted, ratio
@@ -261,13 +260,13 @@ def hours(seconds: Sequence[float], workers: int) -> float:
     "Until the last of several independent cells is done: the work shared out, and at least the longest cell."
     return max(sum(seconds) / workers, max(seconds, default=0.0)) / 3600
 
-
+# %% ../../nbs/benchmarks/07_cost.ipynb #ff48075a
 def cells_of(experiment: str, profile: str) -> list:
     "The cells of a profile, whether their data are here or not."
     anyway = {"eriep-table4": eriep_large.large_cells, "dem-hec-large": dem_hec_large.large_cells}
     return anyway[experiment](profile) if experiment in anyway else find_experiment(experiment).cells(profile)
 
-
+# %% ../../nbs/benchmarks/07_cost.ipynb #4b2a5671
 def bill(
     rates: pd.DataFrame,  # of `measured`
     gpu: Gpu = Gpu(),
