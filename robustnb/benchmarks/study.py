@@ -34,7 +34,7 @@ class StudyTiming:
     rounds: int = 5  # turns of either side
     seed: int = 0  # weights, order of batches, directions
 
-
+# %% ../../nbs/benchmarks/02_study.ipynb #6f01bdb2
 def study_timing_cells(
     profile: str,  # smoke | quick | full; full is quick
 ) -> list[StudyTiming]:
@@ -66,7 +66,7 @@ def bare_loop(
         optimizer.step()
     return model
 
-
+# %% ../../nbs/benchmarks/02_study.ipynb #7f193609
 class Textbook(nn.Module):
     "LeNet-5 from PyTorch's own layers, with the weights of ours."
 
@@ -147,7 +147,7 @@ def bisected(
         low, high = torch.where(error < 0, middle, low), torch.where(error < 0, high, middle)
     raise ArithmeticError(f"{halvings} halvings did not reach a distance of {distance}")
 
-
+# %% ../../nbs/benchmarks/02_study.ipynb #30b8252e
 def time_builder(
     cell: StudyTiming,
 ) -> dict[str, float]:  # ours, bisection: CPU seconds for all images; error: largest, l2
@@ -193,7 +193,7 @@ def time_evaluation(cell: StudyTiming, batch: int = 50) -> dict[str, float]:  # 
         | ratio(times["ours"], times["bare"])
     )
 
-
+# %% ../../nbs/benchmarks/02_study.ipynb #1f19a2e8
 STUDY_TIMINGS = {"training": time_training, "builder": time_builder, "evaluation": time_evaluation}
 
 
