@@ -61,7 +61,7 @@ OBJECTIVES: dict[str, tuple[Callable[[nn.Module], Objective], dict[str, int]]] =
     "ADDA": (lambda other: Mapping(torch.zeros(64, 100), (100,), 0.0), dict(train=1, discriminator=3)),
 }
 
-
+# %% ../../nbs/benchmarks/07_techniques.ipynb #c1a62c4f
 @dataclass(frozen=True)
 class StepTiming:
     "A training step of one objective."
@@ -69,7 +69,7 @@ class StepTiming:
     batch: int = 64  # images a step
     rounds: int = 20  # turns of each side
 
-
+# %% ../../nbs/benchmarks/07_techniques.ipynb #47863235
 def made_ready(objective: Objective, net: nn.Module, batch: int) -> Objective:
     "Give an objective what `fit` would: draws, target images, a discriminator, the optimiser."
     draws, recipe = torch.Generator().manual_seed(0), Recipe(channels_last=False)
@@ -113,7 +113,7 @@ def pass_calls(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, Ca
     mixed = {name: lambda transform=transform: transform(x, y) for name, transform in mixing.items()}
     return dict(forward=forward, train=train, image=image, both=both, update=optimizer.step, discriminator=judged) | mixed
 
-
+# %% ../../nbs/benchmarks/07_techniques.ipynb #9a3812d8
 def time_objective(
     cell: StepTiming,
     context: object = None,  # of run_cells; not needed
