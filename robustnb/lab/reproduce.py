@@ -51,7 +51,7 @@ RESERVED = ("profile", "records", "workers")  # set by the runner's own options
 class NotebookError(ValueError):
     "A result notebook that cannot be run, or a wrong name or parameter; the message says which."
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #f64ba33d
 def read_parameters(cells: list[dict]) -> dict[str, Any]:  # name -> default
     "The defaults in the cell tagged `parameters`."
     tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
@@ -246,7 +246,7 @@ def inputs(notebook: Notebook, parameters: dict) -> dict:
         source=notebook_hash(notebook.path), code=notebook.code, parameters=json.loads(canonical_json(settings))
     )
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #17f0249e
 def note_of(out: Path) -> dict:  # {} where none can be read
     "What was written into an executed copy about its run."
     about = read_object(out).get("metadata")
@@ -271,7 +271,7 @@ def up_to_date(
         and any(stale(r) for name in kept["experiments"] for r in store.records(None if name == "*" else name, profile))
     )
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #c15bcb83
 def failed_copy(out: Path) -> Path:
     "Where a notebook that failed is kept for reading."
     return out.with_name(f"{out.stem}.failed.ipynb")
@@ -500,7 +500,7 @@ def imported_by(notebook: Notebook) -> list[str]:
                 )
     return list(found)
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #f6cca3a1
 def modules_of(chosen: list[Notebook]) -> list[str]:
     "What several notebooks import; the modules of one alone would keep all others waiting."
     users = Counter(module for notebook in chosen for module in imported_by(notebook))
@@ -570,7 +570,7 @@ def explain(error: BaseException) -> str:
     if hasattr(error, "ename"): return f"In [{error.exec_count}]: {error.ename}: {error.evalue}"
     return f"{type(error).__name__}: {error}"
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #09810ef9
 def keep(part: Path, out: Path, note: dict) -> None:
     "Put a finished copy in its place."
     notebook = json.loads(part.read_text(encoding="utf-8"))
@@ -696,7 +696,7 @@ def execute(
         )
     return Outcome(notebook.name, "done", seconds, out)
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #0982f9fa
 def read_state(path: Path) -> dict:  # {} while there is none
     "The progress of a notebook's cells."
     return read_object(path)
@@ -715,7 +715,7 @@ def still(state: dict, later: list[float | None]) -> str:  # e.g. "about 3 min l
     if not known: return ""
     return f"{'about' if len(known) == len(later) + 1 else 'at least'} {in_words(sum(known))} left"
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #54dfbcf9
 def last_duration(out: Path) -> float | None:
     "How long a notebook took the last time."
     seconds = note_of(out).get("seconds")
@@ -806,7 +806,7 @@ def is_fresh(notebook: Notebook, run: Run) -> bool:
         run.out(notebook), inputs(notebook, values), run.shown, values["profile"], run.stale and run.compute
     )
 
-
+# %% ../../nbs/lab/40_reproduce.ipynb #fae28bee
 def run_one(notebook: Notebook, run: Run, watch: Any) -> Outcome:
     "Execute a notebook, unless its copy is up to date."
     return (
