@@ -233,7 +233,7 @@ def no_number(word: str) -> None:
     "Refuse what Python adds to JSON."
     raise ValueError(f"{word} is no number")
 
-
+# %% ../../nbs/lab/01_records.ipynb #39eb5abf
 def read_json(line: bytes | str, where: str) -> dict:
     "The JSON object of a line, each name once; a RecordError for anything else."
     try:
@@ -491,7 +491,7 @@ def promised(name: str, file: zipfile.ZipFile, member: zipfile.ZipInfo) -> int: 
         f" {member.file_size:,})"
     )
 
-
+# %% ../../nbs/lab/01_records.ipynb #b28e5be1
 def check_sizes(name: str, content: bytes) -> None:
     "Refuse an artefact that takes too much room, packed or unpacked."
     if len(content) > ARTEFACT_BYTES:
@@ -569,7 +569,7 @@ def holds(path: Path, hash: str) -> bool:
     "Is this the file with that hash? One that is larger than an artefact is not read."
     return path.is_file() and path.stat().st_size <= ARTEFACT_BYTES and digest(path.read_bytes()) == hash
 
-
+# %% ../../nbs/lab/01_records.ipynb #be597fd1
 def own_folder(
     store: Path,
     *inside: str,  # names of folders in it
@@ -775,6 +775,8 @@ SAID = {  # kind of note -> its fields
         **ALWAYS, commit=COMMIT, address=ADDRESS, cells=COUNT, within=COUNT, of=COUNT, largest=NUMBER,
     ),
 }
+
+# %% ../../nbs/lab/01_records.ipynb #802fc620
 BY_CANARIES = dict(  # what an attestation says besides, unless somebody gives a reason
     function=FUNCTION, commits=several(COMMIT, 2), changed=several(TEXT),
     cells=several(of_parts(experiment=EXPERIMENT, function=FUNCTION, cell=FREE)),
