@@ -78,11 +78,11 @@ def fine_tuning_passes(cell) -> int:  # of one image in one step
 
 # %% ../../nbs/benchmarks/07_cost.ipynb #5cf4aa38
 def study_passes(cell) -> float:
-    "The training set with what is added to it, then clean and perturbed test images at every distance."
+    "The training set with what is added to it, clean test images, two gradients, three sets at every distance."
     images, test = sets_of(cell.data)
     kinds = {"clean": 0, "imbalance": 0, "label": 0, "control": 0, "dual": 2, "four": 2}.get(cell.factor, 1)
     if cell.mode == "add": images += 10 * cell.per_class * kinds
-    return STEP * images * cell.epochs + test * (1 + 2 * len(cell.eval_levels) + STEP)
+    return STEP * images * cell.epochs + test * (1 + 3 * len(cell.eval_levels) + 2 * STEP)
 
 
 def pretrain_passes(cell) -> float:
@@ -204,9 +204,9 @@ def measured(
     return pd.DataFrame(rows, columns=["experiment", "net", "way", "precision", "size", "work", "seconds", "rate"])
 
 # %% ../../nbs/benchmarks/07_cost.ipynb #4ff88ebd
-def timed_as(experiment: str) -> str:  # dem-hec, eriep or the experiment itself
+def timed_as(experiment: str) -> str:  # dem-hec for dem-hec-slower, which keeps its records there
     "Whose records tell how fast an experiment is: a paper's further protocols run the same code."
-    return next((name for name in ("dem-hec", "eriep") if experiment.startswith(f"{name}-")), experiment)
+    return getattr(find_experiment(experiment), "experiment", experiment) if experiment in experiments() else experiment
 
 
 def rate_for(

@@ -892,7 +892,7 @@ def render(
 # %% ../../nbs/lab/40_reproduce.ipynb #479f1d01
 def reproduce(
     names: list[str] = (),  # notebooks, folders, patterns; none: all
-    profile: str = "quick",  # smoke | quick | full
+    profile: str = "quick",  # smoke | quick | reduced | full
     parameters: dict | None = None,  # values for parameters of the notebooks
     records: str | Path | None = None,  # the run's own store; None: .robustnb/records
     reuse: bool = False,  # take finished cells from results/ too

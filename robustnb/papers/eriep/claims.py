@@ -128,7 +128,7 @@ class EriepData(Resampled):
         return self.over_seeds([self.cells[net, reading, s][condition] for s in seeds])
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #0fa736b0
-INVARIANTS = ("loss_identity", "grad_identity", "sync_exact", "static_between_sync", "policy_discrete")
+INVARIANTS = FACTS  # which are measured
 
 # %% ../../../nbs/papers/eriep/20_claims.ipynb #8e3ed682
 class EriepResults(EriepData):

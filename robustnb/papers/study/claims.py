@@ -68,7 +68,7 @@ def study_tables() -> pd.DataFrame:  # net, exp, set, segment, r, p, mean, varia
 # %% ../../../nbs/papers/study/20_claims.ipynb #04b8c5e7
 @cache
 def printed_study() -> dict:
-    "The language of study_findings.csv, over the printed tables."
+    "The language of claims.csv, over the printed tables."
     keys, names = (
         ["net", "exp", "set", "segment"],
         {n: partial(absent, n) for n in STUDY_FUNCTIONS} | {n: Missing(n) for n in STUDY_FACTS},
@@ -288,7 +288,7 @@ class Series(Measured):
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #d768bfbb
 class StudyResults(Series):
-    "`Series` with the functions of study_findings.csv."
+    "`Series` with the functions of claims.csv."
 
     def chosen(self, exp: str, lo=None, hi=None) -> list[int]:
         "Positions of the levels from lo to hi."

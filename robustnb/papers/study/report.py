@@ -64,7 +64,7 @@ SERIES_TITLES = {"fixed": "fixed", "white box": "white_box"}  # as titles, as `S
 # %% ../../../nbs/papers/study/30_report.ipynb #3cfe750a
 def page_cells(
     question: str,  # rq1 ... rq6
-    profile: str,  # smoke | quick | reduced | full
+    profile: str,  # smoke | quick | full
     nets: tuple = ("lenet5",),  # nets of the study
     seeds: tuple = (0,),  # one training of every cell for each
     **options,  # fields of `StudyCell`
@@ -76,7 +76,7 @@ def page_cells(
 # %% ../../../nbs/papers/study/30_report.ipynb #452438cc
 def study_records(
     store: Store,
-    profile: str,  # smoke | quick | reduced | full
+    profile: str,  # smoke | quick | full
     *questions: str,  # rq1 ... rq6
 ) -> list[Record]:
     "The records that answer questions by a profile's protocol, of both nets and of all seeds."
@@ -507,7 +507,7 @@ MAIN = "noisy images added"
 
 
 def other_readings(
-    profile: str,  # smoke | quick | reduced | full
+    profile: str,  # smoke | quick | full
     seed: int = 0,
 ) -> dict[str, list[StudyCell]]:  # title -> cells
     "The cells of RQ1 in other readings of the set-up, a few levels each; the page's own series first."
@@ -527,7 +527,7 @@ def other_readings(
 # %% ../../../nbs/papers/study/30_report.ipynb #24e5f979
 def recorded_readings(
     store: Store,
-    profile: str,  # smoke | quick | reduced | full
+    profile: str,  # smoke | quick | full
     seed: int = 0,
 ) -> tuple[str, dict[str, list[Record]]]:  # the profile; title -> records, [] where not all are there
     "The records of the other readings: of the profile, or, where full has none, of quick."

@@ -47,7 +47,9 @@ EXPERIMENTS = {
 }
 
 # %% ../../../nbs/papers/techniques/20_claims.ipynb #23fe1cf7
-def seed_of(cell) -> int: return cell.bench.seed if isinstance(cell, protocol.MaskingCell) else cell.seed
+def seed_of(cell) -> int:
+    "The seed of a cell, wherever it keeps it."
+    return cell.bench.seed if isinstance(cell, protocol.MaskingCell) else cell.seed
 
 # %% ../../../nbs/papers/techniques/20_claims.ipynb #8697483d
 @lru_cache(maxsize=4)
@@ -99,6 +101,7 @@ def column(
 
 # %% ../../../nbs/papers/techniques/20_claims.ipynb #e97a8a2b
 def protocol_angles() -> tuple[int, ...]:
+    "The angles at which the rotation columns ask."
     from robustnb.papers.techniques.columns import ANGLES
     return ANGLES
 
