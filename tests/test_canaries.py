@@ -381,7 +381,7 @@ def test_an_attestation_is_checked_against_git(line):
 
 
 # settings that stand for a long training, or for a set that does not ship
-HOURS = {"run_attention_cell": "protocol", "run_weights_cell": "base net", "run_transfer_cell": "source"}
+HOURS = {"run_attention_cell": "protocol", "run_weights_cell": "base net hardened", "run_transfer_cell": "source"}
 
 
 def test_canaries_take_every_decision_of_their_records():
