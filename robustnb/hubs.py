@@ -298,7 +298,8 @@ def size_pair(size) -> tuple[int, int] | None:  # height and width, where that i
 # %% ../nbs/25_hubs.ipynb #935e1e7f
 def processor_preparation(given: dict) -> Preparation:  # of an image processor's to_dict()
     "An image processor's words in ours. ModelError where they are others than those known here."
-    factor = given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1  # its network may expect bytes
+    # without rescaling its network may expect bytes
+    factor = given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1
     if abs(factor * 255 - 1) > 1e-3 or given.get("rescale_offset"):
         raise ModelError(
             f"the image processor scales bytes by {factor}, which is not known here; give the model as module:factory"

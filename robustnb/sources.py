@@ -827,7 +827,8 @@ def open_source(
     if Path(spec).is_dir(): return folder_source(Path(spec), size, class_index)
     tars = sorted(Path(spec).parent.glob(Path(spec).name)) if "*" in spec else [Path(spec)]
     if tars and all(p.is_file() for p in tars):
-        if class_index: raise ModelError(f"{spec} names its classes in the tar; a class index is for folders of pictures")
+        if class_index:
+            raise ModelError(f"{spec} names its classes in the tar; a class index is for folders of pictures")
         return TarFiles(tars, size, name=re.sub(r"\W+", "-", Path(spec).stem).strip("-") or "tar")
     raise ModelError(nearest(spec, READERS, "data set") + ", and no folder or tar file of that name")
 

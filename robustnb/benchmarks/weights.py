@@ -161,7 +161,8 @@ def release(
     lacking = ["-".join(names) for names, r in newest.items() if r.metrics["sha256"] not in files]
     if lacking:
         raise LookupError(
-            f"the cache lacks the file of {', '.join(lacking)}; run the cell again (robustnb run weights --profile full)"
+            f"the cache lacks the file of {', '.join(lacking)}; run the cell again"
+            " (robustnb run weights --profile full)"
         )
     return [ship(files[r.metrics["sha256"]].read_bytes(), card_of(r), folder) for r in newest.values()]
 
