@@ -71,7 +71,11 @@ def at_scale(
     "The recipe's records of a protocol, and Table 3's where it has none of a method, all from the network that ships."
     place = lambda r: (r.cell.get("setting") or r.cell["method"], r.cell["seed"])
     own = recipe_records(store, protocol)
-    lent = [r for r in records_of(store, protocol) if "weights" in r.cell and place(r) not in set(map(place, own))]
+    known = {place(r) for r in own}
+    lent = [
+        r for r in records_of(store, protocol)
+        if "weights" in r.cell and r.cell["method"] in RIVALS and place(r) not in known
+    ]
     made = [RecipeData([*own, *lent], store, protocol, answers=name) for name in ("answers.npz", "adapted.npz")]
     return made[0], made[1]
 
