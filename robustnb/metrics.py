@@ -30,11 +30,15 @@ def confusion(
     y: Tensor,  # [N] labels in 0..K-1
     classes: tuple[str, ...],  # K names
 ) -> pd.DataFrame:  # [K,K] counts; rows: labels, columns: guesses
-    "Count the pairs of label and guess."
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
-
+    "Count the pairs of label and guess. ValueError where one is no class."
+    guess, y, k = guess.detach().cpu(), y.detach().cpu(), len(classes)
+    if guess.ndim != 1 or guess.shape != y.shape:
+        raise ValueError(f"guesses and labels must both be [N], got {tuple(guess.shape)} and {tuple(y.shape)}")
+    for values, what, least in ((guess, "guesses", -1), (y, "labels", 0)):
+        if len(values) and not (least <= int(values.min()) and int(values.max()) < k):
+            raise ValueError(f"{what} must lie in {least}..{k - 1}, these span {values.min()}..{values.max()}")
     made = guess >= 0
-    counts = multiclass_confusion_matrix(guess[made], y[made], len(classes))
+    counts = (y[made].long() * k + guess[made].long()).bincount(minlength=k * k).view(k, k)
     return pd.DataFrame(counts.numpy(), pd.Index(classes, name="label"), pd.Index(classes, name="guess"))
 
 # %% ../nbs/50_metrics.ipynb #7ed9ab7b
