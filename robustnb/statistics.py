@@ -35,9 +35,12 @@ def _finite(
 def _series(
     x: ArrayLike,  # [n] or [n,k]
     y: ArrayLike,  # [n] or [n,R]
+    wide: bool = False,  # x may be [n,k]
 ) -> tuple[np.ndarray, np.ndarray]:  # both as float64
     "Two arrays that pair off along their first axis; ValueError where they do not."
     x, y = _finite(x, "x"), _finite(y, "y")
+    if x.ndim == 2 and not wide:
+        raise ValueError(f"x must be one series [n], got shape {x.shape}; multiple_correlation takes several")
     if x.ndim not in (1, 2) or y.ndim not in (1, 2) or len(x) != len(y):
         raise ValueError(f"shapes {x.shape} and {y.shape} do not pair off; give as many x as y, y as [n] or [n,R]")
     if len(x) < 3: raise ValueError(f"{len(x)} points given; a correlation needs at least 3")
@@ -123,7 +126,7 @@ def permutation_p(
     generator: torch.Generator | None = None,  # source of the draws; None: torch's default
 ) -> tuple[float, float]:  # two-sided p of Spearman's r and its standard error, 0 when exact
     "Share of the assignments of y to x with |r| at least the observed one."
-    x, y = _series(x, y)
+    x, y = _series(x, y, wide=True)
     if exact_to > 18:
         raise ValueError(f"exact_to={exact_to}: counts are exact in float64 up to 18 points only; beyond, draw")
     if x.ndim > 1 or y.ndim > 1: raise ValueError(f"one series each, got shapes {x.shape} and {y.shape}")
@@ -162,7 +165,7 @@ def coefficients(
     y: ArrayLike,  # [n] or [n,R]
 ) -> np.ndarray:  # [k+1] or [k+1,R]: intercept first, then one per predictor
     "Coefficients of the least-squares regression of y on X with an intercept."
-    X, y = _series(X, y)
+    X, y = _series(X, y, wide=True)
     if X.ndim == 1: X = X[:, None]
     if len(X) <= X.shape[1] + 1:
         raise ValueError(
@@ -180,7 +183,7 @@ def multiple_correlation(
     y: ArrayLike,  # [n] accuracies, or [n,R] for R series over the same X
 ) -> tuple[float | np.ndarray, float | np.ndarray]:  # R in 0..1 and its p; NaN where y is constant
     "Multiple correlation of y with the columns of X and the p of its F test (paper, eq. 6)."
-    X, y = _series(X, y)
+    X, y = _series(X, y, wide=True)
     if X.ndim == 1: X = X[:, None]
     b = coefficients(X, y)
     residual, centred = y - b[0] - X @ b[1:], y - y.mean(0)
@@ -233,14 +236,15 @@ def theil_sen(
 def hedges_g(
     a: ArrayLike,  # [n], at least 2
     b: ArrayLike,  # [m], at least 2
-) -> float:  # positive where a is larger
+) -> float:  # positive where a is larger; NaN where neither group varies
     "Difference of two means in pooled standard deviations, with the small-sample correction of Hedges (1981)."
     a, b = _finite(a, "the first group"), _finite(b, "the second group")
     if a.ndim != 1 or b.ndim != 1 or min(len(a), len(b)) < 2:
         raise ValueError(f"groups of shapes {a.shape} and {b.shape}; each must be a row of at least 2 values")
     free = len(a) + len(b) - 2
+    if _constant(a) and _constant(b): return math.nan
     pooled = math.sqrt((a.var() * len(a) + b.var() * len(b)) / free)
-    return float((a.mean() - b.mean()) / pooled * (1 - 3 / (4 * free - 1))) if pooled else math.nan
+    return float((a.mean() - b.mean()) / pooled * (1 - 3 / (4 * free - 1)))
 
 # %% ../nbs/54_statistics.ipynb #dcda385b
 def strength(
@@ -308,11 +312,22 @@ def printed_range(
     text: str,  # a number as printed, "0.730" or "5.83e-17"
 ) -> tuple[float, float]:  # lowest and highest value that rounds to it
     "The values that a printed number may stand for: half a unit of its last digit either way."
+    if not isinstance(text, str): raise ValueError(f"a number as printed is a text, such as '0.730', got {text!r}")
     try: number = Decimal(text)
     except InvalidOperation: raise ValueError(f"{text!r} is no printed number, such as 0.730 or 5.83e-17") from None
-    if not math.isfinite(float(number)): raise ValueError(f"{text!r} is no finite number, such as 0.730")
+    if not number.is_finite() or not math.isfinite(float(number)):
+        raise ValueError(f"{text!r} is no finite number, such as 0.730")
     half = Decimal((0, (5,), number.as_tuple().exponent - 1))
     return float(number - half), float(number + half)
+
+
+def _correlations(
+    text: str,  # a correlation as printed
+) -> tuple[float, float]:  # lowest and highest that rounds to it
+    "The correlations that a printed one may stand for; ValueError where none lies in -1..1."
+    low, high = printed_range(text)
+    if low > 1 or high < -1: raise ValueError(f"a correlation lies in -1..1, printed is {text!r}")
+    return max(low, -1.0), min(high, 1.0)
 
 
 def p_range(
@@ -321,7 +336,8 @@ def p_range(
     k: int | None = None,  # predictors of a multiple correlation; None: a simple one
 ) -> tuple[float, float]:  # lowest and highest p
     "The p-values that fit a printed correlation."
-    size = [min(1.0, abs(end)) for end in printed_range(r.lstrip("-"))]
+    ends = _correlations(r)
+    size = [max(*ends, -ends[0], -ends[1]), 0.0 if ends[0] <= 0 <= ends[1] else min(map(abs, ends))]
     low, high = sorted(float(p_of_r(end, n) if k is None else p_of_R(end, n, k)) for end in size)
     return low, high
 
@@ -331,8 +347,9 @@ def attainable(
     n: int,  # points
 ) -> bool:  # False: only ties can give this value
     "Whether some order of n untied values has this printed rank correlation."
-    low, high = printed_range(r)
+    low, high = _correlations(r)
     if n < 3: raise ValueError(f"{n} points; a rank correlation needs at least 3")
     unit = n * (n * n - 1) / 6
     first, last = (1 - high) * unit, (1 - low) * unit  # sums of squared rank differences, always even
+    if n == 3: return any(first - 2e-9 <= total <= last + 2e-9 for total in (0, 2, 6, 8))  # no order has 4
     return math.floor(last / 2 + 1e-9) >= math.ceil(first / 2 - 1e-9)
