@@ -110,7 +110,7 @@ def conformal_threshold(
     if not 0 < alpha < 1: raise ValueError(f"alpha lies in (0,1), got {alpha}")
     probs, y = check_probabilities(probs, y)
     scores = (1 - probs.double().gather(1, y[:, None])[:, 0]).sort().values
-    rank = math.ceil((len(y) + 1) * (1 - alpha) - 1e-9)
+    rank = max(1, math.ceil((len(y) + 1) * (1 - alpha) - 1e-9))
     return scores[rank - 1].item() if rank <= len(y) else math.inf
 
 # %% ../nbs/50b_calibration.ipynb #04aa51fc
@@ -136,6 +136,8 @@ def set_coverage(
         raise ValueError(f"sets must be [N,K], N >= 1, and labels [N], got {tuple(sets.shape)} and {tuple(y.shape)}")
     if not (0 <= y.min() and y.max() < sets.shape[1]):
         raise ValueError(f"labels must lie in 0..{sets.shape[1] - 1}, these span {y.min()}..{y.max()}")
+    if not ((sets == 0) | (sets == 1)).all():
+        raise ValueError(f"sets must be bool [N,K], got {sets.dtype} up to {sets.max()}; `conformal_sets` makes them")
     hit = sets.gather(1, y[:, None])[:, 0]
     (low,), (high,) = proportion_interval(int(hit.sum()), len(y), level, "exact")
     sizes = sets.sum(1).double()
