@@ -43,6 +43,9 @@ def correct_at_levels(
 ) -> Tensor:  # bool, [L,N], on the CPU
     "Is the model right about each image at each distance along its direction?"
     check_count(batch, "batch")
+    if not hasattr(levels, "__len__"):
+        raise ValueError(f"levels are several distances, such as (1.0, 2.0), got {levels!r}")
+    if not len(data): raise ValueError("there are no images to move")
     device, rights = device_of(model, direction), []
     with borrowed(model, "eval"), torch.inference_mode():
         for i in progress(range(0, len(data), batch), "levels") if show else range(0, len(data), batch):
@@ -119,7 +122,7 @@ def fgsm_levels(
     unreachable: str = "nearest",  # images that cannot go so far: "nearest" stops and counts them, "error" raises
 ) -> pd.DataFrame:  # columns level, accuracy, low, high, n, short
     "Accuracy on images moved by exact distances along the sign of a loss gradient (the study's MNIST-A)."
-    source = source or model
+    source = model if source is None else source
     device = device_of(source, data.x)
     direction = loss_sign(source, data.float().to(device), data.y.to(device))
     return level_table(model, data, direction, levels, unreachable, show)
