@@ -9,13 +9,14 @@ __all__ = ['PERTURBATION_KINDS', 'MODES', 'TrainingSet', 'traced', 'balanced_cho
 
 # %% ../nbs/17_training_sets.ipynb #3dff71c4
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .attacks import fgsm_at_distance
-from .basics import nearest
+from .basics import check_count, nearest
 from .images import ImageSet
 from .perturbations import gaussian_at_distance
 
@@ -25,6 +26,14 @@ class TrainingSet(ImageSet):
     "An image set whose images know where they came from."
     origin: Tensor  # position of the image in the original set, [N], int64
     asked: Tensor  # l2 distance asked of it, [N], float32; 0: as it was
+
+    def __post_init__(self):
+        super().__post_init__()
+        for column, what in ((self.origin, "origins"), (self.asked, "distances")):
+            if column.shape != self.y.shape:
+                raise ValueError(
+                    f"{self.name}: {len(self.y)} images need {what} [{len(self.y)}], got {tuple(column.shape)}"
+                )
 
     def take(self, index) -> "TrainingSet":  # a slice, an index tensor or a mask
         "Some of the images, with their origins."
@@ -45,6 +54,7 @@ def balanced_choice(
     generator: torch.Generator,  # source of the choice
 ) -> Tensor:  # positions, [classes * per_class], int64
     "Positions of equally many images of every class, drawn without replacement."
+    per_class = check_count(per_class, "per_class", 0)
     order = torch.randperm(len(data), generator=generator)
     picked = [order[data.y[order] == c][:per_class] for c in range(len(data.classes))]
     least = min(map(len, picked))
@@ -65,7 +75,7 @@ def perturbed_copies(
     kind: str,  # gaussian | fgsm
     distance: float,  # l2 distance from the original, >= 0
     generator: torch.Generator | None = None,  # of the noise; needed for gaussian
-    source: nn.Module | None = None,  # whose gradients; needed for fgsm
+    source: Callable[[Tensor], Tensor] | None = None,  # whose gradients, images -> logits; needed for fgsm
 ) -> Tensor:  # [n,C,H,W], float32 in [0,1]
     "Copies of some images at an exact distance from them (section 2.2.1)."
     if kind not in PERTURBATION_KINDS: raise ValueError(nearest(kind, PERTURBATION_KINDS, "perturbation"))
@@ -77,7 +87,8 @@ def perturbed_copies(
         return gaussian_at_distance(x, distance, generator, unreachable="nearest")
     if source is None:
         raise ValueError("fgsm needs a source model: pass source=MODEL, e.g. the net trained on clean images")
-    device = next(source.parameters()).device
+    weights = next(source.parameters(), None) if isinstance(source, nn.Module) else None
+    device = x.device if weights is None else weights.device
     return fgsm_at_distance(source, x.to(device), part.y.to(device), distance, unreachable="nearest").cpu()
 
 # %% ../nbs/17_training_sets.ipynb #42132b2b
@@ -141,6 +152,7 @@ def add_both(
     generator: torch.Generator | None = None,  # for those of images and noise that are not given
 ) -> TrainingSet:
     "The training sets of RQ5: Gaussian and FGSM copies of different images (section 2.2.4)."
+    if len(distances) != 2: raise ValueError(f"two distances are needed, (gaussian, fgsm), got {distances!r}")
     images, noise = two_draws(images, noise, generator)
     index = balanced_choice(data, 2 * per_class, images).view(len(data.classes), 2, per_class)
     index = [index[:, k].flatten() for k in range(2)]
@@ -181,6 +193,7 @@ def moves(
     each: int,  # labels that each class loses and gains
 ) -> Tensor:  # [classes, classes], int64: row gives to column
     "A table with zero diagonal and all row and column sums equal, as even as integers allow."
+    if classes < 2: raise ValueError(f"a wrong label needs a second class, and there is {classes}")
     rest = each % (classes - 1)
     table = torch.full((classes, classes), each // (classes - 1)).fill_diagonal_(0)
     for c, shift in itertools.product(range(classes), range(1, rest + 1)): table[c, (c + shift) % classes] += 1
