@@ -60,7 +60,9 @@ def check_answers(
     if not ((confidence >= 0) & (confidence <= 1)).all():
         raise ValueError(f"confidence must lie in [0,1], these span {confidence.min():.4g}..{confidence.max():.4g}")
     if not ((correct == 0) | (correct == 1)).all():
-        raise ValueError(f"correct must be bool, or 0 and 1, got {correct.dtype} up to {correct.max()}: is it guess == y?")
+        raise ValueError(
+            f"correct must be bool, or 0 and 1, got {correct.dtype} up to {correct.max()}; is guess == y meant?"
+        )
     return confidence, correct.bool()
 
 # %% ../nbs/50_metrics.ipynb #ae007bb5
