@@ -257,7 +257,7 @@ def defocus_blur(
     if (taps > 1e-9).sum() <= 32:
         fine = exact_levels(padded)
         return add_taps(fine.new_zeros(x.shape), fine, taps).clamp(0, 1).to(x.dtype)
-    few = max(1, 2**18 // padded[0].numel()) if x.device.type == "cpu" else len(x)  # what stays in a CPU's cache
+    few = max(1, 2**18 // max(1, padded[0:1].numel()) if x.device.type == "cpu" else len(x))  # what stays in a cache
     return torch.cat([_wide_disk(part, float(radius), float(alias_blur)) for part in padded.split(few)]).clamp_(0, 1)
 
 # %% ../nbs/11_blur.ipynb #c2af0e04
@@ -413,7 +413,7 @@ def one_sided_motion(
     if angle.shape != x.shape[:1]:
         raise ValueError(f"one angle an image is needed: {len(x)}, got shape {tuple(angle.shape)}")
     taps = motion_taps(radius, sigma, angle)
-    by_shift = x.device.type == "cpu" and not x.requires_grad
+    by_shift = x.device.type == "cpu" and len(x) and not x.requires_grad
     mean = trail_by_shift(x, *taps) if by_shift else trail_by_index(x, *taps)
     sixteen = mean.detach().mul(255 * 257).add_(0.5).floor_()
     return keep_gradient(mean, sixteen.div_(257).floor_().div_(255).clamp_(0, 1))
@@ -471,7 +471,7 @@ def glass_source(
     inner[here] = True
     start = torch.arange(b, device=choice.device).view(b, 1, 1) * (h * w)
     source = None
-    for move in choice.view(b, -1, h - 2 * d, w - 2 * d).unbind(1):
+    for move in choice.view(b, choice.shape[1], h - 2 * d, w - 2 * d).unbind(1):
         step = offset.take(move)
         parent = (base + start).contiguous()
         parent[here].add_(step)
@@ -512,7 +512,7 @@ def exact_blur(
         out = gaussian_blur(x, sigma)
         return keep_gradient(out, out.detach().mul(255).floor_().div_(255)) if bytes_out else out
     pieces = []
-    for piece in x.split(max(1, (1 << 18) // max(1, x[0].numel()))):
+    for piece in x.split(max(1, (1 << 18) // max(1, x[0:1].numel()))):
         levels = blur_levels(piece, sigma)
         floor, near = levels.detach().floor(), (levels / 255).to(x.dtype)
         below = ((floor + 1) * ((1 - 2.0**-22) / 255)).to(x.dtype)  # the largest value of this level, with room
@@ -550,7 +550,7 @@ def swap_pixels(
     "Let each pixel copy a near one, round after round."
     (b, c, h, w), d = x.shape, max_delta
     n = (h - 2 * d) * (w - 2 * d)
-    choice = (bit_rows(x, iterations * n, generator) * (4 * d * d) >> 16).long().view(b, -1, n)
+    choice = (bit_rows(x, iterations * n, generator) * (4 * d * d) >> 16).long().view(b, iterations, n)
     source = glass_source(choice, h, w, d)
     return x.flatten(2).gather(2, source[:, None].expand(b, c, -1)).view_as(x)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .blur import Strips, from_left, from_right, keep_gradient, place, smooth
-from .noise import check_between, check_images, few_at_once, look_up_pairs, uniform_rows
+from .noise import check_between, check_images, check_samples, few_at_once, look_up_pairs, uniform_rows
 
 # %% ../nbs/13_digital.ipynb #a6b11dfa
 def look_up(
@@ -28,7 +28,7 @@ def look_up(
     table: Tensor,  # new value of each level, [B,C,256] uint8
 ) -> Tensor:  # [B,C,H,W] uint8
     "Replace every byte by what the table of its image and channel says."
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or not x.numel():
         return table.gather(2, x.flatten(2).long()).view(x.shape)
     planes = x.reshape(-1, x.shape[2] * x.shape[3]).numpy()
     rows = [bytes(plane).translate(bytes(row)) for plane, row in zip(planes, table.view(-1, 256).numpy())]
@@ -42,10 +42,9 @@ def contrast(
 ) -> Tensor:  # [B,C,H,W] in [0,1], or uint8
     "Pull each channel towards its mean (Hendrycks & Dietterich 2019)."
     check_between(factor, 0, math.inf, "factor")
-    if x.dtype != torch.uint8:
-        mean = check_images(x).mean((2, 3), keepdim=True)
+    if check_samples(x).dtype != torch.uint8:
+        mean = x.mean((2, 3), keepdim=True)
         return ((x - mean) * factor + mean).clamp(0, 1)
-    check_images(x[:0].float())
     if x.device.type == "cpu":  # whole numbers add up exactly, in whatever type
         total = torch.from_numpy(x.flatten(2).numpy().sum(-1, dtype=np.int64))
         mean = (total.double() / (x.shape[2] * x.shape[3]) / 255)[..., None]
@@ -197,13 +196,13 @@ def pixelate(
     generator: torch.Generator | None = None,  # unused: nothing is drawn
 ) -> Tensor:  # [B,C,H,W], multiples of 1/255 in [0,1], or uint8
     "Shrink and stretch by Pillow's box filter (Hendrycks & Dietterich 2019)."
-    check_images(x if x.is_floating_point() else x[:0].float()), check_between(factor, 0, 1, "factor")
+    check_samples(x), check_between(factor, 0, 1, "factor")
     small = [int(n * factor) for n in x.shape[-2:]]
     if min(small) < 1:
         raise ValueError(f"pixelate by {factor:g} leaves nothing of images of {x.shape[-2]}x{x.shape[-1]}; "
                          f"the factor must be at least {1 / min(x.shape[-2:]):.3g}")
     whole = not x.is_floating_point()
-    if whole and x.device.type == "cpu" and x[0].numel() > 2**14:  # small images are quicker all at once
+    if whole and x.device.type == "cpu" and x[0:1].numel() > 2**14:  # small images are quicker all at once
         return pixelate_bytes(x, tuple(small))
     levels = x.detach().float() if whole else x.detach() * 255
     down, across = (box_strips(n, s, x.device, levels.dtype) for n, s in zip(x.shape[-2:], small))
@@ -249,7 +248,7 @@ def jpeg_compression(
     generator: torch.Generator | None = None,  # unused: nothing is drawn
 ) -> Tensor:  # [B,C,H,W], multiples of 1/255 in [0,1], or uint8; no gradient
     "Encode as JPEG and decode (Hendrycks & Dietterich 2019)."
-    check_images(x if x.is_floating_point() else x[:0].float()), check_between(quality, 1, 100, "quality")
+    check_samples(x), check_between(quality, 1, 100, "quality")
     whole = x.detach() if x.dtype == torch.uint8 else x.detach().mul(255).round_().clamp_(0, 255).to(torch.int32)
     planes = whole.cpu().numpy()
     b, c, h, w = x.shape
