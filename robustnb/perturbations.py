@@ -284,6 +284,10 @@ def adjust(
     contrast_first: Tensor,  # which comes first, [B], bool
 ) -> Tensor:  # [B,C,H,W] in [0,1]
     "Scale brightness, and contrast about the mean grey, in each image's own order."
+    if x.shape[1] not in (1, 3):
+        raise ValueError(
+            f"grey is made of 1 channel or 3, these images have {x.shape[1]}; perturbations 1 and 3 take any number"
+        )
     def brighter(x): return (x * column_of(brightness)).clamp(0, 1)
     def starker(x):
         grey = x if x.shape[1] == 1 else torch.einsum("bchw,c->bhw", x, x.new_tensor(LUMA))[:, None]
