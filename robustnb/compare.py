@@ -268,6 +268,10 @@ def compare(
     out: str | Path | None = None,  # folder of the page; None: one of its own below robustness/
 ) -> tuple[Path, dict[str, pd.DataFrame]]:  # the page; the other model's name -> `paired_differences`
     "Compare evaluations and write the page. ModelError where they are not of the same images."
+    names = [one.name for one in found]
+    if len(found) < 2: raise ModelError(f"a comparison needs at least two evaluations, got {len(found)}")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ModelError(f"models are told apart by their names, and two are called {twice}; give one another name")
     notes, first = comparable(found), found[0]
     marks = [
         (
