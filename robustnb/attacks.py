@@ -100,10 +100,15 @@ WIDTHS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that i
 def whole_labels(
     y: Tensor,  # [B], of any whole type
 ) -> Tensor:  # [B] int64, a copy that may take part in a gradient
-    "Labels as the losses take them. TypeError for fractions."
+    "Labels as the losses take them. TypeError for fractions, ValueError for a column or one-hot rows."
     if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         given = y.dtype if isinstance(y, Tensor) else type(y).__name__
         raise TypeError(f"labels must be a tensor of whole numbers [B], got {given}")
+    if y.ndim != 1:
+        raise ValueError(
+            f"labels must be [B], one for each image, got shape {tuple(y.shape)}; a column needs .flatten(), one-hot"
+            " rows .argmax(1)"
+        )
     with torch.inference_mode(False): return y.to(torch.int64, copy=True)
 
 
@@ -133,7 +138,9 @@ def unit(
     norm: str,  # "linf" or "l2"
 ) -> Tensor:  # [B,C,H,W]
     "Steepest direction of length 1 in the norm; 0 where the gradient is 0."
-    return grad.sign() if norm == "linf" else grad / length(grad).clamp_min(TINY)
+    if norm == "linf": return grad.sign()
+    wide = grad.to(torch.promote_types(grad.dtype, torch.float32))  # in float16 TINY is 0
+    return (wide / length(wide).clamp_min(TINY)).to(grad.dtype)
 
 
 def project(
@@ -171,8 +178,7 @@ def check_ascent(
     if norm not in NORMS: raise ValueError(nearest(norm, NORMS, "norm"))
     if not (eps >= 0 and step >= 0):
         raise ValueError(f"eps and step must be >= 0 (images span [0,1]; 8/255 is usual), got eps={eps}, step={step}")
-    if not (isinstance(steps, int) and steps >= 0):
-        raise ValueError(f"steps must be a whole number >= 0, got {steps!r}")
+    check_count(steps, "steps", 0)
 
 # %% ../nbs/16_attacks.ipynb #ca139df6
 def check_gradient(
@@ -287,10 +293,20 @@ def raise_entropy(
 ) -> Tensor:  # [B,C,H,W] in [0,1]
     "High-entropy samples: climb the entropy of the model's answer (Dem-HEC, eqs. 7 and 8)."
     if of not in ("output", "pooled"): raise ValueError(nearest(of, ("output", "pooled"), "entropy (argument of)"))
+    if of == "pooled" and not hasattr(model, "embed"):
+        raise ValueError(
+            f"of='pooled' needs a model with `embed`, which gives the head's input; {type(model).__name__} has none,"
+            " of='output' needs none"
+        )
     answer = model if of == "output" else model.embed
+
+    def objective(z: Tensor) -> Tensor:
+        found = answer(as_weights(z, model))
+        check_differentiable(z, found)
+        return softmax_entropy(found)
+
     with borrowed(model, mode):
-        return ascend(x, lambda z: softmax_entropy(answer(z)), eps, eps / 4 if step is None else step, steps,
-                      norm, random_start, generator)
+        return ascend(x, objective, eps, eps / 4 if step is None else step, steps, norm, random_start, generator)
 
 # %% ../nbs/16_attacks.ipynb #f15d55c3
 def loss_sign(
