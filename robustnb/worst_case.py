@@ -51,7 +51,14 @@ def loss_of(
 ) -> Callable[[Tensor], Tensor]:  # images -> loss of each, [B]
     "The objective that an attack climbs."
     if loss not in LOSSES: raise ValueError(nearest(loss, LOSSES, "loss"))
-    return label_loss(model, y) if loss == "ce" else lambda z: LOSSES[loss](model(as_weights(z, model)), y)
+    if loss == "ce": return label_loss(model, y)
+
+    def objective(z: Tensor) -> Tensor:
+        logits = model(as_weights(z, model))
+        check_differentiable(z, logits)
+        return LOSSES[loss](logits, y)
+
+    return objective
 
 # %% ../nbs/16a_worst_case.ipynb #51f23dca
 def checkpoints(
@@ -364,11 +371,14 @@ def standing(
     if norm not in NORMS: raise ValueError(nearest(norm, NORMS, "norm"))
     if norm == "linf" and eps > 1:
         raise ValueError(f"pixels span [0,1], so a radius in the maximum norm is at most 1; is eps={eps:g}/255 meant?")
+    check_count(restarts, "restarts")
     check_precision(model)
     check_unit_images(x)
+    wide = torch.promote_types(x.dtype, torch.float32)  # in float16 a radius is rounded, and left
     asked = lambda z: model(as_weights(z, model))
     with borrowed(model), torch.inference_mode(False), torch.autocast(x.device.type, enabled=False):
-        x, y = x.detach().clone(), whole_labels(y)  # of inference mode, they could not take part in a gradient
+        # of inference mode, they could not take part in a gradient
+        x, y = x.detach().to(wide, copy=True), whole_labels(y)
         with torch.no_grad(): answers = asked(x)
         check_logits(answers, y)
         right = answers.argmax(1) == y
