@@ -206,12 +206,15 @@ def sampling_dropout(
     devices = list(range(torch.cuda.device_count())) if on_gpu else []
     reseed = bool(torchs) and generator is not None
     with mode(model, training=False), torch.random.fork_rng(devices=devices, enabled=reseed):
-        if reseed: torch.manual_seed(torch.randint(2**62, (), generator=generator, device=generator.device).item())
+        if reseed:  # torch.manual_seed would also reach the graphics cards, whose state is put back only for their nets
+            start = torch.manual_seed if on_gpu else torch.default_generator.manual_seed
+            start(torch.randint(2**62, (), generator=generator, device=generator.device).item())
         for layer in torchs: layer.training = True
+        before = [(layer, layer.sampling, layer.generator) for layer in ours]
         for layer in ours: layer.sampling, layer.generator = True, generator
         try: yield model
         finally:
-            for layer in ours: layer.sampling, layer.generator = False, None
+            for layer, sampling, own in before: layer.sampling, layer.generator = sampling, own
 
 # %% ../nbs/20_layers.ipynb #ddca8d70
 def multiply_adds(

@@ -351,10 +351,11 @@ def sampling_weights(
     "Evaluation mode with the variational layers sampling, for a block."
     layers = bayes_layers(model)
     with mode(model, training=False):
+        before = [(layer, layer.sampling, layer.generator) for layer in layers]
         for layer in layers: layer.sampling, layer.generator = True, generator
         try: yield model
         finally:
-            for layer in layers: layer.sampling, layer.generator = False, None
+            for layer, sampling, own in before: layer.sampling, layer.generator = sampling, own
 
 # %% ../nbs/46_uncertainty.ipynb #52ba8394
 def variational(
