@@ -32,7 +32,11 @@ def transferred(
     with seeded(seed):
         made.head = nn.Linear(model.head.in_features, classes, bias=model.head.bias is not None).to(model.head.weight)
     weighted = [name for name in stages if any(True for _ in model.stages[name].parameters())]  # pooling has none
-    return freeze(made, {"all": [], "upper": weighted[:-1], "head": stages}[trains])
+    freeze(made, {"all": [], "upper": weighted[:-1], "head": stages}[trains])
+    staged = {id(p) for stage in made.stages.values() for p in stage.parameters()}
+    for p in made.parameters():  # a class token or positions, which are no stage's: they come before all of them
+        if id(p) not in staged: p.requires_grad_(trains == "all")
+    return made
 
 # %% ../nbs/30a_transfer.ipynb #2cfd1cc4
 class Around(Objective):
