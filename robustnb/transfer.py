@@ -104,6 +104,10 @@ class Stopping(Around):
     @property
     def name(self) -> str: return f"Stopping({self.inner.name}, {self.held.fingerprint}, patience={self.patience})"
 
+    def before_fit(self, run: TrainingRun):
+        self.inner.before_fit(run)
+        self.best, self.epoch, self.kept = -1.0, 0, {}  # of a training before
+
     def after_epoch(self, run: TrainingRun):
         self.inner.after_epoch(run)
         right = (predict(run.model, self.held).argmax(1) == self.held.y.cpu()).double().mean().item()
