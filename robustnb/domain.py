@@ -92,6 +92,8 @@ def small_mnist(
     data: ImageSet,  # digits, [N,1,28,28]
 ) -> ImageSet:  # float32 [N,1,8,8] in [0,1]
     "MNIST at the size and margins of the UCI digits: the middle 20 x 20, averaged by area."
+    if tuple(data.x.shape[1:]) != (1, 28, 28):
+        raise ValueError(f"{data.name}: digits must be [N,1,28,28], as MNIST's are, got {list(data.x.shape)}")
     middle = data.float()[:, :, 4:24, 4:24]
     return ImageSet(F.interpolate(middle, size=(8, 8), mode="area"), data.y, data.classes, f"{data.name}-8x8")
 
@@ -337,7 +339,7 @@ def features(
     check_count(batch, "batch")
     x, device = unlabelled(data).x, next(model.parameters()).device
     with mode(model, training=False), torch.no_grad():
-        taken = (as_weights(to_unit(piece.to(device)), model) for piece in x.split(batch))
+        taken = (as_weights(to_unit(piece.to(device)), model).clone() for piece in x.split(batch))
         return torch.cat([model.embed(piece).float().cpu() for piece in taken])
 
 
@@ -370,7 +372,7 @@ def entropy(
     logits: Tensor,  # [B,classes]
 ) -> Tensor:  # [B], nats, 0 ... ln(classes)
     "Entropy of each prediction."
-    logs = logits.float().log_softmax(1)
+    logs = logits.float().log_softmax(1).clamp_min(-1e30)  # a class that is ruled out has -inf, and 0 * -inf is NaN
     return -(logs.exp() * logs).sum(1)
 
 
@@ -411,16 +413,17 @@ def tent(
     adapted, x = copy.deepcopy(model), unlabelled(target).x.clone()  # what was made under inference has no gradient
     if len(x) < 2: raise ValueError(f"a batch has no variance with {len(x)} images; give at least 2")
     norms, device = batch_norms(adapted), next(model.parameters()).device
+    taken = lambda piece: as_weights(to_unit(piece.to(device)), adapted).clone()  # it may write into them
     pieces, affine = x.tensor_split(max(1, len(x) // batch)), [p for norm in norms for p in (norm.weight, norm.bias)]
     free, optimizer, steps = [p.requires_grad for p in affine], torch.optim.Adam(affine, lr), pieces * passes
     for p in affine: p.requires_grad_(True)
     with mode(adapted, training=False), torch.enable_grad():
         for norm in norms: norm.train()
         for piece in progress_bar(steps, "tent") if progress else steps:
-            loss = entropy(adapted(to_unit(piece.to(device)))).mean()
+            loss = entropy(adapted(taken(piece))).mean()
             for p, gradient in zip(affine, torch.autograd.grad(loss, affine)): p.grad = gradient
             optimizer.step()
-        renew_statistics(adapted, norms, (to_unit(piece.to(device)) for piece in pieces))
+        renew_statistics(adapted, norms, map(taken, pieces))
     for p, was_free in zip(affine, free): p.grad = None; p.requires_grad_(was_free)
     return adapted
 
