@@ -45,7 +45,8 @@ def sampled(
     if not len(x): raise ValueError("there are no images to ask about")
     device = next(model.parameters()).device
     with torch.no_grad():
-        asked = lambda piece: model(as_weights(to_unit(piece.to(device)), model)).float().cpu()
+        taken = lambda piece: as_weights(to_unit(piece.to(device)), model).clone()  # the model may write into its input
+        asked = lambda piece: model(taken(piece)).float().cpu()
         passes = [torch.cat([asked(piece) for piece in x.split(batch)])
                   for _ in (progress(range(samples), "passes") if show else range(samples))]
     check_values(torch.cat(passes))
@@ -91,7 +92,7 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [B,C,H,W] in [0,1] -> log-probabilities [B,K]
         answers = []
         for model in self.models:
-            with mode(model, training=False): logits = model(as_weights(x, model))
+            with mode(model, training=False): logits = model(as_weights(x, model).clone())  # it may write into them
             if not (self.looked or torch.compiler.is_compiling()): check_values(logits)  # at the first images alone
             answers.append(logits.float().log_softmax(1))
         self.looked = True
@@ -119,7 +120,7 @@ def features_and_logits(
     (name, head), caught = last_linear(model), []
     hook = head.register_forward_hook(lambda module, inputs, output: caught.append((inputs[0], output)))
     try:
-        with mode(model, training=False): out = model(as_weights(x, model))
+        with mode(model, training=False): out = model(as_weights(x, model).clone())  # it may write into them
     finally: hook.remove()
     if len(caught) != 1 or caught[0][1] is not out:
         raise ValueError(f"the answer of {type(model).__name__} is not what its linear layer {name!r} gives: "
@@ -203,6 +204,8 @@ class LastLayerLaplace(nn.Module):
 
     def use(self, prior_precision: float) -> "LastLayerLaplace":
         "Take another prior precision; the curvature is kept."
+        if not prior_precision > 0: raise ValueError(f"prior_precision must be > 0, got {prior_precision}")
+        if self.eigenvalues is None: raise RuntimeError("fit(data) comes first: there is no curvature yet")
         self.prior_precision = float(prior_precision)
         self.covariance = (self.eigenvectors / (self.eigenvalues + prior_precision)) @ self.eigenvectors.T
         return self
@@ -257,6 +260,8 @@ def tune_precision(
     grid: Sequence[float] = GRID,  # precisions to try
 ) -> pd.DataFrame:  # columns prior_precision, nll
     "Choose the prior precision by the negative log-likelihood of held-out images."
+    if not len(grid) or not len(data):
+        raise ValueError(f"at least one precision and one image are needed, got {len(grid)} and {len(data)}")
     device = last_linear(laplace.model)[1].weight.device
     with torch.no_grad():
         pieces = [features_and_logits(laplace.model, to_unit(x.to(device))) for x in data.x.split(250)]
@@ -289,7 +294,8 @@ class BayesLinear(nn.Module):
         if not (self.training or self.sampling): return mean
         variances = {name: (2 * value).exp() for name, value in self.log_std.items()}
         variance = F.linear(x.square(), variances["weight"], variances.get("bias"))
-        return mean + variance.sqrt() * torch.empty_like(mean).normal_(generator=self.generator)
+        std = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()  # at 0 the root has no gradient
+        return mean + std * torch.empty_like(mean).normal_(generator=self.generator)
 
     def kl(self) -> Tensor:  # [], nats
         "Divergence of the weights' distribution from the prior."
@@ -434,7 +440,8 @@ def expected_errors(
     if np.isnan(confidence).any() or not np.isin(correct, (0, 1)).all():
         raise ValueError("confidence must be numbers, and correct true or false")
     order = np.argsort(-confidence, kind="stable")
-    last = np.flatnonzero(np.r_[np.diff(confidence[order]) != 0, True]) + 1  # where each group of ties ends
+    ranked = confidence[order]  # may be infinite, as log-odds are: compared, not subtracted
+    last = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True]) + 1  # where each group of ties ends
     errors = np.cumsum(1 - correct[order])
     return np.interp(np.arange(len(correct) + 1), np.r_[0, last], np.r_[0, errors[last - 1]])
 
