@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attacks import as_weights
 from .basics import nearest
-from .layers import mode
+from .images import check_unit
+from .layers import check_module, mode
 from .operations import OPERATIONS, SHIFT
 from .perturbations import check_unit_images, rotate, shift
 from .training import Loss, Objective, TrainingRun, to_unit
@@ -388,7 +390,7 @@ def jensen_shannon(
     logits: Tensor,  # of each view, [views,B,classes]
 ) -> Tensor:  # [], in nats, 0 ... ln(views)
     "Mean divergence of the views' predictions from their mixture, over the batch (Hendrycks et al. 2020)."
-    logs = logits.float().log_softmax(-1)
+    logs = logits.float().log_softmax(-1).clamp_min(-1e30)  # a class that is ruled out has -inf
     mixture = logs.logsumexp(0) - math.log(len(logits))
     return (logs.exp() * (logs - mixture)).sum(-1).mean()
 
@@ -443,7 +445,9 @@ def adapt_batchnorm(
     prior: float = 16.0,  # N: how many images the source statistics count for; 0: target only, inf: source only
 ) -> nn.Module:  # a copy with mixed statistics, on the same device
     "Batch norm statistics mixed from source and target (Schneider et al. 2020)."
-    if prior < 0 or not len(x):
+    check_module(model)
+    check_unit(x, "the images")
+    if not prior >= 0 or not len(x):
         raise ValueError(f"adaptation needs prior >= 0 and at least one image, got prior={prior} and {len(x)} images")
     adapted = copy.deepcopy(model)
     norms = [
@@ -456,17 +460,20 @@ def adapt_batchnorm(
     weight = 0.0 if prior == math.inf else len(x) / (prior + len(x))
 
     def blend(norm, inputs):
-        if inputs[0].numel() <= inputs[0].shape[1] and weight:
+        if not weight: return
+        if inputs[0].numel() <= inputs[0].shape[1]:
             raise ValueError(
                 "adaptation needs a variance: a batch norm after pooling saw one value a channel, so give at"
                 f" least two images, got {len(x)}"
             )
-        var, mean = torch.var_mean(inputs[0].float(), dim=[0, *range(2, inputs[0].ndim)])
-        norm.running_mean.lerp_(mean, weight)
-        norm.running_var.lerp_(var, weight)
+        values = inputs[0].to(torch.promote_types(inputs[0].dtype, torch.float32))
+        var, mean = torch.var_mean(values, dim=[0, *range(2, values.ndim)])
+        norm.running_mean.lerp_(mean.to(norm.running_mean), weight)
+        norm.running_var.lerp_(var.to(norm.running_var), weight)
 
     hooks = [norm.register_forward_pre_hook(blend) for norm in norms]
-    with mode(adapted, training=False): adapted(to_unit(x).to(norms[0].running_mean.device))
+    taken = as_weights(to_unit(x).to(norms[0].running_mean.device), adapted).clone()  # the model may write into it
+    with mode(adapted, training=False): adapted(taken)
     for hook in hooks: hook.remove()
     return adapted
 
