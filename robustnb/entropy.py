@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks import borrowed, softmax_entropy
-from .basics import nearest, progress
-from .images import ImageSet
+from .attacks import as_weights, borrowed, softmax_entropy
+from .basics import check_count, nearest, progress
+from .images import ImageSet, check_unit
 from .layers import Classifier
 from .resampling import interval, resample_weights
 from .robustness import SEVEN, benchmark_for, conditions, corrupted
@@ -38,6 +38,8 @@ def activation_entropy(
 ) -> Tensor:  # [B], nats, or in [0,1]
     "Shannon entropy of the softmax over a layer's activations (Dem-HEC, eq. 4)."
     if over not in OVER: raise ValueError(nearest(over, OVER, "over"))
+    if not isinstance(a, Tensor):
+        raise ValueError(f"activations must be a tensor, this layer gives a {type(a).__name__}; watch others")
     if a.ndim not in (2, 3, 4):
         raise ValueError(f"activations must be [B,D], [B,T,D] or [B,C,H,W], got {list(a.shape)}")
     channels = a.flatten(2) if a.ndim == 4 else a.transpose(1, 2) if a.ndim == 3 else a[:, :, None]  # [B,C,P]
@@ -90,12 +92,15 @@ def layer_entropy(
 ) -> dict[str, Tensor]:  # layer -> [N] nats, on the CPU; "output" comes last
     "Entropy of each layer for each image (Dem-HEC, eq. 4), and of the output (eq. 7)."
     x, found = x.x if isinstance(x, ImageSet) else x, {}
+    check_unit(x, "the images")
+    check_count(batch, "batch")
     device = next((p.device for p in model.parameters()), x.device)
     modules = find_layers(model, layers)
     with borrowed(model, mode), torch.no_grad():
         for piece in x.split(batch):
             with watching(modules, lambda a: activation_entropy(a, over, normalized)) as seen:
-                output = activation_entropy(model(to_unit(piece.to(device))), "all", normalized)
+                taken = as_weights(to_unit(piece.to(device)), model).clone()  # the model may write into its input
+                output = activation_entropy(model(taken), "all", normalized)
             silent = [name for name, calls in seen.items() if not calls]
             if silent: raise ValueError(f"the forward pass never calls {', '.join(silent)}; watch other layers")
             for name, calls in {**seen, "output": [output]}.items():

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks import borrowed
+from .attacks import as_weights, borrowed
 from .blur import gaussian_blur
-from .basics import nearest, progress
+from .basics import check_count, nearest, progress
 from .layers import Classifier
 from .perturbations import check_unit_images
 from .training import to_unit
@@ -37,7 +37,7 @@ def map_layers(
         if learned and isinstance(output, Tensor) and output.ndim == 4: found[name] = tuple(output.shape[1:])
     handles = [module.register_forward_hook(partial(note, name)) for name, module in model.named_modules() if name]
     try:
-        with borrowed(model), torch.no_grad(): model(x[:1])
+        with borrowed(model), torch.no_grad(): model(as_weights(x[:1], model).clone())  # it may write into them
     finally:
         for handle in handles: handle.remove()
     return found
@@ -98,7 +98,7 @@ def class_map(
 
     with torch.inference_mode(False):  # what was made under it cannot take part in a gradient
         target = None if target is None else target.clone()
-        maps = LayerGradCam(score, layer).attribute(x.detach().clone())
+        maps = LayerGradCam(score, layer).attribute(as_weights(x.detach(), model).clone())
     return maps[:, 0].detach(), guesses[-1]
 
 # %% ../nbs/53_gradcam.ipynb #3ea34720
@@ -136,7 +136,9 @@ def as_classes(
     "One class for each image."
     if target is None: return None
     if isinstance(target, int): return torch.full((n,), target)
-    if target.shape != (n,) or target.is_floating_point():
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be one class, or a tensor of whole numbers [{n}], got {type(target).__name__}")
+    if target.shape != (n,) or target.is_floating_point() or target.dtype == torch.bool:
         raise ValueError(
             f"target must be whole numbers [{n}], one class an image; got {target.dtype} {list(target.shape)}"
         )
@@ -154,6 +156,7 @@ def grad_cam(
     mode: str = "eval",  # the model's mode meanwhile: "eval", "train", "keep"
 ) -> Tensor:  # [B,h,w] on the device of x; in [0,1], largest value 1 (or 0 everywhere) unless raw
     "Where the evidence for a class lies (Selvaraju et al. 2019)."
+    check_count(batch, "batch")
     x = as_images(x)
     size, target = as_size(size, x), as_classes(target, len(x))
     device = next((p.device for p in model.parameters()), x.device)
@@ -344,6 +347,7 @@ def attention_drift(
     show: bool = False,  # a progress bar
 ) -> pd.DataFrame:  # one row per image: rank, overlap, cosine, empty_*, guess_*, same_guess and, with y, right_*
     "How far a network's attention drifts when images are perturbed (ERIEP, section 5.3)."
+    check_count(batch, "batch")
     check_targets(target, x, x_perturbed, y)
     x, x_perturbed, y = as_images(x), as_images(x_perturbed), as_classes(y, len(x))
     device = next((p.device for p in model.parameters()), x.device)
