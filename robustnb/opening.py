@@ -346,6 +346,7 @@ def checked(
     model, data: ImageSet, spec: str, any_outputs: bool = False
 ) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
     "`check_model`, and what it found out in words."
+    if not len(data): raise ModelError(f"{spec} cannot be tried: {data.name} has no images")
     evaluating(model)
     x = data.take(slice(0, 2)).float()
     device = next(model.parameters(), x).device if isinstance(model, nn.Module) else x.device
