@@ -46,7 +46,8 @@ class Enlarged(nn.Module):
         self.side, self.normalize = side, normalize
 
     def forward(self, x: Tensor) -> Tensor:  # [B,3,H,W] in [0,1] -> [B,3,side,side]
-        if x.shape[-1] != self.side: x = interpolate(x, self.side, mode="bicubic", antialias=True).clamp(0, 1)
+        if x.shape[-2:] != (self.side, self.side):
+            x = interpolate(x, self.side, mode="bicubic", antialias=True).clamp(0, 1)
         return self.normalize(x)
 
 
