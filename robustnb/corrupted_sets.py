@@ -22,12 +22,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .basics import atomic_write, nearest, versions
+from .basics import atomic_write, check_count, nearest, versions
 from .corruptions import parameters
 from .formats import DataError, as_array, eight_bits, on_white, read_picture
 from .robustness import benchmark_for, conditions
 from .sources import PictureFiles, Source, TarFiles, as_source, is_grey
-from .streaming import Bar, BlockJob, default_workers, loader, pieces, plan, trim, unit_of, warm, complete_units
+from .streaming import (Bar, BlockJob, complete_units, default_workers, loader, pieces, plan, trim, unit_of, warm,
+                                whole_positions)
 
 # %% ../nbs/51b_corrupted_sets.ipynb #2975357c
 SUFFIX = {"jpeg": ".JPEG", "png": ".png"}
@@ -47,7 +48,7 @@ class Target:
 
     @property
     def chosen(self) -> Sequence[int]:
-        return range(len(self.source)) if self.positions is None else sorted(set(self.positions))
+        return range(len(self.source)) if self.positions is None else whole_positions(self.positions)
 
     @property
     def severities(self) -> list[int]: return list(dict.fromkeys(severity for _, severity in self.rows))
@@ -290,9 +291,11 @@ def write_set(
         source, conditions(corruptions, severities, benchmark)[1:], benchmark, seed, form, own_size, positions,
         file_names(source, form) if filed else [],
     )
+    every = plan(len(source), positions)
+    if not every or not target.rows: raise ValueError(f"no {'images' if target.rows else 'conditions'} were asked for")
+    if workers is not None: check_count(workers, "workers", 0)
     done = begin(target, out)
     if -1 in done: return json.loads((out / MANIFEST).read_text())
-    every = plan(len(source), positions)
     left, total = {b: places for b, places in every.items() if b not in done}, len(target.chosen) * len(target.rows)
     todo = sum(map(len, left.values())) * len(target.rows)
     workers = default_workers(source, todo) if workers is None else 0 if source.in_order else workers

@@ -33,7 +33,7 @@ from .images import ImageSet
 from .levels import LEVELS, correct_at_levels, curve, fgsm_levels, gaussian_levels
 from .metrics import BINS, corruption_errors, guesses, published_errors
 from .sources import as_source
-from .streaming import Journal, Settings, answer_blocks
+from .streaming import Journal, Settings, answer_blocks, whole_positions
 from .resampling import check_level, interval, moved_back, resample_counts
 
 # %% ../nbs/51_robustness.ipynb #950efeab
@@ -230,6 +230,7 @@ def measure(
     source = as_source(images)
     if not len(source): raise ValueError(f"{source.name} holds no images")
     settings = Settings(benchmark_for(source.head(1), benchmark), **options)
+    if positions is not None: positions = whole_positions(positions)
     if isinstance(cache, (str, Path)): check_owner(Path(cache), model, source)
     rows, kept, shard = (
         conditions(corruptions, severities, settings.benchmark), cache if isinstance(cache, MutableMapping) else {},
@@ -237,7 +238,7 @@ def measure(
     )
     journal = Journal(cache, shard) if isinstance(cache, (str, Path)) else None
     # mappings hold whole conditions
-    n = len(source if positions is None else set(positions)) if shard == (0, 1) else -1
+    n = len(source if positions is None else positions) if shard == (0, 1) else -1
     keys = {row: f"{settings.key(row)}-blocks" for row in rows}
     todo = [row for row in rows if (t := kept.get(keys[row])) is None or t.shape != (2, n)]
     found = dict(zip(todo, answer_blocks(model, source, todo, settings, positions, journal))) if todo else {}

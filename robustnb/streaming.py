@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ROOM', 'HELD', 'MOST_BLOCKS', 'Wanted', 'unit_of', 'stream_seed', 'one_thread', 'corrupt_unit', 'BlockJob', 'Piece',
            'complete_units', 'pieces', 'Work', 'as_it_is', 'loader', 'warm', 'trim', 'default_workers', 'keep_memory',
-           'encode_answers', 'decode_answers', 'single_names', 'journal_entry', 'Journal', 'Settings', 'plan', 'Bar',
-           'ask_piece', 'join_blocks', 'lacking', 'tasks_of', 'on_worker', 'sent', 'answer_on_ray', 'failure',
-           'answer_blocks']
+           'encode_answers', 'decode_answers', 'single_names', 'journal_entry', 'Journal', 'Settings',
+           'whole_positions', 'plan', 'Bar', 'ask_piece', 'join_blocks', 'lacking', 'tasks_of', 'on_worker', 'sent',
+           'answer_on_ray', 'failure', 'answer_blocks']
 
 # %% ../nbs/50c_streaming.ipynb #0b469ee0
 import base64
@@ -15,6 +15,7 @@ import ctypes
 import gc
 import hashlib
 import json
+import operator
 import os
 import pickle
 import reprlib
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .attacks import as_weights, borrowed, check_logits
-from .basics import atomic_write, first_line, usable_cores
+from .basics import atomic_write, check_count, first_line, usable_cores
 from .cluster import RETRIES, ClusterGone, check_needs, connect, ended, handed, in_folder, nodes_of
 from .corruptions import check_range, corrupt
 from .data import STREAMS
@@ -331,16 +332,17 @@ class Settings:
     any_outputs: bool = False  # another number of outputs than of classes is meant: no warning
 
     def __post_init__(self):
-        i, n = self.shard
-        if not (isinstance(i, int) and isinstance(n, int) and 0 <= i < n):
-            raise ValueError(
-                f"shard must be (i, n) with i from 0 to n - 1, such as (0, 2) and (1, 2); got {self.shard}"
-            )
+        given, self.shard = self.shard, tuple(self.shard) if isinstance(self.shard, (list, tuple)) else ()
+        if not (len(self.shard) == 2 and all(type(k) is int for k in self.shard) and 0 <= self.shard[0] < self.shard[1]):
+            raise ValueError(f"shard must be (i, n) with i from 0 to n - 1, such as (0, 2) and (1, 2); got {given!r}")
         if self.corrupt_on not in ("cpu", "device"):
             raise ValueError(f"corrupt_on must be cpu or device, got {self.corrupt_on!r}")
         if self.executor not in ("local", "ray"):
             raise ValueError(f"executor must be local or ray, got {self.executor!r}")
-        if self.batch < 1: raise ValueError(f"batch must be at least 1, got {self.batch}")
+        check_count(self.batch, "batch")
+        if self.workers is not None: check_count(self.workers, "workers", 0)
+        if self.dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"dtype must be torch.bfloat16, torch.float16 or None for float32, got {self.dtype!r}")
 
     def key(self, row: tuple[str, int]) -> str:
         "The name of a condition's answers."
@@ -359,6 +361,21 @@ class Settings:
         return {row: self.key(row) + part for row in rows}
 
 # %% ../nbs/50c_streaming.ipynb #9fe222cb
+def whole_positions(
+    positions,  # whole numbers in any order: a list, a range, an array, a tensor
+) -> list[int]:  # rising, each once
+    "Positions as plain numbers. TypeError for a mask, fractions or words."
+    try:
+        given = positions.tolist() if hasattr(positions, "tolist") else list(positions)
+        if any(isinstance(p, (bool, np.bool_)) for p in given): raise TypeError
+        return sorted(set(map(operator.index, given)))
+    except TypeError:
+        raise TypeError(
+            f"positions must be whole numbers, such as [3, 70], got {reprlib.repr(positions)}; of a mask give the"
+            " positions that are true"
+        ) from None
+
+
 def plan(
     length: int,  # of the source
     positions: Sequence[int] | None,  # of the wanted images; None: all
@@ -366,9 +383,10 @@ def plan(
 ) -> dict[int, tuple[int, ...]]:  # block -> positions
     "The blocks of a shard, and what is wanted of each."
     blocks = {}
-    for p in range(length) if positions is None else sorted(set(positions)): blocks.setdefault(p // BLOCK, []).append(p)
-    if positions is not None and blocks and not 0 <= min(positions) <= max(positions) < length:
-        raise ValueError(f"positions must lie in 0..{length - 1}, got {min(positions)}..{max(positions)}")
+    wanted = range(length) if positions is None else whole_positions(positions)
+    if wanted and not 0 <= wanted[0] <= wanted[-1] < length:
+        raise ValueError(f"positions must lie in 0..{length - 1}, got {wanted[0]}..{wanted[-1]}")
+    for p in wanted: blocks.setdefault(p // BLOCK, []).append(p)
     return {b: tuple(places) for b, places in blocks.items() if b % shard[1] == shard[0]}
 
 # %% ../nbs/50c_streaming.ipynb #1cd13886
