@@ -333,7 +333,8 @@ class Settings:
 
     def __post_init__(self):
         given, self.shard = self.shard, tuple(self.shard) if isinstance(self.shard, (list, tuple)) else ()
-        if not (len(self.shard) == 2 and all(type(k) is int for k in self.shard) and 0 <= self.shard[0] < self.shard[1]):
+        whole = len(self.shard) == 2 and all(type(k) is int for k in self.shard)
+        if not (whole and 0 <= self.shard[0] < self.shard[1]):
             raise ValueError(f"shard must be (i, n) with i from 0 to n - 1, such as (0, 2) and (1, 2); got {given!r}")
         if self.corrupt_on not in ("cpu", "device"):
             raise ValueError(f"corrupt_on must be cpu or device, got {self.corrupt_on!r}")
