@@ -143,8 +143,8 @@ def conditions(
     benchmark: str = "cifar10-c",
 ) -> list[tuple[str, int]]:  # ("clean", 0) first
     "The conditions of an evaluation; ValueError for a corruption or severity that there is not."
-    if isinstance(corruptions, str): corruptions = (corruptions,)
-    if not isinstance(severities, Iterable): severities = (severities,)
+    corruptions = (corruptions,) if isinstance(corruptions, str) else tuple(corruptions)  # an iterator gives each once
+    severities = tuple(severities) if isinstance(severities, Iterable) else (severities,)
     for name in corruptions:
         for severity in severities: parameters(name, severity, benchmark)
     return [
