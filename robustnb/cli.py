@@ -975,8 +975,8 @@ def evaluate_published(
 
 # %% ../nbs/66_cli.ipynb #6bb421fd
 def with_weights(text: str) -> tuple[str, Path | None]:  # model, file of weights
-    "resnet20=w.pt is a network and its weights."
-    name, equals, file = text.rpartition("=")
+    "resnet20=w.pt is a network and its weights; a path that is there (runs/lr=0.1/net.pt) is a model."
+    name, equals, file = ("", "", "") if Path(text).exists() else text.partition("=")
     return (name, Path(file)) if equals else (text, None)
 
 # %% ../nbs/66_cli.ipynb #f3075a33
