@@ -174,8 +174,8 @@ class Unread:
 
     def to(self, device: torch.device | str) -> "Unread": return Unread(self.source, self.part, device)
 
-    def __getitem__(self, index: Tensor | slice) -> Tensor:  # index: [n], which images
-        positions = list(range(len(self))[index]) if isinstance(index, slice) else index.tolist()
+    def __getitem__(self, index: Tensor | slice) -> Tensor:  # index: [n] numbers, a mask [N] or a slice
+        positions = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index].tolist()
         return self.source.few(positions)[self.part].to(self.device)
 
     def split(self, size: int) -> list["Later"]:
