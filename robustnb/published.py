@@ -27,7 +27,7 @@ from torch import Tensor
 from .basics import nearest
 from .formats import DataError, imagenet_root, read_text
 from .images import CLASSES
-from .sources import (LABELS, ModelError, PictureFiles, Source, class_folders, class_listing, class_order,
+from .sources import (LABELS, ModelError, PictureFiles, Source, check_unique, class_folders, class_listing, class_order,
                               class_outputs, first_line, left_out, pictures_of)
 
 # %% ../nbs/04a_published.ipynb #870d6df0
@@ -294,6 +294,8 @@ def wnid_outputs(given: Path) -> dict[str, int]:  # name -> output
         return {name: i for i, name in enumerate(class_order(given, [f.name for f in subfolders(given)]))}
     if given.suffix != ".txt": return class_outputs(given)
     lines = [line for line in read_text(given).splitlines() if line.strip()]
+    try: check_unique([line.split()[0] for line in lines])
+    except ModelError as error: raise ModelError(f"{given}: {error}") from None
     return {line.split()[0]: i for i, line in enumerate(lines)}
 
 # %% ../nbs/04a_published.ipynb #e356c9a9
@@ -325,7 +327,10 @@ def outputs_of(
         places = {name: i for i, name in enumerate(all_of_them)}
     if lacking := [n for n in names if n not in places]:
         raise ModelError(nearest(lacking[0], list(places)[:2000], "class")[:400])
-    return [places[n] for n in names]
+    found = [places[n] for n in names]
+    if twice := [n for n in names if found.count(places[n]) > 1][:2]:
+        raise ModelError(f"{' and '.join(twice)} are both output {places[twice[0]]}; outputs must be different")
+    return found
 
 # %% ../nbs/04a_published.ipynb #61d79e5b
 def open_classes(folder: Path, form: str, class_index: Path | None = None, size: int = 224) -> PublishedSet:
