@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from .attacks import as_weights
 from .basics import nearest
-from .images import check_unit
 from .layers import check_module, mode
 from .operations import OPERATIONS, SHIFT
 from .perturbations import check_unit_images, rotate, shift
@@ -446,7 +445,6 @@ def adapt_batchnorm(
 ) -> nn.Module:  # a copy with mixed statistics, on the same device
     "Batch norm statistics mixed from source and target (Schneider et al. 2020)."
     check_module(model)
-    check_unit(x, "the images")
     if not prior >= 0 or not len(x):
         raise ValueError(f"adaptation needs prior >= 0 and at least one image, got prior={prior} and {len(x)} images")
     adapted = copy.deepcopy(model)

@@ -483,7 +483,7 @@ def glass_source(
             follow.view(-1).index_fill_(0, later.take(untouched), False)
             parent = follow_chains(parent.view(-1), follow.view(-1))
         source = parent.view(-1) if source is None else source.take(parent.view(-1))
-    return source.view(b, -1) - start.view(b, 1)
+    return source.view(b, h * w) - start.view(b, 1)
 
 # %% ../nbs/11_blur.ipynb #57b6239c
 def blur_levels(

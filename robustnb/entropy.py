@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .attacks import as_weights, borrowed, softmax_entropy
 from .basics import check_count, nearest, progress
-from .images import ImageSet, check_unit
+from .images import ImageSet
 from .layers import Classifier
 from .resampling import interval, resample_weights
 from .robustness import SEVEN, benchmark_for, conditions, corrupted
@@ -92,7 +92,6 @@ def layer_entropy(
 ) -> dict[str, Tensor]:  # layer -> [N] nats, on the CPU; "output" comes last
     "Entropy of each layer for each image (Dem-HEC, eq. 4), and of the output (eq. 7)."
     x, found = x.x if isinstance(x, ImageSet) else x, {}
-    check_unit(x, "the images")
     check_count(batch, "batch")
     device = next((p.device for p in model.parameters()), x.device)
     modules = find_layers(model, layers)

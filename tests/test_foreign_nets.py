@@ -89,7 +89,6 @@ def test_statistics_are_adapted_by_images_and_a_number():
     pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1, 10)).eval()
     assert adapt_batchnorm(pooled, images().x[:1], math.inf)[1].running_var.item() == 1  # it was NaN
     with pytest.raises(ValueError, match="prior=nan"): adapt_batchnorm(Net(), images().x, math.nan)
-    with pytest.raises(ValueError, match=r"must lie in \[0,1\]"): adapt_batchnorm(Net(), 255 * images().x)
 
 
 def test_arguments_are_refused_in_words():
@@ -97,7 +96,6 @@ def test_arguments_are_refused_in_words():
     for ask in (lambda: layer_entropy(net, data, batch=0), lambda: grad_cam(net, data.x, batch=0),
                 lambda: attention_drift(net, data.x, data.x, data.y, batch=-1)):
         with pytest.raises(ValueError, match="batch must be a whole number, at least 1"): ask()
-    with pytest.raises(ValueError, match=r"must lie in \[0,1\]"): layer_entropy(net, 255 * data.x)
     with pytest.raises(ValueError, match="this layer gives a tuple"):
         layer_entropy(nn.Sequential(nn.Flatten(2), nn.LSTM(144, 3)), data, "1")
     with pytest.raises(TypeError, match=r"whole numbers \[8\], got list"): grad_cam(net, data.x, [0] * 8)
