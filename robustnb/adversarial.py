@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks import as_weights, ascend, borrowed, check_logits, fgsm, label_loss, pgd, random_offset, whole_labels
+from .attacks import (as_weights, ascend, borrowed, check_logits, fgsm, label_loss, log_probabilities, pgd,
+                              random_offset, whole_labels)
 from .basics import check_count, nearest
 from .images import ImageSet, sample
 from .basics import progress as progress_bar
@@ -366,7 +367,7 @@ def divergence(
     other: Tensor,  # of their variants, [B,classes]
 ) -> Tensor:  # [B], nats, >= 0
     "KL(p(x) || p(x')) of each image."
-    p, q = (F.log_softmax(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1) for z in (logits, other))
+    p, q = (log_probabilities(z, 1) for z in (logits, other))
     return (p.exp() * (p - q)).sum(1)
 
 # %% ../nbs/44_adversarial.ipynb #745bac50

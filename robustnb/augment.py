@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks import as_weights
+from .attacks import as_weights, log_probabilities
 from .basics import nearest
 from .layers import check_module, mode
 from .operations import OPERATIONS, SHIFT
@@ -389,7 +389,7 @@ def jensen_shannon(
     logits: Tensor,  # of each view, [views,B,classes]
 ) -> Tensor:  # [], in nats, 0 ... ln(views)
     "Mean divergence of the views' predictions from their mixture, over the batch (Hendrycks et al. 2020)."
-    logs = logits.float().log_softmax(-1).clamp_min(-1e30)  # a class that is ruled out has -inf
+    logs = log_probabilities(logits)
     mixture = logs.logsumexp(0) - math.log(len(logits))
     return (logs.exp() * (logs - mixture)).sum(-1).mean()
 

@@ -27,7 +27,7 @@ from .basics import atomic_write
 from .corruptions import FAMILIES
 from .published_scores import summarise_published
 from .resampling import centred, interval
-from .robustness import FAMILY, Answers, Resamples
+from .robustness import FAMILY, Answers, Resamples, styled
 from .scorecard import STYLE, as_json, html_table, is_text, read_answers, report_folder, with_bounds
 from .selective import withheld, withholding_summary
 from .sources import ModelError
@@ -180,12 +180,12 @@ def sentences(
     return said
 
 # %% ../nbs/56_compare.ipynb #50061ba0
+@styled("whitegrid")
 def forest(
     tables: dict[str, pd.DataFrame],  # the other model's name -> `paired_differences`
     first: str,  # the first model's name
 ) -> plt.Figure:
     "Differences in accuracy with their intervals, a row each; right of 0 the other model is better."
-    sns.set_theme(style="whitegrid", palette="colorblind")
     shown = next(iter(tables.values()))
     shown = shown[shown.kind.isin(("clean", "mean", "family", "corruption"))]
     keys = list(zip(shown.kind, shown.name))

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks import (GENERATE_MODES, NORMS, as_weights, borrowed, check_values, raise_entropy,
-                              softmax_entropy)
+from .attacks import (GENERATE_MODES, NORMS, as_weights, borrowed, check_values, log_probabilities,
+                              raise_entropy, softmax_entropy)
 from .contrastive import info_nce
 from .basics import check_count, nearest
 from .layers import Classifier, check_module, freeze
@@ -41,7 +41,7 @@ def distillation(
             f"teacher and student must answer the same classes, got {list(teacher.shape)} and {list(student.shape)}"
         )
     kind = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    s, t = (F.log_softmax(z.to(kind) / temperature, dim=1) for z in (student, teacher))
+    s, t = (log_probabilities(z.to(kind) / temperature, 1) for z in (student, teacher))
     first, second = (s, t) if direction == "student_teacher" else (t, s)
     return temperature**2 * F.kl_div(second, first, reduction="batchmean", log_target=True)
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks import as_weights
+from .attacks import as_weights, softmax_entropy
 from .basics import check_count, nearest
 from .contrastive import check_embeds, embedding_width
 from .corruptions import corrupt
@@ -372,8 +372,7 @@ def entropy(
     logits: Tensor,  # [B,classes]
 ) -> Tensor:  # [B], nats, 0 ... ln(classes)
     "Entropy of each prediction."
-    logs = logits.float().log_softmax(1).clamp_min(-1e30)  # a class that is ruled out has -inf, and 0 * -inf is NaN
-    return -(logs.exp() * logs).sum(1)
+    return softmax_entropy(logits)
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:

@@ -463,11 +463,13 @@ class Pictures:
         "The same files; batches will go to another device."
         return Pictures(self.paths, self.size, device)
 
-    def __getitem__(self, index) -> Tensor:  # index: tensor, slice or mask -> uint8 [n,3,size,size]
-        index = index.cpu() if isinstance(index, Tensor) else index
-        chosen = [self.paths[i] for i in torch.arange(len(self))[index].tolist()]
+    def __getitem__(self, index) -> Tensor:  # tensor, slice or mask -> uint8 [n,3,size,size]; a number: one image
+        chosen = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index]
+        if not chosen.ndim: return self[chosen.view(1)][0]
+        if not len(chosen): return torch.empty((0, *self.shape[1:]), dtype=self.dtype, device=self.device)
+        paths = [self.paths[i] for i in chosen.tolist()]
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-            return torch.stack(list(pool.map(lambda path: open_square(path, self.size), chosen))).to(self.device)
+            return torch.stack(list(pool.map(lambda path: open_square(path, self.size), paths))).to(self.device)
 
 # %% ../nbs/02_formats.ipynb #d2266722
 class Streamed(ImageSet):

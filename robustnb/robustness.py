@@ -6,7 +6,7 @@
 __all__ = ['BENCHMARK_OF_SIZE', 'SEVEN', 'FAMILY', 'benchmark_for', 'corrupted', 'answer', 'Answers', 'Folder', 'conditions',
            'ask', 'weights_hash', 'check_owner', 'measure', 'image_counts', 'means', 'Resamples', 'tabulate',
            'evaluate', 'mean_errors', 'check_baseline', 'baseline_errors', 'relative', 'summarise', 'difference',
-           'heatmap', 'family_curves']
+           'styled', 'heatmap', 'family_curves']
 
 # %% ../nbs/51_robustness.ipynb #fecdff19
 import hashlib
@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import wraps
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -421,14 +422,15 @@ def summarise(
     "Means over the conditions of an evaluation."
     drawn, settled = Resamples(answers, resamples, seed), (lambda values: values) if raised else moved_back
     corrupted_rows = [i for i, (name, _) in enumerate(answers.rows) if name != "clean"]
-    found = {"accuracy, clean": drawn.accuracy[:, 0]}
+    clean = answers.rows.index(("clean", 0)) if ("clean", 0) in answers.rows else None
+    found = {} if clean is None else {"accuracy, clean": drawn.accuracy[:, clean]}
     if corrupted_rows: found["accuracy, corrupted"] = drawn.accuracy[:, corrupted_rows].mean(1)
     for family in FAMILIES:
         places = [i for i in corrupted_rows if FAMILY.get(answers.rows[i][0]) == family]
         if places: found[f"accuracy, {family}"] = drawn.accuracy[:, places].mean(1)
     seven = [i for i in corrupted_rows if answers.rows[i][0] in SEVEN and answers.rows[i][1] in (1, 3, 5)]
     if len(seven) == 21: found["accuracy, 7 x 3"] = drawn.accuracy[:, seven].mean(1)
-    found["calibration error, clean"] = settled(drawn.calibration(0))
+    if clean is not None: found["calibration error, clean"] = settled(drawn.calibration(clean))
     if corrupted_rows:
         found["calibration error, corrupted"] = settled(np.mean([drawn.calibration(i) for i in corrupted_rows], 0))
     if baseline is not None and corrupted_rows:
@@ -465,12 +467,26 @@ def difference(
         columns=["quantity", "value", "low", "high"],
     )
 
+# %% ../nbs/51_robustness.ipynb #1e1fc6b1
+def styled(
+    style: str,  # of seaborn, "white" or "whitegrid"
+) -> Callable[[Callable], Callable]:
+    "Decorate a function that draws: matplotlib's settings are put back after it."
+    def decorate(draw: Callable) -> Callable:
+        @wraps(draw)
+        def drawn(*args, **options):
+            with plt.rc_context():
+                sns.set_theme(style=style, palette="colorblind")
+                return draw(*args, **options)
+        return drawn
+    return decorate
+
 # %% ../nbs/51_robustness.ipynb #7c0c77ce
+@styled("white")
 def heatmap(
     table: pd.DataFrame,  # of `evaluate`
 ) -> plt.Figure:
     "Accuracy by corruption and severity."
-    sns.set_theme(style="white", palette="colorblind")
     shown = table[table.corruption != "clean"].pivot(index="corruption", columns="severity", values="accuracy")
     shown = 100 * shown.loc[table.corruption[table.corruption != "clean"].drop_duplicates()]
     fig, ax = plt.subplots(figsize=(1.6 + 0.75 * shown.shape[1], 0.9 + 0.3 * len(shown)), layout="constrained")
@@ -482,11 +498,11 @@ def heatmap(
     return fig
 
 # %% ../nbs/51_robustness.ipynb #5c39d479
+@styled("whitegrid")
 def family_curves(
     table: pd.DataFrame,  # of `evaluate`
 ) -> plt.Figure:
     "Accuracy against severity, a panel per family; severity 0 is the clean image. Bands: intervals over images."
-    sns.set_theme(style="whitegrid", palette="colorblind")
     clean, families = table[table.corruption == "clean"], [f for f in dict.fromkeys(table.family) if f != "clean"]
     fig, axes = plt.subplots(
         -(-len(families) // 2), min(2, len(families)),

@@ -45,7 +45,7 @@ from .basics import machine, now, versions
 from .sources import (BLOCK, FORMATS, REPORT_MARK, SPLIT_FOLDERS, ModelError, Source, ambiguous, as_source,
                               class_folders, class_listing, class_outputs, first_line, folder_source, is_report,
                               natural_size, pictures_of, told)
-from .robustness import Answers, answer, baseline_errors, family_curves, heatmap, summarise, tabulate
+from .robustness import Answers, answer, baseline_errors, family_curves, heatmap, styled, summarise, tabulate
 from .selective import withheld, withholding, withholding_summary
 from .streaming import Journal, join_blocks
 
@@ -362,6 +362,7 @@ def merged(
                 kept.setdefault(block, {}).update({k: a for k, a in answers.items() if k.partition("@")[0] in keys})
         try: tables.append(join_blocks(kept, keys, asked.blocks))
         except ValueError as error: raise ModelError(f"{place}: {error}" if place else str(error)) from None
+    report_folder(out, asked.title, asked.name)  # before anything is written
     asked.write(out)
     for place, kept in whole.items():
         Journal(asked.folder(out) / place).settle(kept)
@@ -371,9 +372,9 @@ def merged(
     return asked, Answers(asked.rows, table[:, 0] > 0.5, table[:, 1], asked.benchmark)
 
 # %% ../nbs/55_scorecard.ipynb #10a1958b
+@styled("whitegrid")
 def calibration_figure(answers: Answers) -> plt.Figure:
     "Reliability on clean images, where there are any, and on all others."
-    sns.set_theme(style="whitegrid", palette="colorblind")
     fig, ax = plt.subplots(figsize=(4, 3.6), layout="constrained")
     ax.plot([0, 1], [0, 1], color="0.6", lw=1, label="calibrated")
     clean = [i for i, row in enumerate(answers.rows) if row == ("clean", 0)]

@@ -174,9 +174,10 @@ class Unread:
 
     def to(self, device: torch.device | str) -> "Unread": return Unread(self.source, self.part, device)
 
-    def __getitem__(self, index: Tensor | slice) -> Tensor:  # index: [n] numbers, a mask [N] or a slice
-        positions = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index].tolist()
-        return self.source.few(positions)[self.part].to(self.device)
+    def __getitem__(self, index: Tensor | slice | int) -> Tensor:  # [n] numbers, a mask [N], a slice; a number: one
+        positions = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index]
+        found = self.source.few(positions.view(-1).tolist())[self.part].to(self.device)
+        return found if positions.ndim else found[0]
 
     def split(self, size: int) -> list["Later"]:
         "Pieces of so many images, each read when it is sent to a device."

@@ -197,6 +197,10 @@ def test_mnist_c(robustnb, tmp_path):
     assert found.accuracy["zigzag", 1] == (
         guessed(list(255 - digits.x.permute(0, 2, 3, 1).numpy()), 10) == digits.y
     ).double().mean().item()
+    status, said, error = robustnb(
+        "evaluate", "my_nets:ten", tmp_path / "mnist_c", "--severities", "1,3", "--out", "other"
+    )
+    assert status == 2 and "no severities" in error and not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("families", [True, False])
