@@ -1,11 +1,13 @@
 """Networks that write into their input, or whose weights are no float32: images are given back, answers stay."""
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from robustnb.augment import adapt_batchnorm, jensen_shannon
+from robustnb.dem_hec import taught
 from robustnb.domain import entropy, features, small_mnist, tent
 from robustnb.entropy import layer_entropy
 from robustnb.gradcam import attention_drift, grad_cam
@@ -110,3 +112,12 @@ def test_no_image_says_nothing_of_a_model():
 
 def test_a_low_image_of_the_right_width_is_enlarged_too():
     assert Enlarged(32, nn.Identity())(torch.rand(1, 3, 20, 32)).shape == (1, 3, 32, 32)
+
+
+def test_every_teacher_is_looked_at():
+    "An objective may serve in several trainings, each with a teacher of its own."
+    objective, x, logits = SimpleNamespace(teacher=nn.Linear(5, 10)), torch.rand(4, 5), torch.zeros(4, 10)
+    assert taught(objective, x, logits).shape == (4, 10)
+    objective.teacher = nn.Sequential(nn.Linear(5, 10), nn.Softmax(1))
+    with pytest.raises(ValueError, match="probabilities"): taught(objective, x, logits)
+    with pytest.raises(ValueError, match="10 outputs"): taught(objective, x, torch.zeros(4, 3))

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['LENETS', 'RESNET', 'HARDENED', 'PROTOCOLS', 'weights', 'WeightsCell', 'weights_cells', 'images_for', 'build_model',
-           'trained_for', 'run_weights_cell', 'weights_name', 'told_recipe', 'card_of', 'release', 'canaries']
+           'trained_for', 'run_weights_cell', 'weights_name', 'told_objective', 'told_recipe', 'card_of', 'release',
+           'canaries']
 
 # %% ../../nbs/benchmarks/05_weights.ipynb #c11e8880
 import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..anchored import Anchored
 from ..basics import atomic_write, nearest
 from ..data import subset
 from ..images import ImageSet
@@ -20,8 +22,8 @@ from ..lab.registry import Experiment
 from ..layers import Classifier, seeded
 from ..models import MODELS, load_weights
 from ..papers.dem_hec.pretraining import SHIPPED, PretrainCell, pretrained
-from ..papers.dem_hec.protocol import HEC
-from ..papers.dem_hec.recipe import RecipeCell, hardened, recipe_cells
+from ..papers.dem_hec.protocol import HEC, METHODS
+from ..papers.dem_hec.recipe import SETTINGS, RecipeCell, hardened, recipe_cells
 from ..robustness import ask, summarise
 from ..training import Recipe, accuracy, fit
 from ..weights import FOLDER, half_precision_bytes, ship
@@ -117,13 +119,22 @@ def weights_name(cell: dict) -> str:  # of a record
     return "-".join([cell["data"], *((hard["setting"] or hard["method"]).replace("_", "-").split() if hard else ())])
 
 
+def told_objective(hard: dict) -> dict:  # of a hardened cell
+    "What was minimised, as its card says it."
+    if hard["setting"]: return dict(objective=Anchored(**SETTINGS[hard["setting"]]).name)
+    if hard["method"] == "dem_hec": return {key: hard[key] for key in HEC}
+    return dict(objective=METHODS[hard["method"]][1]().name)
+
+
 def told_recipe(cell: dict) -> dict:  # of a record
     "How a network was trained, as its card says it."
     hard = cell.get("hardened")
     if not hard: return cell["base"] or {k: cell[k] for k in ("epochs", "batch", "lr")}
     told = ("train_images", "epochs", "batch", "lr", "warmup", "weight_decay", "precision")
-    more = HEC if hard["method"] == "dem_hec" else ()
-    return dict(method=hard["setting"] or hard["method"], start=hard["weights"], **{k: hard[k] for k in told + more})
+    return dict(
+        method=hard["setting"] or hard["method"], start=hard["weights"], **{k: hard[k] for k in told},
+        **told_objective(hard),
+    )
 
 
 def card_of(record: Record) -> dict:
