@@ -114,7 +114,7 @@ def first_page(entry: dict) -> str:
 def fill_papers(contents: list) -> list:
     "The contents of a sidebar with a section for each paper in place of the entry `papers`."
     own = lambda folder: [
-        f"papers/{folder}/90_paper.ipynb", f"papers/{folder}/[a-z]*.ipynb",
+        {"text": "Overview", "href": f"papers/{folder}/90_paper.ipynb"}, f"papers/{folder}/[a-z]*.ipynb",
         {"section": "How it is computed", "contents": f"papers/{folder}/[0-9]*.ipynb"},
     ]
     sections, filled = [{"section": paper.title, "contents": own(folder)} for folder, paper in papers().items()], []
