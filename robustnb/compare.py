@@ -59,7 +59,8 @@ def read_reports(
 def image_set_of(one: Evaluated) -> tuple[str, str]:  # name; fingerprint
     "Of what images a report is."
     text = one.about.get("facts", {}).get("images", "")
-    return text.partition(":")[0], (re.findall(r"fingerprint (\w+)", text) or [""])[0]
+    named, mark = re.match(r"(.*): [\d,]+\b", text, re.DOTALL), re.findall(r"fingerprint (\w+)", text)
+    return named[1] if named else text.partition(":")[0], mark[-1] if mark else ""
 
 
 def comparable(found: Sequence[Evaluated]) -> list[str]:  # what a reader must know
