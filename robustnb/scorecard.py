@@ -40,6 +40,7 @@ from .formats import READERS, read_pictures
 from .images import ImageSet
 from .metrics import published_errors, reliability
 from .models import model_names
+from .onnx_nets import OnnxNet
 from .opening import check_model, expected, kind_of_file, open_model, opened, spread
 from .basics import machine, now, versions
 from .sources import (BLOCK, FORMATS, REPORT_MARK, SPLIT_FOLDERS, ModelError, Source, ambiguous, as_source,
@@ -149,7 +150,7 @@ def identity(
             total.update(
                 value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data if value.numel() else b""
             )
-    else:  # a function or an ONNX file hides its weights; what it answers shows them
+    if not state or any(isinstance(m, OnnxNet) for m in model.modules()):  # what it answers shows hidden weights
         with torch.inference_mode():
             total.update((model(source.head().float()).double() * 1e4).round().cpu().numpy().tobytes())
     if Path(spec).is_file(): total.update(Path(spec).read_bytes())
