@@ -33,7 +33,7 @@ import seaborn as sns
 import torch
 from torch import Tensor, nn
 
-from .basics import atomic_write, nearest
+from .basics import atomic_write, check_count, nearest
 from .corruptions import parameters
 from .data import load
 from .formats import READERS, read_pictures
@@ -94,6 +94,8 @@ def open_images(
     data_dir: Path | None = None,  # where data sets are
 ) -> ImageSet:
     "The images to evaluate a model on. ModelError that says what is wrong."
+    try: size, images = (given and check_count(given, name) for name, given in (("size", size), ("images", images)))
+    except ValueError as error: raise ModelError(str(error)) from None
     if spec in READERS and class_index:
         raise ModelError(f"{spec} knows its classes; a class index is for folders of pictures")
     if spec not in READERS and split != "test":
@@ -126,8 +128,9 @@ def not_as_expected(
     dtype: torch.dtype | None = None,  # of mixed precision
 ) -> str:  # "" where it may be so, else what is wrong
     "Compare a model's accuracy on up to 500 clean images with a published one."
-    source = as_source(data)
+    source, batch = as_source(data), check_count(batch, "batch")
     chosen = list(range(len(source))) if positions is None else positions
+    if not len(chosen): raise ModelError(f"no images of {source.name} are left to compare an accuracy on")
     some = chosen[:500] if source.in_order else [chosen[i] for i in spread(len(chosen))]
     batches = (source.read(some[i:i + batch]) for i in range(0, len(some), batch))
     found = answer(model, batches, torch.device(device), dtype)
@@ -171,8 +174,10 @@ def report_folder(
 ) -> Path:
     "A report's folder, made and marked. ModelError where it cannot go there, or another evaluation's report is there."
     folder = out or Path("robustness") / f"{title}-{evaluation[:8]}"
-    if taken := next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None):
-        raise ModelError(f"the report cannot go to {folder}: {taken} is a file")
+    try: taken = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
+    except OSError as error:  # a name that is too long
+        raise ModelError(f"the report cannot go to {folder}: {error.strerror or first_line(error)}") from None
+    if taken: raise ModelError(f"the report cannot go to {folder}: {taken} is a file")
     mark = folder / REPORT_MARK
     if folder.is_dir() and (mark.read_bytes() if mark.is_file() else b"") != evaluation.encode() and (
         mark.is_file() or any((folder / name).exists() for name in ("table.csv", "overview.csv", "report.html"))
@@ -341,6 +346,7 @@ def merged(
     out: Path,  # gets the answers
 ) -> tuple[Evaluation, Answers]:
     "The answers of shards put together. ModelError where they are not of one evaluation, or some are missing."
+    if not folders: raise ModelError("no folders of shards were given; give those that shards were told as --out")
     found = [{f.name: f for f in Path(folder).glob("answers/*/evaluation-*.json")} for folder in folders]
     if empty := [folder for folder, files in zip(folders, found) if not files]:
         raise ModelError(
@@ -596,7 +602,8 @@ def write_report(
         figure.savefig(picture, format="png", dpi=110)
         plt.close(figure)
         pictures[name] = picture.getvalue()
-        atomic_write(folder / f"{name}.png", pictures[name])
+    whole = page(card, pictures).encode()  # before anything is written: a name may be none in UTF-8
+    for name, picture in pictures.items(): atomic_write(folder / f"{name}.png", picture)
     atomic_write(folder / "table.csv", card.table.to_csv(index=False).encode())
     atomic_write(folder / "summary.csv", card.summary.to_csv(index=False).encode())
     lasting = {k: v for k, v in card.facts.items() if k not in PASSING}
@@ -605,7 +612,7 @@ def write_report(
         atomic_write(folder / f"{name}.json", as_json(name, frame, about))
     atomic_write(folder / "selective.csv", card.withheld.to_csv(index=False).encode())
     keep_answers(card.answers, folder / ANSWERS, about)
-    atomic_write(folder / "report.html", page(card, pictures).encode())
+    atomic_write(folder / "report.html", whole)
     return folder / "report.html"
 
 # %% ../nbs/55_scorecard.ipynb #1aad46e0
