@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DETERMINISTIC', 'OnlyOutputs', 'answers_folder', 'measure_published', 'published_evaluation', 'tabulate_published',
-           'summarise_published', 'PublishedCard', 'as_jpeg', 'twins', 'own_sizes', 'compare_files', 'fingerprint_at',
-           'taken_for', 'clean_as_published']
+           'summarise_published', 'PublishedCard', 'as_jpeg', 'apart', 'twins', 'own_sizes', 'compare_files',
+           'fingerprint_at', 'taken_for', 'clean_as_published']
 
 # %% ../nbs/55a_published_scores.ipynb #24416e7d
 import copy
@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .basics import progress
+from .basics import check_count, progress
 from .corrupted_sets import encoded, own_picture
 from .corruptions import REGISTRY, corrupt
 from .hubs import Preparation, PreparedFiles
@@ -177,6 +177,15 @@ def as_jpeg(x: Tensor) -> Tensor:  # uint8 [N,C,H,W] -> the same
     return torch.from_numpy(np.stack(files)).reshape(*x.shape[:1], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
 
 # %% ../nbs/55a_published_scores.ipynb #6fe42cf5
+def apart(
+    n: int,
+    most: int,  # at least 1
+) -> list[int]:
+    "Up to `most` of n places at equal distances, the first among them."
+    some = min(n, check_count(most, "images"))
+    return [i * n // some for i in range(some)]
+
+
 def twins(
     published: Source,
     clean: Source,
@@ -188,7 +197,7 @@ def twins(
             raise ModelError(
                 f"the clean images ({clean.name}) have other labels than {published.name}, so they are others"
             )
-        return (list(range(0, len(clean), max(1, len(clean) // images)))[:images],) * 2
+        return (apart(len(clean), images),) * 2
     files = clean.source if isinstance(clean, PreparedFiles) else clean
     if not isinstance(files, PictureFiles):
         raise ModelError("pictures are compared with pictures of the same names: give the folder of clean ones")
@@ -200,8 +209,7 @@ def twins(
         raise ModelError(
             f"{files.name} has no picture with the name of one of {published.name}, such as {published.paths[0].name}"
         )
-    step = max(1, len(pairs) // images)
-    return tuple(map(list, zip(*pairs[::step][:images])))
+    return tuple(map(list, zip(*(pairs[i] for i in apart(len(pairs), images)))))
 
 # %% ../nbs/55a_published_scores.ipynb #7b6b2355
 def own_sizes(
