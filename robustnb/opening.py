@@ -108,13 +108,15 @@ def from_factory(spec: str) -> Callable[[Tensor], Tensor]:  # module:factory
     module, _, name = spec.partition(":")
     if "/" in module or module.endswith(".py"):
         raise ModelError(f"{spec} names a file; a factory is named by its module: {factory_name(Path(module), name)}")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try: found = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         raise ModelError(
             f"{spec}: the module {module!r} cannot be imported ({type(error).__name__}: {first_line(error)})"
         ) from error
-    finally: sys.path.remove(str(Path.cwd()))
+    finally:
+        if here in sys.path: sys.path.remove(here)  # the module may have gone to another folder meanwhile
     if not hasattr(found, name):
         raise ModelError(
             nearest(
@@ -232,7 +234,8 @@ def after(
     "The model with normalisation before it."
     first = normalize_for(normalize, channels)
     if not isinstance(model, nn.Module): return lambda x: model(first.to(x.device)(x))
-    return nn.Sequential(first.to(as_weights(torch.zeros(1), model).dtype), model)
+    device = next((numbers.device for numbers in (*model.parameters(), *model.buffers())), None)
+    return nn.Sequential(first.to(device, as_weights(torch.zeros(1), model).dtype), model)
 
 # %% ../nbs/25b_opening.ipynb #9816a7c1
 def parts(output, path: tuple = ()) -> dict[tuple, Tensor]:  # (key, ...) -> tensor
@@ -512,7 +515,7 @@ def open_model(
 # %% ../nbs/25b_opening.ipynb #11be4159
 def spread(n: int, most: int = 500) -> Tensor:  # int64, ascending
     "Up to `most` of n positions at equal distances."
-    return torch.linspace(0, n - 1, min(n, most)).round().long()
+    return torch.linspace(0, n - 1, min(n, most), dtype=torch.float64).round().long()
 
 # %% ../nbs/25b_opening.ipynb #c3356836
 def expected(
