@@ -7,8 +7,8 @@ __all__ = ['IDX', 'FOLDERS', 'UNPACKED', 'PICTURE_SIZES', 'ROOTS', 'PICTURES', '
            'HUGE', 'MEMORY_LIMIT', 'READERS', 'DataError', 'read_idx', 'write_idx', 'unzipped', 'check_idx',
            'idx_folder', 'damaged_batch', 'cifar_folder', 'scikit_digits', 'read_text', 'tiny_validation', 'listed',
            'class_names', 'strips', 'by_strips', 'eight_bits', 'in_srgb', 'flattened', 'on_white', 'turn_of', 'as_seen',
-           'opened', 'read_picture', 'as_array', 'open_square', 'chosen_pictures', 'read_pictures', 'picture_folder',
-           'cached', 'keep_in_cache', 'Pictures', 'Streamed', 'imagenet_root', 'imagenet_train']
+           'opened', 'read_picture', 'as_array', 'open_square', 'equally_many', 'chosen_pictures', 'read_pictures',
+           'picture_folder', 'cached', 'keep_in_cache', 'Pictures', 'Streamed', 'imagenet_root', 'imagenet_train']
 
 # %% ../nbs/02_formats.ipynb #3c1112bb
 import csv
@@ -186,6 +186,7 @@ def listed(root: Path, name: str, split: str) -> dict[str, list[Path]]:  # class
     folder = root / ("train" if split == "train" else "val")
     ids = sorted(c.name for c in (root / "train").iterdir() if c.is_dir() and not c.name.startswith("."))
     if (root / "wnids.txt").is_file(): ids = sorted({*ids, *read_text(root / "wnids.txt").split()})
+    if not ids: raise DataError(f"{root / 'train'}: no folders of classes; expected train/<class>/*.JPEG")
     if name == "tiny_imagenet" and split == "test": found = tiny_validation(root)
     else:
         found = {
@@ -346,24 +347,33 @@ def open_square(path: Path, size: int) -> Tensor:  # uint8, [3,size,size]
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 # %% ../nbs/02_formats.ipynb #08cc200f
+def equally_many(
+    found: dict[str, list[Path]],
+    limit: int | None,  # None: all
+    word: str = "limit",  # what the caller calls it, for the message
+) -> list[tuple[int, Path]]:  # label, picture
+    "At most `limit` pictures, equally many of each class; ValueError where a class has too few, or gets none."
+    least = min(map(len, found.values()))
+    if limit is not None and not len(found) <= limit:
+        raise ValueError(
+            f"{word}={limit} leaves some of {len(found)} classes without an image; give at least {len(found)}"
+        )
+    each = None if limit is None else limit // len(found)
+    if each is not None and each > least:
+        raise ValueError(
+            f"{word}={limit} asks for {each} images of each of {len(found)} classes, one of which has {least}; give at"
+            f" most {least * len(found)}, or no {word}"
+        )
+    return [(label, path) for label, paths in enumerate(found.values()) for path in paths[:each]]
+
+
 def chosen_pictures(
     found: dict[str, list[Path]],
     limit: int | None,
     size: int,
 ) -> list[tuple[int, Path]]:  # label, picture
-    "At most `limit` pictures, equally many of each class; ValueError where that, or memory, does not suffice."
-    least = min(map(len, found.values()))
-    if limit is not None and not len(found) <= limit:
-        raise ValueError(
-            f"limit={limit} leaves some of {len(found)} classes without an image; give at least {len(found)}"
-        )
-    each = None if limit is None else limit // len(found)
-    if each is not None and each > least:
-        raise ValueError(
-            f"limit={limit} asks for {each} images of each of {len(found)} classes, one of which has {least}; give at"
-            f" most {least * len(found)}, or no limit"
-        )
-    chosen = [(label, path) for label, paths in enumerate(found.values()) for path in paths[:each]]
+    "`equally_many` pictures; ValueError where memory does not suffice."
+    chosen = equally_many(found, limit)
     need, most = len(chosen) * 3 * size**2, MEMORY_LIMIT // (3 * size**2)
     if need > MEMORY_LIMIT:
         raise ValueError(
@@ -503,13 +513,13 @@ def imagenet_root() -> Path | None:  # None: nowhere
 # %% ../nbs/02_formats.ipynb #907ae398
 def imagenet_train(
     root: Path,
-    count: int = 0,  # images, equally many of each class; 0: all
+    count: int = 0,  # images, equally many of each class; 0, or more than there are: all
     size: int = 256,  # side in pixels
 ) -> Streamed:
     "ImageNet's training pictures, to be read batch by batch."
     found = listed(root, "imagenet", "train")
-    each = count // len(found) if count else None
-    chosen = [(label, path) for label, paths in enumerate(found.values()) for path in paths[:each]]
+    every = sum(map(len, found.values()))
+    chosen = equally_many(found, count if 0 < count < every else None, "count")
     return Streamed(
         Pictures([path for _, path in chosen], size), torch.tensor([label for label, _ in chosen]),
         class_names(root, found), "imagenet",
