@@ -41,7 +41,7 @@ import torch
 from PIL import Image
 from filelock import FileLock
 
-from .basics import cache_dir, nearest, progress
+from .basics import cache_dir, check_count, nearest, progress
 from .formats import (FOLDERS, IDX, READERS, ROOTS, PICTURE_SIZES, UNPACKED, DataError, cached, check_idx,
                               cifar_folder, idx_folder, imagenet_root, imagenet_train, keep_in_cache, listed,
                               picture_folder, read_idx, write_idx)
@@ -485,14 +485,16 @@ def load(
 ) -> ImageSet:
     "A real data set by name, from the first source that has it; DataError when none has."
     name, _, part = name.partition("/")
-    if part: return load(name, split, data_dir, cache, progress, size, limit).balanced(part_size(name, part, split))
     if name not in READERS: raise ValueError(nearest(name, READERS, "data set"))
     if split not in SPLITS: raise ValueError(nearest(split, SPLITS, "split"))
+    if part:
+        count = part_size(name, part, split)  # before anything is fetched
+        return load(name, split, data_dir, cache, progress, size, limit).balanced(count)
     options = {key: value for key, value in {"size": size, "limit": limit}.items() if value is not None}
     if options and READERS[name] is not picture_folder:
         raise TypeError(f"{name} takes no {', '.join(options)}; size and limit are for {', '.join(PICTURE_SIZES)}")
-    if any(int(value) != value or value < 1 for value in options.values()):
-        raise ValueError(f"size and limit are whole numbers from 1, got {options}")
+    try: options = {key: check_count(value, key) for key, value in options.items()}
+    except ValueError: raise ValueError(f"size and limit are whole numbers from 1, got {options}") from None
     folders, store = places(name, data_dir, cache)
     with nullcontext() if progress else without_bars(): return find(name, split, folders, store, options)
 
