@@ -24,7 +24,8 @@ def halved(
 ) -> dict[str, Tensor]:  # by name in the order of the alphabet
     "A state dict in half precision. ValueError where a number does not survive it."
     found = {k: v.detach().cpu().contiguous() for k, v in sorted(state.items())}
-    found = {k: v.half() if v.is_floating_point() else v for k, v in found.items()}
+    # each a copy: a file holds numbers that two names share twice
+    found = {k: (v.half() if v.is_floating_point() else v).clone() for k, v in found.items()}
     lost = [k for k, v in found.items() if v.is_floating_point() and not v.isfinite().all()]
     if lost: raise ValueError(f"{lost[0]} holds a number that is not finite in half precision (beyond 65,504, or NaN)")
     return found
