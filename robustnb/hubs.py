@@ -121,7 +121,7 @@ def prepared_source(
 
 # %% ../nbs/25_hubs.ipynb #c0f43af2
 def filter_of_tensors(how: Preparation) -> str:  # nearest | bilinear | bicubic
-    "The filter for images that are tensors already: Pillow's others have none in torch, and bicubic is nearest to them."
+    "The filter for images that are tensors already: bicubic for those of Pillow's that torch does not have."
     return how.interpolation if how.interpolation in ("nearest", "bilinear") else "bicubic"
 
 
@@ -155,9 +155,8 @@ def describe_preparation(
     else:
         size = " x ".join(map(str, how.size))
         if not pictures:
-            first = (
-                f"images of other sizes are resized to {size} as a whole ({filter_of_tensors(how)}), after the corruption"
-            )
+            way = filter_of_tensors(how)
+            first = f"images of other sizes are resized to {size} as a whole ({way}), after the corruption"
         elif how.resize == how.size: first = f"pictures are resized to {size} ({how.interpolation})"
         elif how.resize is None: first = f"the middle {size} pixels of pictures"
         else:
