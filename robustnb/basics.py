@@ -145,7 +145,7 @@ def progress(
 
 def cache_dir() -> Path:
     "Where data sets and checkpoints are kept: ROBUSTNB_CACHE, else a folder of the user's cache."
-    if given := os.environ.get("ROBUSTNB_CACHE"): return Path(given)
+    if given := os.environ.get("ROBUSTNB_CACHE"): return Path(given).expanduser()
     try: return Path.home() / ".cache" / "robustnb"
     except RuntimeError:
         raise FileNotFoundError("no home folder is known here; name a folder: ROBUSTNB_CACHE=FOLDER") from None

@@ -63,7 +63,8 @@ def read_idx(
 
 # %% ../nbs/02_formats.ipynb #5b71d6fc
 def write_idx(array: Tensor) -> bytes:  # uint8 in
-    "An array of bytes as an idx file."
+    "An array of bytes as an idx file. TypeError for anything wider."
+    if array.dtype != torch.uint8: raise TypeError(f"an idx file of images or labels holds uint8, got {array.dtype}")
     return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.contiguous().numpy().tobytes()
 
 # %% ../nbs/02_formats.ipynb #e25b359b
