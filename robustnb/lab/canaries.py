@@ -704,7 +704,8 @@ def replay(
     if cells < 1: raise RecordError(f"replay runs at least 1 cell, not {cells}")
     store, new, notes = Store(folder), Store(into), {}
     records = sorted(store.records(experiment), key=lambda r: (-PROFILES.index(r.profile), r.seconds))
-    if not records: raise RecordError(f"{folder}: {nearest(experiment, store.experiments(), 'experiment with records')}")
+    if not records:
+        raise RecordError(f"{folder}: {nearest(experiment, store.experiments(), 'experiment with records')}")
     best = sorted((r for r in records if r.profile == records[0].profile), key=lambda r: r.seconds)[:cells]
     for r in progress(best, f"replay {experiment}", len(best)) if show else best:
         module, _, name = today_of(r.function).partition(":")

@@ -520,7 +520,8 @@ def encode(
     if name.endswith(".npz") and not isinstance(value, bytes):
         whole = value if isinstance(value, dict) else {"array": value}
         if odd := [k for k in whole if not isinstance(k, str) or k in ("file", "allow_pickle")]:
-            raise RecordError(f"artefact {name!r}: an array cannot be called {odd[0]!r}; take another text")  # savez's own
+            # the two are savez's own
+            raise RecordError(f"artefact {name!r}: an array cannot be called {odd[0]!r}; take another text")
         try: arrays = {k: np.asarray(v.detach().cpu() if hasattr(v, "detach") else v) for k, v in whole.items()}
         except (TypeError, ValueError) as error: raise RecordError(f"artefact {name!r}: no arrays ({error})") from None
         for k, v in arrays.items():

@@ -162,7 +162,10 @@ def new_paper(
     if not name.strip() or set(name) & set('"\\') or not name.isprintable():
         raise ValueError(f"name {name!r}: a line of text without double quotes and backslashes")
     taken = [p.name for p in papers().values() if plain_name(p.name) in (plain_name(name), plain_name(folder))]
-    if taken: raise ValueError(f"there is a paper {taken[0]!r} already; take another name and folder than {name!r}, {folder!r}")
+    if taken:
+        raise ValueError(
+            f"there is a paper {taken[0]!r} already; take another name and folder than {name!r}, {folder!r}"
+        )
     if not (nbs / "_template").is_dir():
         raise FileNotFoundError(f"no template in {nbs / '_template'}; root is the top folder of a checkout")
     if (nbs / folder).exists() or package.exists(): raise FileExistsError(f"there is a paper {folder!r} already")
