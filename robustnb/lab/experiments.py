@@ -44,7 +44,8 @@ from .registry import ChoiceError, check_choice, experiments, find_experiment
 def describe(cell: Any) -> str:  # e.g. Loaf(hours=2.0)
     "A cell by the settings that differ from its defaults."
     made = lambda f: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-    shown = [f"{f.name}={getattr(cell, f.name)!r}" for f in dataclasses.fields(cell) if getattr(cell, f.name) != made(f)]
+    settings = [(f.name, getattr(cell, f.name), made(f)) for f in dataclasses.fields(cell)]
+    shown = [f"{name}={value!r}" for name, value, default in settings if value != default]
     return f"{type(cell).__name__}({', '.join(shown)})"
 
 
