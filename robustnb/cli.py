@@ -308,15 +308,12 @@ def list_notebooks(records: ReadRecords = None) -> None:
                     ),
                 ]
                 if not n.error
-                else ["[red]broken[/]", "", n.error.partition(": ")[2].replace("[", r"\[")]
+                else ["broken", "", n.error.partition(": ")[2]]
             ),
         )
     out.print(table)
-    out.print(
-        f"{len(found)} notebooks. Run one with: robustnb reproduce "
-        f"{found[0].name if found else 'NAME'} --profile quick",
-        markup=False,
-    )
+    whole = next((n.name for n in found if not n.error), "NAME")
+    out.print(f"{len(found)} notebooks. Run one with: robustnb reproduce {whole} --profile quick")
 
 # %% ../nbs/66_cli.ipynb #57397d48
 def outcome_line(outcomes: list[Outcome]) -> str:  # e.g. "3 notebooks: 2 done, 1 failed"
@@ -418,7 +415,7 @@ def some_time(minutes: float | None) -> float | None:
 Minutes = Annotated[
     float | None,
     typer.Option(
-        help="Stop after so many; the most valuable cells come first", min=0, callback=some_time, show_default=False
+        help="Stop after so many; the most valuable cells come first", callback=some_time, show_default=False
     )
 ]
 
@@ -526,7 +523,7 @@ def promote_records(
 ) -> None:
     "Copy the run's quick, reduced and full records to results/, to be committed."
     store = open_store(records and records.resolve())
-    if profile: check_choice(profile, PROFILES, "profile")
+    if profile not in (None, PROFILES[0]): check_choice(profile, PROFILES[1:], "profile to promote")
     if experiment: check_choice(experiment, experiments_in(store), "experiment")
     done = promote(store, (repository() or Path.cwd()) / "results", profile, experiment, force)
     out.print(f"{len(done)} records promoted to results/" + ("; commit them" if done else ": there was nothing newer"))
@@ -642,16 +639,17 @@ def attest_records(
 def replay_records(
     experiment: Annotated[str, typer.Argument(help="Whose records are run again")],
     cells: Annotated[int, typer.Option(help="How many, the cheapest first", min=1)] = 3,
-    into: Annotated[
-        Path, typer.Option("--out", callback=goes_to, help="Where the new records go")
-    ] = Path(".robustnb/replayed"),
+    into: Annotated[Path | None, typer.Option(
+        "--out", callback=goes_to, show_default=False,
+        help="Where the new records go [default: .robustnb/replayed in the checkout]",
+    )] = None,
 ) -> None:
     "Run real cells under today's code and hold them against the committed records."
     from robustnb.lab.canaries import replay
 
     results = committed_store().path
     check_choice(experiment, experiments_in(Store(results)), "experiment")
-    new = results.parent / into
+    new = into.resolve() if into else results.parent / ".robustnb/replayed"
     uncommitted(new)
     for note in replay(experiment, cells, results, new, show=True):
         out.print(
@@ -765,17 +763,14 @@ def published_rows(published, corruptions: str, severities: str, subset: str) ->
         return [row for row in published.rows if not names or row[0] in names]
     names, levels = chosen_conditions(corruptions, severities, subset)
     rows = [(n, s) for n in names for s in levels if (n, s) in published.rows]
-    if corruptions:
-        check_choice(
-            next((n for n in names if (n, levels[0]) not in published.rows), names[0]),
-            tuple(dict.fromkeys(n for n, _ in published.rows)), "corruption in this set"
-        )
+    there = tuple(dict.fromkeys(n for n, _ in published.rows))
+    for name in names if corruptions else (): check_choice(name, there, "corruption in this set")
     if lacking := len(names) * len(levels) - len(rows):
         err.print(f"note: {published.name} lacks {lacking} of {len(names) * len(levels)} conditions")
     if not rows:
         raise ChoiceError(
             f"{published.name} has none of these conditions; "
-            f"it has {', '.join(dict.fromkeys(n for n, _ in published.rows))}"
+            f"it has {', '.join(there)}"
         )
     return rows
 
@@ -1547,13 +1542,15 @@ def build_site(
         bool, typer.Option("--serve", help="Serve the built site on 127.0.0.1 (built first if there is none)")
     ] = False,
     port: Annotated[int, typer.Option(help="Port for --serve; 0: any free one", min=0, max=65535)] = 8000,
-    folder: Annotated[Path, typer.Option("--out", callback=goes_to, help="Where the site goes")] = Path("_docs"),
+    folder: Annotated[Path | None, typer.Option(
+        "--out", callback=goes_to, help="Where the site goes [default: _docs in the checkout]", show_default=False,
+    )] = None,
 ) -> None:
     "Make every result page from the records that are there, and build the site; no cell is run."
     from robustnb.lab import site
 
     root = checkout()
-    target = root / folder
+    target = folder.resolve() if folder else root / "_docs"
     if not serve or not (target / "index.html").is_file():
         try: site.refuse_foreign(target.resolve(), root.resolve())  # before the pages are made
         except ValueError as error: raise ChoiceError(str(error)) from None

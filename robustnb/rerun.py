@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMITTED_SEEDS', 'STUDY', 'ERIEP_CELL', 'CLEAN', 'DEM_HEC', 'FAMILY_ERROR', 'NOTE', 'OUTCOME_WORDS', 'Checked',
-           'planned', 'untimed', 'same_bits', 'stretched', 'pooled', 'allowed', 'numbers', 'kind', 'Compared',
+           'planned', 'untimed', 'same_bits', 'stretched', 'pooled', 'allowed', 'numbers', 'in_all', 'kind', 'Compared',
            'committed', 'compare_stores', 'compare_cell', 'settle', 'plan_of', 'run_checked', 'load_reasons', 'rerun',
            'comparison_table', 'comparison_text', 'sound']
 
@@ -149,6 +149,11 @@ def numbers(record: Record) -> dict[str, float]:  # name -> accuracy in [0,1]
     return {name: record.metrics[name] for name in names if record.metrics.get(name) is not None}
 
 
+def in_all(records: list[Record]) -> list[str]:
+    "The names of the numbers that each of a cell's records has."
+    return [name for name in numbers(records[0]) if all(name in numbers(r) for r in records)]
+
+
 def kind(experiment: str, name: str) -> str:
     "Numbers whose spreads are taken together: of a test set of the study and of ERIEP; all of fine-tuned networks."
     return experiment if experiment in ("dem-hec", "pretraining") else f"{experiment} {name}"
@@ -190,7 +195,7 @@ def compare_stores(
     spread = {}
     for c in checks:
         records = reference[c.experiment, c.key]
-        for name in numbers(records[0]) if len(records) > 1 else ():
+        for name in in_all(records) if len(records) > 1 else ():
             spread.setdefault(kind(c.experiment, name), []).append([stretched(numbers(r)[name]) for r in records])
     count = sum(len(numbers(r)) for c in checks if (r := mine[c.key]) and reference[c.experiment, c.key])
     return [
@@ -214,7 +219,7 @@ def compare_cell(
             *pooled(spread[kind(c.experiment, name)]),
             FAMILY_ERROR / max(1, count),
         )
-        for name in numbers(base) if kind(c.experiment, name) in spread
+        for name in in_all(records) if kind(c.experiment, name) in spread
     }
     if same_bits(mine, base): return Compared(c, "bit", "", numbers(mine), limits, len(records))
     if not limits:

@@ -51,9 +51,11 @@ def rebuild(
     value: Any,  # plain settings
 ) -> Any:
     "A cell from plain settings: inner dataclasses by their annotations, lists as tuples."
-    if dataclasses.is_dataclass(kind):
+    kind = next((k for k in typing.get_args(kind) if dataclasses.is_dataclass(k)), kind)  # of `Flour | None`
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         kinds = typing.get_type_hints(kind)
-        return kind(**{k: rebuild(kinds.get(k), v) for k, v in value.items()})
+        before = {f.name: f.metadata["before"] for f in dataclasses.fields(kind) if "before" in f.metadata}
+        return kind(**before | {k: rebuild(kinds.get(k), v) for k, v in value.items()})
     return tuple(rebuild(None, v) for v in value) if isinstance(value, list) else value
 
 
@@ -702,6 +704,8 @@ def replay(
     if cells < 1: raise RecordError(f"replay runs at least 1 cell, not {cells}")
     store, new, notes = Store(folder), Store(into), {}
     records = sorted(store.records(experiment), key=lambda r: (-PROFILES.index(r.profile), r.seconds))
+    if not records:
+        raise RecordError(f"{folder}: {nearest(experiment, store.experiments(), 'experiment with records')}")
     best = sorted((r for r in records if r.profile == records[0].profile), key=lambda r: r.seconds)[:cells]
     for r in progress(best, f"replay {experiment}", len(best)) if show else best:
         module, _, name = today_of(r.function).partition(":")

@@ -43,9 +43,9 @@ from .registry import ChoiceError, check_choice, experiments, find_experiment
 # %% ../../nbs/lab/10_experiments.ipynb #61793f8d
 def describe(cell: Any) -> str:  # e.g. Loaf(hours=2.0)
     "A cell by the settings that differ from its defaults."
-    shown = [
-        f"{f.name}={getattr(cell, f.name)!r}" for f in dataclasses.fields(cell) if getattr(cell, f.name) != f.default
-    ]
+    made = lambda f: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+    settings = [(f.name, getattr(cell, f.name), made(f)) for f in dataclasses.fields(cell)]
+    shown = [f"{name}={value!r}" for name, value, default in settings if value != default]
     return f"{type(cell).__name__}({', '.join(shown)})"
 
 
@@ -540,6 +540,8 @@ def run_cells(
     executor = executor or os.environ.get("ROBUSTNB_EXECUTOR") or "local"
     check_choice(executor, EXECUTORS, "executor")
     if workers < 1: raise ValueError(f"workers={workers}; at least 1 is needed")
+    if not hasattr(function, "__qualname__"):
+        raise TypeError(f"{function!r} has no name to be recorded under; a cell's function is defined by def")
     store, cells = store if isinstance(store, Store) else Store(store), check_cells(cells)
     plan = Plan(experiment, function, store, profile, data_fingerprint(data), workers, cache or default_cache())
     stale = os.environ.get("ROBUSTNB_STALE") == "1" if stale is None else stale

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TAGS', 'MATH', 'NAMES', 'SCHEMES', 'ADDRESS', 'PICTURE', 'LOOKS', 'ATTRIBUTE', 'ELEMENT', 'PAIR', 'BEGINS', 'SHEET',
-           'CLEANER', 'CODE', 'AUTOLINK', 'LINK', 'HTML_BLOCK', 'RAW', 'HANDLER', 'plain_attribute', 'plain_element',
-           'as_text', 'harmless_html', 'harmless_formula', 'harmless_line', 'harmless_markdown', 'harmless_data',
-           'harmless_options', 'harmless_cells', 'harmless_note']
+           'CLEANER', 'CODE', 'INLINE', 'FENCE', 'STARTS', 'AUTOLINK', 'LINK', 'HTML_BLOCK', 'RAW', 'HANDLER',
+           'plain_attribute', 'plain_element', 'as_text', 'harmless_html', 'harmless_formula', 'spelt', 'certain',
+           'harmless_line', 'harmless_markdown', 'harmless_data', 'harmless_options', 'harmless_cells', 'harmless_note']
 
 # %% ../../nbs/lab/41a_harmless.ipynb #d71b334a
 import base64
@@ -16,7 +16,7 @@ import re
 import bleach
 from bleach.css_sanitizer import ALLOWED_CSS_PROPERTIES, CSSSanitizer
 
-from .pages import outside_code
+from .pages import FENCED
 
 # %% ../../nbs/lab/41a_harmless.ipynb #c128cf9b
 TAGS = frozenset(
@@ -94,7 +94,10 @@ def harmless_html(text: str) -> str:
     return "".join(good) + body
 
 # %% ../../nbs/lab/41a_harmless.ipynb #17101587
-CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)|\$[^$\n]+\$|\$\$.+?\$\$", re.S)  # code within a line, and formulas
+CODE = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)|\$[^$\n]+\$|\$\$.+?\$\$", re.S)  # code in a line, and formulas
+INLINE = re.compile(r"(?<![`\\])(`+)(?!`)[^\n]+?(?<!`)\1(?!`)")  # code that begins and ends in a line
+FENCE = re.compile(r"(`{3,}|~{3,})[^`\n]*\n(?:(?! {0,3}(?:```|~~~)).*\n)*\1[ \t]*")  # that nothing inside might end
+STARTS = re.compile(r"^[\s>*+\d.)-]*<[A-Za-z/!?]|<pre\b", re.M | re.I)  # of HTML, where Markdown ends
 AUTOLINK = re.compile(r"<(https?://[^\s<>\"'`]+)>")
 LINK = re.compile(r"(\]\(\s*<?)([^)\s>]*)|(^\s*\[[^\]]+\]:\s*<?)(\S*)", re.M)
 HTML_BLOCK = re.compile(r"^```\{=html\}\n(.*?)^```[ \t]*$", re.M | re.S)
@@ -109,6 +112,20 @@ def harmless_formula(tex: str) -> str:
     return BEGINS.sub("< ", tex)
 
 
+def spelt(code: str) -> str:
+    "Code with its backticks, as an element whose text no reader can take for anything but text."
+    inner = code.strip("`~").strip() if "\n" not in code else code
+    letters = "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in inner)
+    return f"<code>{letters}</code>"
+
+
+def certain(text: str) -> bool:
+    "Whether all readers of a Markdown text see the same code in it."
+    fences = [m[0] for m in FENCED.finditer(text)]
+    rest = INLINE.sub("", FENCED.sub("", text))
+    return all(map(FENCE.fullmatch, fences)) and not re.search(r"`|^ *~~~", rest, re.M) and not STARTS.search(rest)
+
+
 def harmless_line(text: str) -> str:
     "Markdown without code: elements that are not plain as text, links that lead to no page as none."
     link = lambda m: (m[1] or m[3]) + (to if plain_attribute("a", "href", to := m[2] or m[4] or "") else "#")
@@ -117,16 +134,25 @@ def harmless_line(text: str) -> str:
 
 def harmless_markdown(text: str) -> str:
     "Markdown whose HTML is harmless; code and what is plain stay as they are."
+    parts = HTML_BLOCK.split(re.sub(r"\r\n?", "\n", text))  # what is outside, what is inside, and so on
+    parts[::2] = [RAW.sub(r"{\1}", part) for part in parts[::2]]
+    sure = all(map(certain, parts[::2]))
+    kept = lambda code: code if sure or as_text(code) == code else spelt(code)
     def outside(part):
         parts, at = [], 0
         for m in CODE.finditer(part):
-            parts += [harmless_line(part[at:m.start()]), harmless_formula(m[0]) if m[0].startswith("$") else m[0]]
+            parts += [harmless_line(part[at:m.start()]), harmless_formula(m[0]) if m[0].startswith("$") else kept(m[0])]
             at = m.end()
         return "".join([*parts, harmless_line(part[at:])])
-    parts = HTML_BLOCK.split(text)  # what is outside, what is inside, and so on
-    parts[::2] = [RAW.sub(r"{\1}", part) for part in parts[::2]]
+    def around_fences(part):
+        parts, at = [], 0
+        for m in FENCED.finditer(part):
+            parts += [outside(part[at:m.start()]), kept(m[0])]
+            at = m.end()
+        return "".join([*parts, outside(part[at:])])
+    parts[::2] = map(around_fences, parts[::2])
     parts[1::2] = [f"```{{=html}}\n{harmless_html(part)}```" for part in parts[1::2]]
-    return outside_code("".join(parts), outside)
+    return "".join(parts)
 
 # %% ../../nbs/lab/41a_harmless.ipynb #daef5915
 def harmless_data(

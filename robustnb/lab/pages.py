@@ -222,8 +222,9 @@ def without_progress(outputs: list[dict]) -> list[dict]:
     kept = []
     for output in outputs:
         if output["output_type"] == "stream":
-            lines = [line.rpartition("\r")[2] for line in "".join(output["text"]).split("\n")]
-            text = "\n".join(line for line in lines if not BAR.search(line)).strip("\n")
+            bars = output["name"] == "stderr"
+            lines = [line.removesuffix("\r").rpartition("\r")[2] for line in "".join(output["text"]).split("\n")]
+            text = "\n".join(line for line in lines if not (bars and BAR.search(line))).strip("\n")
             output = {**output, "text": text}
             if not text: continue
         kept.append(output)

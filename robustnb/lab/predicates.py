@@ -265,8 +265,10 @@ def absent(name: str, *_, **__):
 
 # %% ../../nbs/lab/20_predicates.ipynb #d10436fc
 def median(values) -> float:
-    "Middle value."
-    return float(np.median(list(values)))
+    "Middle value; ValueError where there is none."
+    values = list(values)
+    if not values: raise ValueError("the median of no values")
+    return float(np.median(values))
 
 # %% ../../nbs/lab/20_predicates.ipynb #cd54b91c
 def truth(value):

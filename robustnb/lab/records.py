@@ -518,10 +518,12 @@ def encode(
         raise RecordError(f"artefact {name!r}: letters, digits, '_' and '-', and the ending .npz or .png")
     buffer = io.BytesIO()
     if name.endswith(".npz") and not isinstance(value, bytes):
-        arrays = {
-            k: np.asarray(v.cpu() if hasattr(v, "cpu") else v)
-            for k, v in (value if isinstance(value, dict) else {"array": value}).items()
-        }
+        whole = value if isinstance(value, dict) else {"array": value}
+        if odd := [k for k in whole if not isinstance(k, str) or k in ("file", "allow_pickle")]:
+            # the two are savez's own
+            raise RecordError(f"artefact {name!r}: an array cannot be called {odd[0]!r}; take another text")
+        try: arrays = {k: np.asarray(v.detach().cpu() if hasattr(v, "detach") else v) for k, v in whole.items()}
+        except (TypeError, ValueError) as error: raise RecordError(f"artefact {name!r}: no arrays ({error})") from None
         for k, v in arrays.items():
             if v.dtype.hasobject: raise RecordError(f"artefact {name!r}: {k!r} is no array of numbers or text")
         np.savez_compressed(buffer, **arrays)
@@ -717,6 +719,7 @@ def at_least(
     profile: str | None,  # None: any that means something
 ) -> tuple[str, ...]:  # best first
     "The profiles whose records may stand for one: better ones before it; smoke only for itself."
+    if profile not in (None, *PROFILES): raise RecordError(nearest(profile, PROFILES, "profile"))
     if profile == PROFILES[0]: return PROFILES[:1]
     return PROFILES[:PROFILES.index(profile or PROFILES[1]) - 1:-1]
 

@@ -24,7 +24,7 @@ from IPython.display import HTML
 
 from ..basics import nearest
 from .records import Record, is_timing, stale, state
-from .registry import main_readings, papers
+from .registry import check_choice, main_readings, papers
 from ..resampling import Estimate
 
 # %% ../../nbs/lab/30_report.ipynb #12e81fc4
@@ -92,6 +92,7 @@ def badge(
     provisional: bool = False,
 ) -> str:
     "A verdict as a small label."
+    check_choice(verdict, tuple(COLOURS), "verdict")
     colour = COLOURS[verdict]
     style = (
         f"color:#fff;background:{colour}"
@@ -211,6 +212,7 @@ def banner(
     note: str = "",  # what a run other than smoke is, "Title. Text"; "": what the profile means for a paper
 ) -> HTML:
     "What was run, by whom, when."
+    check_choice(profile, tuple(STATE_NOTES), "profile")
     if not records:
         return HTML(
             "<div class='callout callout-warning' style='border-left:.3em solid #b35900;padding:.6em 1em'><strong>Not"
@@ -259,6 +261,9 @@ def beside(
     verdict: dict[str, str] | None = None,  # quantity -> a word of `COLOURS`
 ) -> pd.DataFrame:  # quantity, paper, ours, low, high, n_seeds, difference, verdict; NaN where not run
     "One row a quantity: the paper's number, ours, the difference."
+    def as_number(printed):
+        try: return float(printed)
+        except ValueError: return float("nan")
     for name in (*ours, *(verdict or {})):
         if name not in paper: raise ValueError(nearest(name, paper, "quantity of the paper"))
     rows = []
@@ -268,7 +273,7 @@ def beside(
         rows.append(
             dict(
                 quantity=name, paper=printed, ours=found.value, low=found.low, high=found.high, n_seeds=found.n_seeds,
-                difference=found.value - float(printed), verdict=said,
+                difference=found.value - as_number(printed), verdict=said,
             )
         )
     return pd.DataFrame(rows)
@@ -328,8 +333,8 @@ def alone(ax) -> Iterator[None]:
 
 # %% ../../nbs/lab/30_report.ipynb #a267108b
 def draw_series(ax, levels: list, values: np.ndarray, **style) -> None:  # values [levels, 1+R]
-    "A series as a line with the band of its resamples; a lone model as a dot with its interval."
-    low, high = np.percentile(values[:, 1:], [2.5, 97.5], axis=1)
+    "A series as a line with the band of its resamples, if there are any; a lone model as a dot with its interval."
+    low, high = np.percentile(values[:, 1:] if values.shape[1] > 1 else values, [2.5, 97.5], axis=1)
     (line,) = ax.plot(levels, values[:, 0], **(dict(marker="o", markersize=3.5) | style))
     if len(levels) == 1: ax.vlines(levels, low, high, color=line.get_color())
     ax.fill_between(levels, low, high, alpha=0.25, color=line.get_color(), linewidth=0)
@@ -362,7 +367,9 @@ def escaped(
 ) -> pd.DataFrame:  # the same, its texts and names escaped for HTML
     "A table whose texts a browser shows and does not read."
     text = lambda value: html.escape(value, quote=False) if isinstance(value, str) else value
-    return frame.map(text).rename(index=text, columns=text)
+    shown = frame.map(text).rename(index=text, columns=text)
+    for axis in (shown.index, shown.columns): axis.names = list(map(text, axis.names))
+    return shown
 
 # %% ../../nbs/lab/30_report.ipynb #270ff0d4
 def is_number(value) -> bool:
@@ -384,7 +391,8 @@ def statement(
     if difference is None: difference = computed - claimed if both else float("nan")
     # a rounding error of float64
     if both and abs(difference) < 1e-9 * max(abs(claimed), abs(computed)): difference = 0.0
-    if agrees is None: agrees = abs(difference) <= tolerance + 1e-9 if both else claimed == computed
+    slack = 1e-9 * (max(abs(claimed), abs(computed)) if claimed and computed else 1) if both else 0.0
+    if agrees is None: agrees = abs(difference) <= tolerance + slack if both else claimed == computed
     return dict(
         what=what, claimed=claimed, computed=computed, difference=difference,
         agrees=bool(agrees) if judged and claimed is not None else None,
@@ -427,10 +435,12 @@ def tally(
 # %% ../../nbs/lab/30_report.ipynb #aa691d1e
 def growth(
     series: dict[str, float],  # in order
-    claimed: str = "rises",
+    claimed: str = "rises",  # or falls
 ) -> list[dict]:
-    "Whether each value of a series lies above the one before."
+    "Whether each value of a series lies above (or below) the one before."
+    check_choice(claimed, ("rises", "falls"), "claim about a series")
+    way = lambda u, v: "rises" if v > u else "falls" if v < u else "neither"
     return [
-        statement(f"from {a} to {b}", claimed, "rises" if v > u else "falls", difference=v - u)
+        statement(f"from {a} to {b}", claimed, way(u, v), difference=v - u)
         for (a, u), (b, v) in pairwise(series.items())
     ]

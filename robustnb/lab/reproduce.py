@@ -219,6 +219,11 @@ def check_parameters(parameters: dict[str, Any], chosen: list[Notebook]) -> None
             raise NotebookError(
                 nearest(name, sorted({p for n in chosen for p in n.parameters} - set(RESERVED)), "parameter")
             )
+        try: json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise NotebookError(
+                f"{name}={value!r} cannot be noted ({error}); finite numbers, text, lists and dictionaries of these can"
+            ) from None
         for n in having:
             if not same_kind(n.parameters[name], value):
                 raise NotebookError(
@@ -265,7 +270,8 @@ def up_to_date(
     if failed_copy(out).exists() or not out.is_file(): return False
     kept = note_of(out)
     if not kept or any(kept.get(name) != value for name, value in wanted.items()): return False
-    if kept["records"] != store_state(store, kept["experiments"], profile): return False
+    if not isinstance(kept.get("experiments"), list): return False
+    if kept.get("records") != store_state(store, kept["experiments"], profile): return False
     return not (
         rerun_stale
         and any(stale(r) for name in kept["experiments"] for r in store.records(None if name == "*" else name, profile))

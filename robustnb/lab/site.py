@@ -551,6 +551,7 @@ def check(
     rendered."""
     out = Path(out).resolve()
     paths = sorted(out.rglob("*.html"))
+    if not paths: raise FileNotFoundError(f"no page in {out}; build a site with: robustnb site")
     read = on_all_cores(read_page, paths, "checking pages")
     readers = {p.relative_to(out).as_posix(): reader for p, reader in zip(paths, read, strict=True)}
     problems = [
