@@ -8,8 +8,8 @@ __all__ = ['RECIPE_CHOICES', 'BUCKET', 'FOREIGN', 'Loss', 'Objective', 'CrossEnt
            'Diverged', 'Meter', 'History', 'converged', 'TrainingRun', 'make_accelerator', 'loss_told', 'backward',
            'buckets', 'sum_gradients', 'gathered', 'update', 'check_loss', 'train_epoch', 'content_name', 'memory',
            'remembered', 'recall', 'training_identity', 'save_checkpoint', 'read_checkpoint', 'restore', 'predict',
-           'accuracy', 'check_labels', 'prepare_training', 'repeatable', 'average_buffers', 'run_epochs',
-           'takes_channels_last', 'fit']
+           'accuracy', 'check_labels', 'prepare_training', 'free_as_before', 'repeatable', 'average_buffers',
+           'run_epochs', 'takes_channels_last', 'fit']
 
 # %% ../nbs/30_training.ipynb #85cc9945
 import errno
@@ -781,6 +781,17 @@ def prepare_training(run: TrainingRun):
 
 
 @contextmanager
+def free_as_before(model: nn.Module) -> Iterator[None]:
+    "Where a training fails, parameters and stages of its model are as free as they were; objectives freeze some."
+    flags, frozen = [(p, p.requires_grad) for p in model.parameters()], getattr(model, "frozen", None)
+    try: yield
+    except BaseException:
+        for p, flag in flags: p.requires_grad_(flag)
+        if frozen is not None: model.frozen = frozen
+        raise
+
+
+@contextmanager
 def repeatable(deterministic: bool) -> Iterator[None]:
     "Let cuDNN use only kernels that repeat bitwise, for a block."
     flags = torch.backends.cudnn
@@ -857,7 +868,7 @@ def fit(
         model, objective, recipe, data, seed, accelerator, place, data.x.to(place), data.y.to(place),
         torch.Generator(place), path=path, every=checkpoint_every,
     )
-    with private_randomness(place), repeatable(recipe.deterministic):
+    with private_randomness(place), repeatable(recipe.deterministic), free_as_before(model):
         prepare_training(run)
         saved = read_checkpoint(path, place) if path else None
         if saved:
