@@ -696,8 +696,10 @@ def restore(run: TrainingRun, saved: dict, path: Path):
             f"the checkpoint {path} belongs to another training ({'; '.join(changed)}): name another file or delete"
             " this one"
         )
+    own = {key: value.clone() if isinstance(value, Tensor) else value for key, value in run.model.state_dict().items()}
     try: run.model.load_state_dict(saved["model"])
     except RuntimeError as error:
+        run.model.load_state_dict(own)  # PyTorch copies what fits before it refuses the rest
         raise ValueError(
             f"the checkpoint {path} is of another network ({' '.join(str(error).split())[:200]} ...): name another file"
             " or delete this one"
