@@ -84,6 +84,11 @@ class CrossEntropy(Objective):
     def __init__(self, label_smoothing: float = 0.0):  # share of the target spread over all classes, in [0,1)
         self.label_smoothing = label_smoothing
 
+    @property
+    def name(self) -> str:
+        smoothing = getattr(self, "label_smoothing", 0.0)
+        return type(self).__name__ + (f"(label_smoothing={smoothing})" if smoothing else "")
+
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         logits = model(x)
         return Loss(F.cross_entropy(logits, y, label_smoothing=self.label_smoothing), logits=logits)
