@@ -19,7 +19,7 @@ import math
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -101,7 +101,7 @@ RECIPE_CHOICES = {
 
 
 def check_recipe(recipe: "Recipe"):
-    "ValueError where a setting has a value that it cannot have."
+    "ValueError where a setting has a value that it cannot have; milestones become a tuple."
     for key, options in RECIPE_CHOICES.items():
         if getattr(recipe, key) not in options: raise ValueError(nearest(getattr(recipe, key), options, what=key))
     for key in ("epochs", "batch", "accumulate", "patience"):
@@ -113,6 +113,11 @@ def check_recipe(recipe: "Recipe"):
     if not recipe.weight_decay >= 0: raise ValueError(f"weight_decay must be >= 0, got {recipe.weight_decay}")
     if not 0 <= recipe.warmup < recipe.epochs:
         raise ValueError(f"warmup must be shorter than the {recipe.epochs} epochs, got {recipe.warmup}")
+    if recipe.augment is not None and not callable(recipe.augment):
+        raise ValueError(f"augment is a function of a batch and a generator, such as crop_flip, got {recipe.augment!r}")
+    if isinstance(recipe.milestones, str) or not isinstance(recipe.milestones, Iterable):
+        raise ValueError(f"milestones are epochs, such as (30, 60); a single one is (30,), got {recipe.milestones!r}")
+    object.__setattr__(recipe, "milestones", tuple(recipe.milestones))  # a list could not be hashed
     if recipe.milestones and recipe.schedule != "step":
         raise ValueError(f"milestones belong to schedule='step', not to {recipe.schedule!r}")
 
