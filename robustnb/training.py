@@ -746,6 +746,7 @@ def accuracy(
     batch: int = 250,  # images at a time
 ) -> float:  # share of images classified right, in [0,1]
     "Accuracy in evaluation mode."
+    if not len(data): raise ValueError(f"{data.name} holds no image to measure the accuracy on")
     logits = predict(model, data, batch)
     if bad := int((~logits.isfinite().all(1)).sum()):
         raise ValueError(
