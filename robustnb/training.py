@@ -347,7 +347,9 @@ class TrainingRun:
         "Set all sources of randomness for this point of the training."
         place = derive_seed(self.seed, *what, 0 if alike else self.accelerator.process_index)
         self.generator.manual_seed(place)
-        torch.manual_seed(place)
+        # torch.manual_seed would also reach graphics cards, whose state is put back only after their own trainings
+        start = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
+        start(place)
 
 # %% ../nbs/30_training.ipynb #a03e60a6
 def make_accelerator(
