@@ -872,6 +872,8 @@ def fit(
         raise ValueError(
             f"checkpoint_every={checkpoint_every}: a number of steps, at least 1, for which `checkpoint` names the file"
         )
+    if validation is not None and not len(validation):
+        raise ValueError(f"{validation.name} holds no image to validate on; validation=None measures nothing")
     check_module(model)
     accelerator = make_accelerator(recipe.precision, device)
     place = torch.device(device) if device is not None and accelerator.num_processes == 1 else accelerator.device
