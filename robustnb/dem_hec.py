@@ -102,7 +102,7 @@ def hooked(
 ) -> tuple[Tensor, Tensor]:  # logits [B,classes], embedding [B,D]
     "Logits, and what one part was given or gave in the same pass."
     seen = []
-    if what == "input": handle = part.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    if what == "input": handle = part.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[:1]))
     else: handle = part.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try: logits = model(x)
     finally: handle.remove()
