@@ -149,10 +149,17 @@ def linear_head(
     **options,  # of fit: seed, validation, checkpoint, device, progress
 ) -> History:
     "Train the head alone on cross-entropy: the second stage of SupCon, or a linear probe of any body."
-    before = model.frozen
+    check_module(model)
+    if not hasattr(model, "stages"):
+        raise TypeError(
+            f"{type(model).__name__} has no stages to freeze; wrap its parts in robustnb.layers.Classifier(stages, head)"
+        )
+    before, free = model.frozen, [(p, p.requires_grad) for p in model.parameters()]
     freeze(model, [name for name in model.stages if name != "head"])
     try: return fit(model, data, None, recipe, **options)
-    finally: freeze(model, before)
+    finally:
+        freeze(model, before)
+        for p, flag in free: p.requires_grad_(flag)
 
 # %% ../nbs/42_contrastive.ipynb #d9d69d0f
 @torch.no_grad()
