@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .basics import check_count
 from .images import ImageSet
 from .layers import Classifier, check_module, freeze, mode
 from .training import History, Loss, Objective, Recipe, TrainingRun, content_name, crop_flip, fit, gathered, to_unit
@@ -118,12 +119,16 @@ class SupCon(Objective):
         hidden: int | None = None,  # of the projection; None: as wide as the features
         augment: Callable[[Tensor, torch.Generator], Tensor] = crop_flip,  # makes one view of a batch
     ):
+        check_count(views, "views")
         if views < 2: raise ValueError(f"views must be at least 2, or an image may have no positive, got {views}")
         self.tau, self.views, self.dim, self.hidden, self.augment = tau, views, dim, hidden, augment
         self.project = None
 
     @property
-    def name(self) -> str: return f"SupCon(tau={self.tau}, views={self.views}, dim={self.dim})"
+    def name(self) -> str:
+        hidden = "" if self.hidden is None else f", hidden={self.hidden}"
+        augment = "" if self.augment is crop_flip else f", augment={content_name(self.augment)}"
+        return f"SupCon(tau={self.tau}, views={self.views}, dim={self.dim}{hidden}{augment})"
 
     def before_fit(self, run: TrainingRun):
         if run.recipe.augment is not None:
