@@ -184,18 +184,23 @@ class UniCL(Objective):
 
     def __init__(
         self,
-        text: nn.Module | None = None,  # labels [K] -> vectors [K,dim]; None: one learned vector for each class
+        # labels [K] -> vectors [K,dim]; trained in place but for what is frozen; None: one learned vector for each class
+        text: nn.Module | None = None,
         dim: int = 128,  # of the common space
         tau: float = 0.07,  # first value of the learned temperature, > 0.01
     ):
         if not tau > 0.01: raise ValueError(f"tau is a temperature above 0.01, got {tau}")
         self.text, self.dim, self.tau, self.towers, self.heat = text, dim, tau, None, None
+        self.told = self.text_name()
+
+    def text_name(self) -> str: return content_name(self.text) if self.text else "classes"
 
     @property
-    def name(self) -> str:
-        return f"UniCL(text={content_name(self.text) if self.text else 'classes'}, dim={self.dim}, tau={self.tau})"
+    def name(self) -> str: return f"UniCL(text={self.told}, dim={self.dim}, tau={self.tau})"
 
     def before_fit(self, run: TrainingRun):
+        check_embeds(run.model)
+        self.told = self.text_name()  # as training begins, since it may be trained
         head, classes = run.model.head, len(run.data.classes)
         if not isinstance(head, nn.Linear) or head.out_features != classes:
             raise ValueError(
@@ -207,7 +212,8 @@ class UniCL(Objective):
         self.towers = nn.ModuleDict({"image": image, "text": text})
         self.heat = nn.ParameterList([torch.tensor(self.tau).log()])
         self.decay = run.recipe.weight_decay
-        self.trainable = [p for p in head.parameters() if p.requires_grad]
+        # by name: of tensors a checkpoint would keep copies, and the head's own would stay frozen
+        self.trainable = [name for name, p in head.named_parameters() if p.requires_grad]
         head.requires_grad_(False)  # it is written, not trained
 
     def parts(self) -> dict[str, nn.Module]: return {"towers": self.towers, "heat": self.heat} if self.towers else {}
@@ -227,4 +233,4 @@ class UniCL(Objective):
 
     def after_fit(self, run: TrainingRun):
         write_head(run.model.head, self.towers["image"].weight, self.towers["text"])
-        for p in self.trainable: p.requires_grad_(True)
+        for name in self.trainable: run.model.head.get_parameter(name).requires_grad_(True)
