@@ -53,7 +53,9 @@ def supcon_loss(
     tau: float = 0.1,  # temperature, > 0
 ) -> Tensor:  # [], nats; 0 if no label occurs twice
     "Supervised contrastive loss, mean over the anchors that have a positive (Khosla et al. 2020, eq. 2)."
-    if len(z) != len(y): raise ValueError(f"{len(z)} embeddings need as many labels, got {len(y)}")
+    if not isinstance(y, Tensor) or y.shape != (len(z),):
+        found = list(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise ValueError(f"{len(z)} embeddings need as many labels, a tensor [{len(z)}], got {found}")
     logits = similarities(z, z, tau)
     self = torch.eye(len(z), dtype=torch.bool, device=z.device)
     positive = (y[:, None] == y) & ~self
@@ -72,6 +74,7 @@ def unicl_loss(
     "Bidirectional contrast of images and texts by label (Yang et al. 2022)."
     if not len(u) == len(v) == len(y):
         raise ValueError(f"images, texts and labels must pair off, got {len(u)}, {len(v)} and {len(y)}")
+    if not len(u): raise ValueError("there are no images and texts to compare")
     logits = similarities(u, v, tau)
     target = (y[:, None] == y).to(logits.dtype)
     target = target / target.sum(1, keepdim=True)
