@@ -158,6 +158,10 @@ def sample(
 
 # %% ../nbs/01_images.ipynb #0ba162f0
 def central(data: ImageSet, size: int = 224) -> ImageSet:
-    "The middle of each image."
-    edge = (data.x.shape[-1] - size) // 2
-    return ImageSet(data.x[..., edge:edge + size, edge:edge + size], data.y, data.classes, data.name)
+    "The middle of each image, a square."
+    height, width = data.x.shape[-2:]
+    if not 1 <= size <= min(height, width):
+        raise ValueError(f"{data.name}: the middle {size} pixels of images of {height} x {width} are none; give 1 to"
+                         f" {min(height, width)}")
+    top, left = (height - size) // 2, (width - size) // 2
+    return ImageSet(data.x[..., top:top + size, left:left + size], data.y, data.classes, data.name)
