@@ -73,6 +73,7 @@ class ImageSet:
                 f"{self.name}: labels must lie in 0..{len(self.classes) - 1}, these span"
                 f" {int(self.y.min())}..{int(self.y.max())}"
             )
+        object.__setattr__(self, "classes", tuple(self.classes))  # a list could be changed, and has another fingerprint
         check_unit(self.x, self.name)
         object.__setattr__(self, "x", clipped(self.x))
         # data, and no variable: a training would leave its gradient in the caller's images
