@@ -35,6 +35,7 @@ def final_loss(
     reduction: str = "batch",  # batch: gap of the means | sample: mean of the gaps
 ) -> Tensor:  # []
     "Clean loss and its distance from the perturbed one (ERIEP, eq. 9)."
+    if reduction not in REDUCTIONS: raise ValueError(nearest(reduction, REDUCTIONS, "reduction"))
     if reduction == "batch": return clean.mean() + alpha * (clean.mean() - perturbed.mean()).abs()
     return (clean + alpha * (clean - perturbed).abs()).mean()
 
@@ -61,6 +62,8 @@ def reference_of(
     generator: torch.Generator | None = None,  # source of the random weights; None: torch's default
 ) -> nn.Module:  # R, without gradients of its own
     "A second model of the same architecture that changes only when it is synchronised."
+    if init not in REFERENCE_INITS: raise ValueError(nearest(init, REFERENCE_INITS, "reference_init"))
+    if mode not in REFERENCE_MODES: raise ValueError(nearest(mode, REFERENCE_MODES, "reference_mode"))
     twin = copy.deepcopy(model)
     if init == "random": redraw(twin, generator)
     for module in twin.modules():
@@ -110,9 +113,9 @@ def check_choices(s: "ERIEP"):
         ("discretise", ("top1", "sample")),
     ):
         if getattr(s, what) not in options: raise ValueError(nearest(getattr(s, what), options, what))
-    if s.alpha < 0: raise ValueError(f"alpha is the weight of a distance, >= 0, got {s.alpha}")
-    if s.sync_every is not None and s.sync_every < 1:
-        raise ValueError(f"sync_every counts iterations, at least 1, got {s.sync_every}")
+    if not s.alpha >= 0: raise ValueError(f"alpha is the weight of a distance, >= 0, got {s.alpha}")
+    if s.sync_every is not None and (s.sync_every < 1 or s.sync_every % 1):
+        raise ValueError(f"sync_every counts iterations, a whole number, at least 1, got {s.sync_every}")
     if s.reading != "standard" and not callable(s.given):
         raise ValueError(f"reading={s.reading!r} needs a policy, got {s.given!r}")
     if s.learns and not isinstance(s.given, Policy):
@@ -230,6 +233,8 @@ class ERIEP(TwoModels):
 
     def paired(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         "Equation 9 in its two readings."
+        if self.reference is None and (self.learns or self.reading == "literal"):
+            raise ValueError("there is no reference yet: `fit` makes it, or give epm_update='frozen' to 'through_n'")
         logits, changed = model(x), self.perturb(x)
         clean = gathered(F.cross_entropy(logits, y, reduction="none"))
         if self.reference is not None: judged = gathered(F.cross_entropy(self.reference(changed), y, reduction="none"))
