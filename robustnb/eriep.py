@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REDUCTIONS', 'REFERENCE_INITS', 'REFERENCE_MODES', 'READINGS', 'EPM_UPDATES', 'EPM_MODES', 'final_loss', 'redraw',
            'reference_of', 'synchronise', 'hardened', 'check_choices', 'TwoModels', 'gradient_cosine', 'ERIEP',
-           'Result', 'search_of', 'eriep']
+           'Result', 'kept_search', 'search_of', 'eriep']
 
 # %% ../nbs/41_eriep.ipynb #989f602e
 import copy
@@ -268,6 +268,16 @@ class Result:
     search: Search | None  # of the first stage; None: a policy was given
 
 # %% ../nbs/41_eriep.ipynb #eda5e285
+def kept_search(path: Path, device: str | torch.device | None) -> dict:
+    "What `search_of` has kept in a file. ValueError where it is damaged or another file."
+    try: kept = torch.load(path, map_location=device or "cpu", weights_only=True)
+    except MemoryError: raise
+    except Exception: kept = None  # a damaged file may be anything to those who read it
+    if not isinstance(kept, dict) or not kept.keys() >= {"of", "policy", "critic", "rows", "snapshots", "stopped"}:
+        raise ValueError(f"{path} keeps no search, or is damaged: name another checkpoint or delete it")
+    return kept
+
+
 def search_of(
     path: Path | None,  # where it is kept; None: nowhere
     data: ImageSet,
@@ -288,7 +298,7 @@ def search_of(
         }
         if path is not None: atomic_write(path, lambda part: torch.save(content, part))
         return found
-    kept = torch.load(path, map_location=options["device"] or "cpu", weights_only=True)
+    kept = kept_search(path, options.get("device"))
     if kept["of"] != of:
         raise ValueError(
             f"{path} keeps the search of other images, settings or another seed: name another checkpoint or delete it"
