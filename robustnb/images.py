@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .basics import nearest
+from .basics import check_count, nearest
 
 # %% ../nbs/01_images.ipynb #94634d10
 ROUNDING = 1e-3  # resizing may leave [0,1] by so much
@@ -112,8 +112,9 @@ def balanced(
     generator: torch.Generator | None = None,  # which images; None: the first of each class
 ) -> ImageSet:  # in the order of the set
     "Equally many images of each class."
+    n = check_count(n, "n (images wanted)", least=0)
     order = torch.arange(len(data)) if generator is None else torch.randperm(len(data), generator=generator)
-    each, labels = n // len(data.classes), data.y[order]
+    each, labels = n // max(len(data.classes), 1), data.y.cpu()[order]
     chosen = [order[labels == c][:each] for c in range(len(data.classes))]
     short = [data.classes[c] for c, index in enumerate(chosen) if len(index) < each]
     if short:
