@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .basics import atomic_write, nearest
+from .basics import atomic_write, check_count, nearest
 from .images import ImageSet
 from .basics import progress as progress_bar
 from .layers import seeded
@@ -418,9 +418,10 @@ class SearchRecipe:
         return super().__new__(cls)
 
     def __post_init__(self):
-        for key in ("epochs", "lr", "critic_lr", "critic_steps", "window"):
-            value = getattr(self, key)
-            if value is not None and not value > 0: raise ValueError(f"{key} must be positive, got {value}")
+        for key in ("lr", "critic_lr"):
+            if not getattr(self, key) > 0: raise ValueError(f"{key} must be positive, got {getattr(self, key)}")
+        for key in ("epochs", "batch", "critic_steps", "window"):
+            if (value := getattr(self, key)) is not None: check_count(value, key)
         if self.batch < 2 or self.batch % 2:
             raise ValueError(f"batch must be even (half is perturbed, half stays clean), got {self.batch}")
 
