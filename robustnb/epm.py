@@ -6,7 +6,7 @@
 __all__ = ['RARE', 'into_range', 'relaxed_bernoulli', 'weighted_sum', 'all_outputs', 'mixture', 'Tables', 'Policy',
            'draw_subpolicies', 'draw_gates', 'check_policy', 'Step', 'apply_chosen', 'check_depth', 'FixedPolicy',
            'discretise', 'Critic', 'gradient_penalty', 'SearchRecipe', 'settled', 'losses', 'critic_step',
-           'policy_step', 'Search', 'epoch_batches', 'search_epoch', 'search', 'look']
+           'policy_step', 'Search', 'epoch_batches', 'search_epoch', 'search', 'look', 'as_bytes']
 
 # %% ../nbs/40_epm.ipynb #ea9e9fac
 import json
@@ -521,7 +521,7 @@ class Search:
 
 # %% ../nbs/40_epm.ipynb #253d907f
 def epoch_batches(
-    x: Tensor,  # all images, uint8
+    x: Tensor,  # all images, uint8 or float
     y: Tensor,  # their labels
     half: int,  # images to perturb, and to stay clean, at a time
     generator: torch.Generator,
@@ -569,7 +569,7 @@ def search(
     policy = (Policy(generator=generator) if policy is None else policy).to(device)
     if critic is None: critic = Critic(len(data.classes), data.x.shape[1], seed=derive_seed(seed, "critic"))
     critic = critic.to(device)
-    x, y, found = data.x.to(device), data.y.to(device), Search(policy, critic, snapshots=[data.x[:watch]])
+    x, y, found = data.x.to(device), data.y.to(device), Search(policy, critic, snapshots=[as_bytes(to_unit(data.x[:watch]))])
     optimizers = tuple(
         torch.optim.Adam(side.parameters(), lr, recipe.betas)
         for side, lr in ((policy, recipe.lr), (critic, recipe.critic_lr))
@@ -589,9 +589,9 @@ def search(
 @torch.no_grad()
 def look(policy: Policy, x: Tensor, seed: int) -> Tensor:  # uint8, on the CPU
     "What a policy does to a few images, always with the same draws."
-    return (
-        (policy(to_unit(x), torch.Generator().manual_seed(derive_seed(seed, "look"))) * 255)
-        .round()
-        .to(torch.uint8)
-        .cpu()
-    )
+    return as_bytes(policy(to_unit(x), torch.Generator().manual_seed(derive_seed(seed, "look"))))
+
+
+def as_bytes(x: Tensor) -> Tensor:  # images in [0,1] -> uint8, on the CPU
+    "The nearest grey levels."
+    return (x * 255).round().to(torch.uint8).cpu()
