@@ -283,6 +283,10 @@ class FixedPolicy:
     "A policy with one operation a stage: plain data that prints, saves and loads."
     subpolicies: tuple[tuple[Step, ...], ...]  # L rows of K steps
 
+    def __post_init__(self):
+        if len(lengths := sorted({len(row) for row in self.subpolicies})) > 1:
+            raise ValueError(f"sub-policies must have the same number of stages, got {' and '.join(map(str, lengths))}")
+
     def __str__(self):
         return "\n".join(f"{i:2d}: " + " > ".join(map(str, row)) for i, row in enumerate(self.subpolicies))
 
@@ -324,10 +328,7 @@ class FixedPolicy:
             )
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} holds no policy: {error}") from None
-        if not policy.subpolicies or len({len(row) for row in policy.subpolicies}) != 1:
-            raise ValueError(
-                f"{path} holds no policy: sub-policies must have the same number of stages, and there must be one"
-            )
+        if not policy.subpolicies: raise ValueError(f"{path} holds no policy: there must be at least one sub-policy")
         return policy
 
 # %% ../nbs/40_epm.ipynb #020d71e2
