@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RARE', 'into_range', 'relaxed_bernoulli', 'weighted_sum', 'all_outputs', 'mixture', 'Tables', 'Policy',
-           'draw_subpolicies', 'draw_gates', 'check_policy', 'Step', 'apply_chosen', 'check_depth', 'FixedPolicy',
-           'discretise', 'Critic', 'gradient_penalty', 'SearchRecipe', 'settled', 'losses', 'critic_step',
-           'policy_step', 'Search', 'epoch_batches', 'search_epoch', 'search', 'look', 'as_bytes']
+           'draw_subpolicies', 'draw_gates', 'check_which', 'check_policy', 'Step', 'apply_chosen', 'check_depth',
+           'FixedPolicy', 'discretise', 'Critic', 'gradient_penalty', 'SearchRecipe', 'settled', 'losses',
+           'critic_step', 'policy_step', 'Search', 'epoch_batches', 'search_epoch', 'search', 'look', 'as_bytes']
 
 # %% ../nbs/40_epm.ipynb #ea9e9fac
 import json
@@ -195,6 +195,7 @@ class Policy(Tables):
     def stages(self, x: Tensor, generator: torch.Generator | None, which: Tensor | None) -> Tensor:
         "The K soft stages, one after the other."
         if which is None: which = draw_subpolicies(x, len(self.weights), generator)
+        else: check_which(which, x, len(self.weights))
         choice, probs, magnitude = (table.to(x.dtype)[which] for table in (self.choice, self.probs, self.magnitude))
         for stage in range(choice.shape[1]):
             u, sign = draw_gates(x, len(self.operations), generator)
@@ -216,6 +217,15 @@ def draw_gates(
     "A uniform number and a direction for each image and operation."
     u, side = uniforms(x, 2 * n, generator).T.to(x.dtype).chunk(2, dim=1)
     return u, (side < 0.5).to(x.dtype) * 2 - 1
+
+
+def check_which(which: Tensor, x: Tensor, l: int) -> None:
+    "ValueError unless it is a sub-policy for each image, or one for all."
+    shape = tuple(which.shape) if isinstance(which, Tensor) else type(which).__name__
+    if shape not in ((len(x),), (1,)):
+        raise ValueError(f"which must be a tensor [{len(x)}], the sub-policy of each image, got {shape}")
+    if len(x) and not (-l <= which.min() and which.max() < l):
+        raise ValueError(f"which must lie in 0..{l - 1}, the numbers of the sub-policies, got {which.tolist()}")
 
 
 def check_policy(
@@ -304,6 +314,7 @@ class FixedPolicy:
         "The stages, one operation each."
         names = tuple(OPERATIONS)
         if which is None: which = draw_subpolicies(x, len(self.subpolicies), generator)
+        else: check_which(which, x, len(self.subpolicies))
         for stage in zip(*self.subpolicies):
             probs, magnitude = (
                 x.new_tensor([getattr(step, what) for step in stage])[which] for what in ("probability", "magnitude")
