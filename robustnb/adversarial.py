@@ -30,7 +30,8 @@ from .basics import progress as progress_bar
 from .dem_hec import distillation, snapshot, taught
 from .layers import Classifier, Normalize
 from .perturbations import check_unit_images
-from .training import History, Loss, Objective, Recipe, TrainingRun, derive_seed, fit, to_unit
+from .training import (History, Loss, Objective, Recipe, TrainingRun, content_name, derive_seed, fit,
+                               to_unit)
 from .transfer import Stopping
 from .worst_case import check_attackable, standing
 
@@ -438,8 +439,8 @@ class EnsembleAdversarial(Adversarial):
         self.models, self.include_self = [snapshot(model) for model in models], include_self
         self.clean_weight, self.batch_norm = clean_weight, batch_norm
         super().__init__(
-            eps, ramp, watch, models=len(models), include_self=include_self, clean_weight=clean_weight,
-            batch_norm=batch_norm,
+            eps, ramp, watch, models=[content_name(model) for model in self.models], include_self=include_self,
+            clean_weight=clean_weight, batch_norm=batch_norm,
         )
 
     def before_fit(self, run: TrainingRun):
@@ -504,7 +505,7 @@ class Distillation(Objective):
         self.teacher, self.temperature = snapshot(teacher), temperature
 
     @property
-    def name(self) -> str: return f"Distillation(temperature={self.temperature})"
+    def name(self) -> str: return f"Distillation(temperature={self.temperature}, teacher={content_name(self.teacher)})"
 
     def before_fit(self, run: TrainingRun): self.teacher.to(run.device)
 
