@@ -256,7 +256,8 @@ def gradient_alignment(
         for z in (x, near):
             z.requires_grad_()
             grads.append(torch.autograd.grad(label_loss(model, y)(z).sum(), z)[0].flatten(1))
-    return F.cosine_similarity(*grads, dim=1, eps=1e-30)
+    kind = torch.promote_types(x.dtype, torch.float32)  # in half precision the smallest divisor would be 0
+    return F.cosine_similarity(*(grad.to(kind) for grad in grads), dim=1, eps=1e-30)
 
 # %% ../nbs/44_adversarial.ipynb #8906e224
 def fine_tuning(
@@ -468,7 +469,7 @@ def check_temperature(temperature: float):
 
 # %% ../nbs/44_adversarial.ipynb #0525fd45
 class Divided(nn.Module):
-    "A model's logits over a temperature; its attributes and modes are those of the model."
+    "A model's logits over a temperature."
 
     def __init__(self, model: nn.Module, temperature: float):  # > 0
         super().__init__()
