@@ -160,7 +160,8 @@ def linear_head(
     check_module(model)
     if not hasattr(model, "stages"):
         raise TypeError(
-            f"{type(model).__name__} has no stages to freeze; wrap its parts in robustnb.layers.Classifier(stages, head)"
+            f"{type(model).__name__} has no stages to freeze; wrap its parts in"
+            " robustnb.layers.Classifier(stages, head)"
         )
     before, free = model.frozen, [(p, p.requires_grad) for p in model.parameters()]
     freeze(model, [name for name in model.stages if name != "head"])
@@ -187,7 +188,7 @@ class UniCL(Objective):
 
     def __init__(
         self,
-        # labels [K] -> vectors [K,dim]; trained in place but for what is frozen; None: one learned vector for each class
+        # labels [K] -> vectors [K,dim], trained in place where it is free; None: one learned vector for each class
         text: nn.Module | None = None,
         dim: int = 128,  # of the common space
         tau: float = 0.07,  # first value of the learned temperature, > 0.01
