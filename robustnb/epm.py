@@ -581,7 +581,8 @@ def search(
     policy = (Policy(generator=generator) if policy is None else policy).to(device)
     if critic is None: critic = Critic(len(data.classes), data.x.shape[1], seed=derive_seed(seed, "critic"))
     critic = critic.to(device)
-    x, y, found = data.x.to(device), data.y.to(device), Search(policy, critic, snapshots=[as_bytes(to_unit(data.x[:watch]))])
+    x, y = data.x.to(device), data.y.to(device)
+    found = Search(policy, critic, snapshots=[as_bytes(to_unit(data.x[:watch]))])
     optimizers = tuple(
         torch.optim.Adam(side.parameters(), lr, recipe.betas)
         for side, lr in ((policy, recipe.lr), (critic, recipe.critic_lr))
