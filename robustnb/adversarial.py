@@ -30,7 +30,8 @@ from .basics import progress as progress_bar
 from .dem_hec import distillation, snapshot, taught
 from .layers import Classifier, Normalize
 from .perturbations import check_unit_images
-from .training import History, Loss, Objective, Recipe, TrainingRun, derive_seed, fit, to_unit
+from .training import (History, Loss, Objective, Recipe, TrainingRun, content_name, derive_seed, fit,
+                               to_unit)
 from .transfer import Stopping
 from .worst_case import check_attackable, standing
 
@@ -255,7 +256,8 @@ def gradient_alignment(
         for z in (x, near):
             z.requires_grad_()
             grads.append(torch.autograd.grad(label_loss(model, y)(z).sum(), z)[0].flatten(1))
-    return F.cosine_similarity(*grads, dim=1, eps=1e-30)
+    kind = torch.promote_types(x.dtype, torch.float32)  # in half precision the smallest divisor would be 0
+    return F.cosine_similarity(*(grad.to(kind) for grad in grads), dim=1, eps=1e-30)
 
 # %% ../nbs/44_adversarial.ipynb #8906e224
 def fine_tuning(
@@ -438,8 +440,8 @@ class EnsembleAdversarial(Adversarial):
         self.models, self.include_self = [snapshot(model) for model in models], include_self
         self.clean_weight, self.batch_norm = clean_weight, batch_norm
         super().__init__(
-            eps, ramp, watch, models=len(models), include_self=include_self, clean_weight=clean_weight,
-            batch_norm=batch_norm,
+            eps, ramp, watch, models=[content_name(model) for model in self.models], include_self=include_self,
+            clean_weight=clean_weight, batch_norm=batch_norm,
         )
 
     def before_fit(self, run: TrainingRun):
@@ -467,7 +469,7 @@ def check_temperature(temperature: float):
 
 # %% ../nbs/44_adversarial.ipynb #0525fd45
 class Divided(nn.Module):
-    "A model's logits over a temperature; its attributes and modes are those of the model."
+    "A model's logits over a temperature."
 
     def __init__(self, model: nn.Module, temperature: float):  # > 0
         super().__init__()
@@ -504,7 +506,7 @@ class Distillation(Objective):
         self.teacher, self.temperature = snapshot(teacher), temperature
 
     @property
-    def name(self) -> str: return f"Distillation(temperature={self.temperature})"
+    def name(self) -> str: return f"Distillation(temperature={self.temperature}, teacher={content_name(self.teacher)})"
 
     def before_fit(self, run: TrainingRun): self.teacher.to(run.device)
 

@@ -36,12 +36,14 @@ class Anchored(Objective):
         self.augment, self.share, self.weight, self.temperature = augment, share, weight, temperature
         self.given = self.teacher = snapshot(teacher) if teacher is not None and weight else None
         self.told = "" if self.given is None else f", teacher={content_name(self.given)}"
+        # the text of a function holds its place in memory
+        self.view = str(augment) if isinstance(augment, Augmentation) else content_name(augment)
         self.generator = None
 
     @property
     def name(self) -> str:
         settings = f"share={self.share}, weight={self.weight}, temperature={self.temperature}{self.told}"
-        return f"Anchored({self.augment}, {settings})"
+        return f"Anchored({self.view}, {settings})"
 
     def before_fit(self, run: TrainingRun):
         if self.weight: self.teacher = snapshot(self.given or run.model).to(run.device)

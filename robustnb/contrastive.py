@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .basics import check_count
 from .images import ImageSet
 from .layers import Classifier, check_module, freeze, mode
 from .training import History, Loss, Objective, Recipe, TrainingRun, content_name, crop_flip, fit, gathered, to_unit
@@ -52,7 +53,9 @@ def supcon_loss(
     tau: float = 0.1,  # temperature, > 0
 ) -> Tensor:  # [], nats; 0 if no label occurs twice
     "Supervised contrastive loss, mean over the anchors that have a positive (Khosla et al. 2020, eq. 2)."
-    if len(z) != len(y): raise ValueError(f"{len(z)} embeddings need as many labels, got {len(y)}")
+    if not isinstance(y, Tensor) or y.shape != (len(z),):
+        found = list(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise ValueError(f"{len(z)} embeddings need as many labels, a tensor [{len(z)}], got {found}")
     logits = similarities(z, z, tau)
     self = torch.eye(len(z), dtype=torch.bool, device=z.device)
     positive = (y[:, None] == y) & ~self
@@ -71,6 +74,7 @@ def unicl_loss(
     "Bidirectional contrast of images and texts by label (Yang et al. 2022)."
     if not len(u) == len(v) == len(y):
         raise ValueError(f"images, texts and labels must pair off, got {len(u)}, {len(v)} and {len(y)}")
+    if not len(u): raise ValueError("there are no images and texts to compare")
     logits = similarities(u, v, tau)
     target = (y[:, None] == y).to(logits.dtype)
     target = target / target.sum(1, keepdim=True)
@@ -118,12 +122,16 @@ class SupCon(Objective):
         hidden: int | None = None,  # of the projection; None: as wide as the features
         augment: Callable[[Tensor, torch.Generator], Tensor] = crop_flip,  # makes one view of a batch
     ):
+        check_count(views, "views")
         if views < 2: raise ValueError(f"views must be at least 2, or an image may have no positive, got {views}")
         self.tau, self.views, self.dim, self.hidden, self.augment = tau, views, dim, hidden, augment
         self.project = None
 
     @property
-    def name(self) -> str: return f"SupCon(tau={self.tau}, views={self.views}, dim={self.dim})"
+    def name(self) -> str:
+        hidden = "" if self.hidden is None else f", hidden={self.hidden}"
+        augment = "" if self.augment is crop_flip else f", augment={content_name(self.augment)}"
+        return f"SupCon(tau={self.tau}, views={self.views}, dim={self.dim}{hidden}{augment})"
 
     def before_fit(self, run: TrainingRun):
         if run.recipe.augment is not None:
@@ -149,10 +157,18 @@ def linear_head(
     **options,  # of fit: seed, validation, checkpoint, device, progress
 ) -> History:
     "Train the head alone on cross-entropy: the second stage of SupCon, or a linear probe of any body."
-    before = model.frozen
+    check_module(model)
+    if not hasattr(model, "stages"):
+        raise TypeError(
+            f"{type(model).__name__} has no stages to freeze; wrap its parts in"
+            " robustnb.layers.Classifier(stages, head)"
+        )
+    before, free = model.frozen, [(p, p.requires_grad) for p in model.parameters()]
     freeze(model, [name for name in model.stages if name != "head"])
     try: return fit(model, data, None, recipe, **options)
-    finally: freeze(model, before)
+    finally:
+        freeze(model, before)
+        for p, flag in free: p.requires_grad_(flag)
 
 # %% ../nbs/42_contrastive.ipynb #d9d69d0f
 @torch.no_grad()
@@ -172,18 +188,23 @@ class UniCL(Objective):
 
     def __init__(
         self,
-        text: nn.Module | None = None,  # labels [K] -> vectors [K,dim]; None: one learned vector for each class
+        # labels [K] -> vectors [K,dim], trained in place where it is free; None: one learned vector for each class
+        text: nn.Module | None = None,
         dim: int = 128,  # of the common space
         tau: float = 0.07,  # first value of the learned temperature, > 0.01
     ):
         if not tau > 0.01: raise ValueError(f"tau is a temperature above 0.01, got {tau}")
         self.text, self.dim, self.tau, self.towers, self.heat = text, dim, tau, None, None
+        self.told = self.text_name()
+
+    def text_name(self) -> str: return content_name(self.text) if self.text else "classes"
 
     @property
-    def name(self) -> str:
-        return f"UniCL(text={content_name(self.text) if self.text else 'classes'}, dim={self.dim}, tau={self.tau})"
+    def name(self) -> str: return f"UniCL(text={self.told}, dim={self.dim}, tau={self.tau})"
 
     def before_fit(self, run: TrainingRun):
+        check_embeds(run.model)
+        self.told = self.text_name()  # as training begins, since it may be trained
         head, classes = run.model.head, len(run.data.classes)
         if not isinstance(head, nn.Linear) or head.out_features != classes:
             raise ValueError(
@@ -195,7 +216,8 @@ class UniCL(Objective):
         self.towers = nn.ModuleDict({"image": image, "text": text})
         self.heat = nn.ParameterList([torch.tensor(self.tau).log()])
         self.decay = run.recipe.weight_decay
-        self.trainable = [p for p in head.parameters() if p.requires_grad]
+        # by name: of tensors a checkpoint would keep copies, and the head's own would stay frozen
+        self.trainable = [name for name, p in head.named_parameters() if p.requires_grad]
         head.requires_grad_(False)  # it is written, not trained
 
     def parts(self) -> dict[str, nn.Module]: return {"towers": self.towers, "heat": self.heat} if self.towers else {}
@@ -215,4 +237,4 @@ class UniCL(Objective):
 
     def after_fit(self, run: TrainingRun):
         write_head(run.model.head, self.towers["image"].weight, self.towers["text"])
-        for p in self.trainable: p.requires_grad_(True)
+        for name in self.trainable: run.model.head.get_parameter(name).requires_grad_(True)

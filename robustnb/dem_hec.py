@@ -102,7 +102,7 @@ def hooked(
 ) -> tuple[Tensor, Tensor]:  # logits [B,classes], embedding [B,D]
     "Logits, and what one part was given or gave in the same pass."
     seen = []
-    if what == "input": handle = part.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    if what == "input": handle = part.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[:1]))
     else: handle = part.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try: logits = model(x)
     finally: handle.remove()
@@ -196,25 +196,24 @@ class TeacherObjective(Objective):
     "An objective with a teacher and frozen stages (`self.frozen`), for the length of a training."
 
     def __init__(self, teacher: nn.Module | None = None):  # None: a snapshot of the model when training begins
-        self.given, self.teacher, self.generator, self.before = teacher, teacher and snapshot(teacher), None, ()
+        self.given, self.teacher, self.generator, self.before = teacher, teacher and snapshot(teacher), None, ((), {})
 
     def before_fit(self, run: TrainingRun):
         self.teacher = snapshot(self.given or run.model).to(run.device)
         self.generator = run.generator
-        chosen = early_stages(run.model, self.frozen)
-        if not isinstance(run.model, Classifier): self.before = freeze_modules(run.model, chosen)
-        else:
-            self.before = run.model.frozen
-            freeze(run.model, chosen)
+        chosen, staged = early_stages(run.model, self.frozen), isinstance(run.model, Classifier)
+        # by name: of tensors a checkpoint would keep copies, and the model's own would stay frozen
+        self.before = run.model.frozen if staged else (), {k: p.requires_grad for k, p in run.model.named_parameters()}
+        (freeze if staged else freeze_modules)(run.model, chosen)
 
     def before_epoch(self, run: TrainingRun):
         if not isinstance(run.model, Classifier):  # a Classifier sees to this itself
             for name in self.frozen: run.model.get_submodule(name).eval()
 
     def after_fit(self, run: TrainingRun):
-        if isinstance(run.model, Classifier): freeze(run.model, self.before)
-        else:
-            for parameter in self.before: parameter.requires_grad_(True)
+        stages, free = self.before
+        if isinstance(run.model, Classifier): freeze(run.model, stages)
+        for name, parameter in run.model.named_parameters(): parameter.requires_grad_(free[name])
 
     def state(self) -> dict: return {"teacher": self.teacher.state_dict()}
     def load_state(self, state: dict): self.teacher.load_state_dict(state["teacher"])

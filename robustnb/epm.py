@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RARE', 'into_range', 'relaxed_bernoulli', 'weighted_sum', 'all_outputs', 'mixture', 'Tables', 'Policy',
-           'draw_subpolicies', 'draw_gates', 'check_policy', 'Step', 'apply_chosen', 'check_depth', 'FixedPolicy',
-           'discretise', 'Critic', 'gradient_penalty', 'SearchRecipe', 'settled', 'losses', 'critic_step',
-           'policy_step', 'Search', 'epoch_batches', 'search_epoch', 'search', 'look']
+           'draw_subpolicies', 'draw_gates', 'check_which', 'check_policy', 'Step', 'apply_chosen', 'check_depth',
+           'FixedPolicy', 'discretise', 'Critic', 'gradient_penalty', 'SearchRecipe', 'settled', 'losses',
+           'critic_step', 'policy_step', 'Search', 'epoch_batches', 'search_epoch', 'search', 'look', 'as_bytes']
 
 # %% ../nbs/40_epm.ipynb #ea9e9fac
 import json
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .basics import atomic_write, nearest
+from .basics import atomic_write, check_count, nearest
 from .images import ImageSet
 from .basics import progress as progress_bar
 from .layers import seeded
@@ -195,6 +195,7 @@ class Policy(Tables):
     def stages(self, x: Tensor, generator: torch.Generator | None, which: Tensor | None) -> Tensor:
         "The K soft stages, one after the other."
         if which is None: which = draw_subpolicies(x, len(self.weights), generator)
+        else: check_which(which, x, len(self.weights))
         choice, probs, magnitude = (table.to(x.dtype)[which] for table in (self.choice, self.probs, self.magnitude))
         for stage in range(choice.shape[1]):
             u, sign = draw_gates(x, len(self.operations), generator)
@@ -216,6 +217,15 @@ def draw_gates(
     "A uniform number and a direction for each image and operation."
     u, side = uniforms(x, 2 * n, generator).T.to(x.dtype).chunk(2, dim=1)
     return u, (side < 0.5).to(x.dtype) * 2 - 1
+
+
+def check_which(which: Tensor, x: Tensor, l: int) -> None:
+    "ValueError unless it is a sub-policy for each image, or one for all."
+    shape = tuple(which.shape) if isinstance(which, Tensor) else type(which).__name__
+    if shape not in ((len(x),), (1,)):
+        raise ValueError(f"which must be a tensor [{len(x)}], the sub-policy of each image, got {shape}")
+    if len(x) and not (-l <= which.min() and which.max() < l):
+        raise ValueError(f"which must lie in 0..{l - 1}, the numbers of the sub-policies, got {which.tolist()}")
 
 
 def check_policy(
@@ -283,6 +293,10 @@ class FixedPolicy:
     "A policy with one operation a stage: plain data that prints, saves and loads."
     subpolicies: tuple[tuple[Step, ...], ...]  # L rows of K steps
 
+    def __post_init__(self):
+        if len(lengths := sorted({len(row) for row in self.subpolicies})) > 1:
+            raise ValueError(f"sub-policies must have the same number of stages, got {' and '.join(map(str, lengths))}")
+
     def __str__(self):
         return "\n".join(f"{i:2d}: " + " > ".join(map(str, row)) for i, row in enumerate(self.subpolicies))
 
@@ -300,6 +314,7 @@ class FixedPolicy:
         "The stages, one operation each."
         names = tuple(OPERATIONS)
         if which is None: which = draw_subpolicies(x, len(self.subpolicies), generator)
+        else: check_which(which, x, len(self.subpolicies))
         for stage in zip(*self.subpolicies):
             probs, magnitude = (
                 x.new_tensor([getattr(step, what) for step in stage])[which] for what in ("probability", "magnitude")
@@ -324,10 +339,7 @@ class FixedPolicy:
             )
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} holds no policy: {error}") from None
-        if not policy.subpolicies or len({len(row) for row in policy.subpolicies}) != 1:
-            raise ValueError(
-                f"{path} holds no policy: sub-policies must have the same number of stages, and there must be one"
-            )
+        if not policy.subpolicies: raise ValueError(f"{path} holds no policy: there must be at least one sub-policy")
         return policy
 
 # %% ../nbs/40_epm.ipynb #020d71e2
@@ -418,9 +430,10 @@ class SearchRecipe:
         return super().__new__(cls)
 
     def __post_init__(self):
-        for key in ("epochs", "lr", "critic_lr", "critic_steps", "window"):
-            value = getattr(self, key)
-            if value is not None and not value > 0: raise ValueError(f"{key} must be positive, got {value}")
+        for key in ("lr", "critic_lr"):
+            if not getattr(self, key) > 0: raise ValueError(f"{key} must be positive, got {getattr(self, key)}")
+        for key in ("epochs", "batch", "critic_steps", "window"):
+            if (value := getattr(self, key)) is not None: check_count(value, key)
         if self.batch < 2 or self.batch % 2:
             raise ValueError(f"batch must be even (half is perturbed, half stays clean), got {self.batch}")
 
@@ -520,7 +533,7 @@ class Search:
 
 # %% ../nbs/40_epm.ipynb #253d907f
 def epoch_batches(
-    x: Tensor,  # all images, uint8
+    x: Tensor,  # all images, uint8 or float
     y: Tensor,  # their labels
     half: int,  # images to perturb, and to stay clean, at a time
     generator: torch.Generator,
@@ -568,7 +581,8 @@ def search(
     policy = (Policy(generator=generator) if policy is None else policy).to(device)
     if critic is None: critic = Critic(len(data.classes), data.x.shape[1], seed=derive_seed(seed, "critic"))
     critic = critic.to(device)
-    x, y, found = data.x.to(device), data.y.to(device), Search(policy, critic, snapshots=[data.x[:watch]])
+    x, y = data.x.to(device), data.y.to(device)
+    found = Search(policy, critic, snapshots=[as_bytes(to_unit(data.x[:watch]))])
     optimizers = tuple(
         torch.optim.Adam(side.parameters(), lr, recipe.betas)
         for side, lr in ((policy, recipe.lr), (critic, recipe.critic_lr))
@@ -588,9 +602,9 @@ def search(
 @torch.no_grad()
 def look(policy: Policy, x: Tensor, seed: int) -> Tensor:  # uint8, on the CPU
     "What a policy does to a few images, always with the same draws."
-    return (
-        (policy(to_unit(x), torch.Generator().manual_seed(derive_seed(seed, "look"))) * 255)
-        .round()
-        .to(torch.uint8)
-        .cpu()
-    )
+    return as_bytes(policy(to_unit(x), torch.Generator().manual_seed(derive_seed(seed, "look"))))
+
+
+def as_bytes(x: Tensor) -> Tensor:  # images in [0,1] -> uint8, on the CPU
+    "The nearest grey levels."
+    return (x * 255).round().to(torch.uint8).cpu()

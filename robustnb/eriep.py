@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REDUCTIONS', 'REFERENCE_INITS', 'REFERENCE_MODES', 'READINGS', 'EPM_UPDATES', 'EPM_MODES', 'final_loss', 'redraw',
            'reference_of', 'synchronise', 'hardened', 'check_choices', 'TwoModels', 'gradient_cosine', 'ERIEP',
-           'Result', 'search_of', 'eriep']
+           'Result', 'kept_search', 'search_of', 'eriep']
 
 # %% ../nbs/41_eriep.ipynb #989f602e
 import copy
@@ -35,6 +35,7 @@ def final_loss(
     reduction: str = "batch",  # batch: gap of the means | sample: mean of the gaps
 ) -> Tensor:  # []
     "Clean loss and its distance from the perturbed one (ERIEP, eq. 9)."
+    if reduction not in REDUCTIONS: raise ValueError(nearest(reduction, REDUCTIONS, "reduction"))
     if reduction == "batch": return clean.mean() + alpha * (clean.mean() - perturbed.mean()).abs()
     return (clean + alpha * (clean - perturbed).abs()).mean()
 
@@ -61,6 +62,8 @@ def reference_of(
     generator: torch.Generator | None = None,  # source of the random weights; None: torch's default
 ) -> nn.Module:  # R, without gradients of its own
     "A second model of the same architecture that changes only when it is synchronised."
+    if init not in REFERENCE_INITS: raise ValueError(nearest(init, REFERENCE_INITS, "reference_init"))
+    if mode not in REFERENCE_MODES: raise ValueError(nearest(mode, REFERENCE_MODES, "reference_mode"))
     twin = copy.deepcopy(model)
     if init == "random": redraw(twin, generator)
     for module in twin.modules():
@@ -110,9 +113,9 @@ def check_choices(s: "ERIEP"):
         ("discretise", ("top1", "sample")),
     ):
         if getattr(s, what) not in options: raise ValueError(nearest(getattr(s, what), options, what))
-    if s.alpha < 0: raise ValueError(f"alpha is the weight of a distance, >= 0, got {s.alpha}")
-    if s.sync_every is not None and s.sync_every < 1:
-        raise ValueError(f"sync_every counts iterations, at least 1, got {s.sync_every}")
+    if not s.alpha >= 0: raise ValueError(f"alpha is the weight of a distance, >= 0, got {s.alpha}")
+    if s.sync_every is not None and (s.sync_every < 1 or s.sync_every % 1):
+        raise ValueError(f"sync_every counts iterations, a whole number, at least 1, got {s.sync_every}")
     if s.reading != "standard" and not callable(s.given):
         raise ValueError(f"reading={s.reading!r} needs a policy, got {s.given!r}")
     if s.learns and not isinstance(s.given, Policy):
@@ -230,6 +233,8 @@ class ERIEP(TwoModels):
 
     def paired(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         "Equation 9 in its two readings."
+        if self.reference is None and (self.learns or self.reading == "literal"):
+            raise ValueError("there is no reference yet: `fit` makes it, or give epm_update='frozen' to 'through_n'")
         logits, changed = model(x), self.perturb(x)
         clean = gathered(F.cross_entropy(logits, y, reduction="none"))
         if self.reference is not None: judged = gathered(F.cross_entropy(self.reference(changed), y, reduction="none"))
@@ -263,6 +268,16 @@ class Result:
     search: Search | None  # of the first stage; None: a policy was given
 
 # %% ../nbs/41_eriep.ipynb #eda5e285
+def kept_search(path: Path, device: str | torch.device | None) -> dict:
+    "What `search_of` has kept in a file. ValueError where it is damaged or another file."
+    try: kept = torch.load(path, map_location=device or "cpu", weights_only=True)
+    except MemoryError: raise
+    except Exception: kept = None  # a damaged file may be anything to those who read it
+    if not isinstance(kept, dict) or not kept.keys() >= {"of", "policy", "critic", "rows", "snapshots", "stopped"}:
+        raise ValueError(f"{path} keeps no search, or is damaged: name another checkpoint or delete it")
+    return kept
+
+
 def search_of(
     path: Path | None,  # where it is kept; None: nowhere
     data: ImageSet,
@@ -283,7 +298,7 @@ def search_of(
         }
         if path is not None: atomic_write(path, lambda part: torch.save(content, part))
         return found
-    kept = torch.load(path, map_location=options["device"] or "cpu", weights_only=True)
+    kept = kept_search(path, options.get("device"))
     if kept["of"] != of:
         raise ValueError(
             f"{path} keeps the search of other images, settings or another seed: name another checkpoint or delete it"

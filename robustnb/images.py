@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .basics import nearest
+from .basics import check_count, nearest
 
 # %% ../nbs/01_images.ipynb #94634d10
 ROUNDING = 1e-3  # resizing may leave [0,1] by so much
@@ -73,6 +73,7 @@ class ImageSet:
                 f"{self.name}: labels must lie in 0..{len(self.classes) - 1}, these span"
                 f" {int(self.y.min())}..{int(self.y.max())}"
             )
+        object.__setattr__(self, "classes", tuple(self.classes))  # a list could be changed, and has another fingerprint
         check_unit(self.x, self.name)
         object.__setattr__(self, "x", clipped(self.x))
         # data, and no variable: a training would leave its gradient in the caller's images
@@ -111,8 +112,9 @@ def balanced(
     generator: torch.Generator | None = None,  # which images; None: the first of each class
 ) -> ImageSet:  # in the order of the set
     "Equally many images of each class."
+    n = check_count(n, "n (images wanted)", least=0)
     order = torch.arange(len(data)) if generator is None else torch.randperm(len(data), generator=generator)
-    each, labels = n // len(data.classes), data.y[order]
+    each, labels = n // max(len(data.classes), 1), data.y.cpu()[order]
     chosen = [order[labels == c][:each] for c in range(len(data.classes))]
     short = [data.classes[c] for c, index in enumerate(chosen) if len(index) < each]
     if short:
@@ -158,6 +160,10 @@ def sample(
 
 # %% ../nbs/01_images.ipynb #0ba162f0
 def central(data: ImageSet, size: int = 224) -> ImageSet:
-    "The middle of each image."
-    edge = (data.x.shape[-1] - size) // 2
-    return ImageSet(data.x[..., edge:edge + size, edge:edge + size], data.y, data.classes, data.name)
+    "The middle of each image, a square."
+    height, width = data.x.shape[-2:]
+    if not 1 <= size <= min(height, width):
+        raise ValueError(f"{data.name}: the middle {size} pixels of images of {height} x {width} are none; give 1 to"
+                         f" {min(height, width)}")
+    top, left = (height - size) // 2, (width - size) // 2
+    return ImageSet(data.x[..., top:top + size, left:left + size], data.y, data.classes, data.name)

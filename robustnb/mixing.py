@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import seeded
+from .layers import head_outputs, seeded
 from .training import Loss, Objective, TrainingRun
 
 # %% ../nbs/47a_mixing.ipynb #5f9e2b1f
@@ -44,15 +44,20 @@ class Mixed(Objective):
         "One batch, mixed with itself."
         generator = generator or torch.Generator().manual_seed(0)
         drawn = torch.randint(2**53, (2,), generator=generator, device=generator.device).tolist()
-        if drawn[1] >= self.share * 2**53 or len(x) < 2: return x, F.one_hot(y, classes).to(x.dtype)
+        kind = x.dtype if x.is_floating_point() else torch.float32  # bytes could not hold a share
+        if drawn[1] >= self.share * 2**53 or len(x) < 2: return x, F.one_hot(y, classes).to(kind)
         if self.made[0] != classes: self.made = classes, self.transform(classes)  # making one takes as long as using it
         with seeded(drawn[0]): mixed, target = self.made[1](x, y)
-        return mixed, target.to(x.dtype)
+        return mixed, target.to(kind)
 
     def before_fit(self, run: TrainingRun): self.classes = len(run.data.classes)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
-        mixed, target = self.mix(x, y, getattr(self, "classes", None) or model.head.out_features, self.generator)
+        classes = getattr(self, "classes", None) or head_outputs(model)
+        if classes is None:
+            raise ValueError(f"{type(model).__name__} has no head that tells the number of classes: let `fit` tell it,"
+                             " or set `classes`")
+        mixed, target = self.mix(x, y, classes, self.generator)
         logits = model(mixed)
         if logits.shape[1] <= int(y.max()):
             raise ValueError(f"the model gives {logits.shape[1]} outputs, the labels go up to {int(y.max())}")

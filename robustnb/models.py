@@ -40,6 +40,7 @@ class Wrapped(Classifier):
     ):
         linear = [name for name, module in body.named_modules() if isinstance(module, nn.Linear)]
         if not linear: raise ValueError(f"{type(body).__name__} has no linear layer that could be the head")
+        if linear == [""]: raise ValueError("a single linear layer leaves no body; wrap nn.Sequential(nn.Flatten(), it)")
         parent, _, name = linear[-1].rpartition(".")
         head = body.get_submodule(linear[-1])
         setattr(body.get_submodule(parent), name, nn.Identity())
@@ -264,7 +265,8 @@ def check_shapes(state: dict[str, Tensor], own: dict[str, Tensor], path: str | P
         f"{path} holds weights of other shapes: "
         + "; ".join(f"{k} is {list(state[k].shape)}, the network has {list(own[k].shape)}" for k in wrong[:3])
     )
-    if all(k.startswith("head.") for k in wrong): error.classes = state["head.weight"].shape[0]
+    if "head.weight" in wrong and set(wrong) <= {"head.weight", "head.bias"}:
+        error.classes = state["head.weight"].shape[0]
     raise error
 
 # %% ../nbs/24_models.ipynb #67171130

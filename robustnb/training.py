@@ -8,8 +8,8 @@ __all__ = ['RECIPE_CHOICES', 'BUCKET', 'FOREIGN', 'Loss', 'Objective', 'CrossEnt
            'Diverged', 'Meter', 'History', 'converged', 'TrainingRun', 'make_accelerator', 'loss_told', 'backward',
            'buckets', 'sum_gradients', 'gathered', 'update', 'check_loss', 'train_epoch', 'content_name', 'memory',
            'remembered', 'recall', 'training_identity', 'save_checkpoint', 'read_checkpoint', 'restore', 'predict',
-           'accuracy', 'check_labels', 'prepare_training', 'repeatable', 'average_buffers', 'run_epochs',
-           'takes_channels_last', 'fit']
+           'accuracy', 'check_labels', 'prepare_training', 'free_as_before', 'repeatable', 'average_buffers',
+           'run_epochs', 'takes_channels_last', 'fit']
 
 # %% ../nbs/30_training.ipynb #85cc9945
 import errno
@@ -19,7 +19,7 @@ import math
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -84,6 +84,11 @@ class CrossEntropy(Objective):
     def __init__(self, label_smoothing: float = 0.0):  # share of the target spread over all classes, in [0,1)
         self.label_smoothing = label_smoothing
 
+    @property
+    def name(self) -> str:
+        smoothing = getattr(self, "label_smoothing", 0.0)
+        return type(self).__name__ + (f"(label_smoothing={smoothing})" if smoothing else "")
+
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
         logits = model(x)
         return Loss(F.cross_entropy(logits, y, label_smoothing=self.label_smoothing), logits=logits)
@@ -96,7 +101,7 @@ RECIPE_CHOICES = {
 
 
 def check_recipe(recipe: "Recipe"):
-    "ValueError where a setting has a value that it cannot have."
+    "ValueError where a setting has a value that it cannot have; milestones become a tuple."
     for key, options in RECIPE_CHOICES.items():
         if getattr(recipe, key) not in options: raise ValueError(nearest(getattr(recipe, key), options, what=key))
     for key in ("epochs", "batch", "accumulate", "patience"):
@@ -108,6 +113,11 @@ def check_recipe(recipe: "Recipe"):
     if not recipe.weight_decay >= 0: raise ValueError(f"weight_decay must be >= 0, got {recipe.weight_decay}")
     if not 0 <= recipe.warmup < recipe.epochs:
         raise ValueError(f"warmup must be shorter than the {recipe.epochs} epochs, got {recipe.warmup}")
+    if recipe.augment is not None and not callable(recipe.augment):
+        raise ValueError(f"augment is a function of a batch and a generator, such as crop_flip, got {recipe.augment!r}")
+    if isinstance(recipe.milestones, str) or not isinstance(recipe.milestones, Iterable):
+        raise ValueError(f"milestones are epochs, such as (30, 60); a single one is (30,), got {recipe.milestones!r}")
+    object.__setattr__(recipe, "milestones", tuple(recipe.milestones))  # a list could not be hashed
     if recipe.milestones and recipe.schedule != "step":
         raise ValueError(f"milestones belong to schedule='step', not to {recipe.schedule!r}")
 
@@ -337,7 +347,9 @@ class TrainingRun:
         "Set all sources of randomness for this point of the training."
         place = derive_seed(self.seed, *what, 0 if alike else self.accelerator.process_index)
         self.generator.manual_seed(place)
-        torch.manual_seed(place)
+        # torch.manual_seed would also reach graphics cards, whose state is put back only after their own trainings
+        start = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
+        start(place)
 
 # %% ../nbs/30_training.ipynb #a03e60a6
 def make_accelerator(
@@ -696,8 +708,10 @@ def restore(run: TrainingRun, saved: dict, path: Path):
             f"the checkpoint {path} belongs to another training ({'; '.join(changed)}): name another file or delete"
             " this one"
         )
+    own = {key: value.clone() if isinstance(value, Tensor) else value for key, value in run.model.state_dict().items()}
     try: run.model.load_state_dict(saved["model"])
     except RuntimeError as error:
+        run.model.load_state_dict(own)  # PyTorch copies what fits before it refuses the rest
         raise ValueError(
             f"the checkpoint {path} is of another network ({' '.join(str(error).split())[:200]} ...): name another file"
             " or delete this one"
@@ -734,6 +748,7 @@ def accuracy(
     batch: int = 250,  # images at a time
 ) -> float:  # share of images classified right, in [0,1]
     "Accuracy in evaluation mode."
+    if not len(data): raise ValueError(f"{data.name} holds no image to measure the accuracy on")
     logits = predict(model, data, batch)
     if bad := int((~logits.isfinite().all(1)).sum()):
         raise ValueError(
@@ -778,6 +793,17 @@ def prepare_training(run: TrainingRun):
     run.buckets, run.start = buckets(run.parameters), memory(run.objective)
     run.optimizer = make_optimizer(run.recipe, groups)
     if run.accelerator.scaler: run.optimizer = run.accelerator.prepare_optimizer(run.optimizer, device_placement=False)
+
+
+@contextmanager
+def free_as_before(model: nn.Module) -> Iterator[None]:
+    "Where a training fails, parameters and stages of its model are as free as they were; objectives freeze some."
+    flags, frozen = [(p, p.requires_grad) for p in model.parameters()], getattr(model, "frozen", None)
+    try: yield
+    except BaseException:
+        for p, flag in flags: p.requires_grad_(flag)
+        if frozen is not None: model.frozen = frozen
+        raise
 
 
 @contextmanager
@@ -846,6 +872,8 @@ def fit(
         raise ValueError(
             f"checkpoint_every={checkpoint_every}: a number of steps, at least 1, for which `checkpoint` names the file"
         )
+    if validation is not None and not len(validation):
+        raise ValueError(f"{validation.name} holds no image to validate on; validation=None measures nothing")
     check_module(model)
     accelerator = make_accelerator(recipe.precision, device)
     place = torch.device(device) if device is not None and accelerator.num_processes == 1 else accelerator.device
@@ -857,7 +885,7 @@ def fit(
         model, objective, recipe, data, seed, accelerator, place, data.x.to(place), data.y.to(place),
         torch.Generator(place), path=path, every=checkpoint_every,
     )
-    with private_randomness(place), repeatable(recipe.deterministic):
+    with private_randomness(place), repeatable(recipe.deterministic), free_as_before(model):
         prepare_training(run)
         saved = read_checkpoint(path, place) if path else None
         if saved:
