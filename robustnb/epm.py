@@ -194,8 +194,8 @@ class Policy(Tables):
 
     def stages(self, x: Tensor, generator: torch.Generator | None, which: Tensor | None) -> Tensor:
         "The K soft stages, one after the other."
+        check_which(which, x, len(self.weights))
         if which is None: which = draw_subpolicies(x, len(self.weights), generator)
-        else: check_which(which, x, len(self.weights))
         choice, probs, magnitude = (table.to(x.dtype)[which] for table in (self.choice, self.probs, self.magnitude))
         for stage in range(choice.shape[1]):
             u, sign = draw_gates(x, len(self.operations), generator)
@@ -219,8 +219,9 @@ def draw_gates(
     return u, (side < 0.5).to(x.dtype) * 2 - 1
 
 
-def check_which(which: Tensor, x: Tensor, l: int) -> None:
-    "ValueError unless it is a sub-policy for each image, or one for all."
+def check_which(which: Tensor | None, x: Tensor, l: int) -> None:
+    "ValueError unless it is a sub-policy for each image, or one for all, or is still to be drawn."
+    if which is None: return
     shape = tuple(which.shape) if isinstance(which, Tensor) else type(which).__name__
     if shape not in ((len(x),), (1,)):
         raise ValueError(f"which must be a tensor [{len(x)}], the sub-policy of each image, got {shape}")
@@ -313,8 +314,8 @@ class FixedPolicy:
     def stages(self, x: Tensor, generator: torch.Generator | None, which: Tensor | None) -> Tensor:
         "The stages, one operation each."
         names = tuple(OPERATIONS)
+        check_which(which, x, len(self.subpolicies))
         if which is None: which = draw_subpolicies(x, len(self.subpolicies), generator)
-        else: check_which(which, x, len(self.subpolicies))
         for stage in zip(*self.subpolicies):
             probs, magnitude = (
                 x.new_tensor([getattr(step, what) for step in stage])[which] for what in ("probability", "magnitude")
@@ -339,7 +340,10 @@ class FixedPolicy:
             )
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} holds no policy: {error}") from None
-        if not policy.subpolicies: raise ValueError(f"{path} holds no policy: there must be at least one sub-policy")
+        if not policy.subpolicies or len({len(row) for row in policy.subpolicies}) != 1:
+            raise ValueError(
+                f"{path} holds no policy: sub-policies must have the same number of stages, and there must be one"
+            )
         return policy
 
 # %% ../nbs/40_epm.ipynb #020d71e2

@@ -82,11 +82,11 @@ class CrossEntropy(Objective):
     "Mean cross-entropy of the labels."
 
     def __init__(self, label_smoothing: float = 0.0):  # share of the target spread over all classes, in [0,1)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = self.begun_with = label_smoothing  # a schedule may change the first, the name stays
 
     @property
     def name(self) -> str:
-        smoothing = getattr(self, "label_smoothing", 0.0)
+        smoothing = getattr(self, "begun_with", 0.0)
         return type(self).__name__ + (f"(label_smoothing={smoothing})" if smoothing else "")
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Loss:
