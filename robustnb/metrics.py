@@ -194,15 +194,6 @@ def corruption_errors(
     "The corruption error of each corruption; their mean is the mCE."
     for name in errors:
         if name not in baseline: raise ValueError(nearest(name, baseline, "corruption of the baseline"))
-    if (clean is None) != (baseline_clean is None):
-        raise ValueError(
-            "relative errors need both clean and baseline_clean, got only "
-            + ("baseline_clean" if clean is None else "clean")
-        )
-    taken, taken_base = (0.0, 0.0) if clean is None else (clean, baseline_clean)
-    if nothing := [name for name in errors if np.any(baseline[name] - taken_base == 0)]:
-        raise ValueError(
-            f"the baseline {'makes no error' if clean is None else 'loses nothing'} on {', '.join(nothing)}, so no"
-            " corruption error can be measured by it; leave these out, or take another baseline"
-        )
+    taken = 0.0 if clean is None else clean
+    taken_base = 0.0 if baseline_clean is None else baseline_clean
     return {name: (error - taken) / (baseline[name] - taken_base) for name, error in errors.items()}
