@@ -757,7 +757,9 @@ def published_rows(published, corruptions: str, severities: str, subset: str) ->
 
     if FORMS[published.form].layout not in ("arrays", "severities"):
         if severities:
-            raise ChoiceError(f"{published.name} has no severities, each condition is there once; leave --severities out")
+            raise ChoiceError(
+                f"{published.name} has no severities, each condition is there once; leave --severities out"
+            )
         names = [word.strip() for word in corruptions.split(",")] if corruptions else []
         for name in names: check_choice(name, tuple(n for n, _ in published.rows), "condition of this set")
         return [row for row in published.rows if not names or row[0] in names]

@@ -40,7 +40,8 @@ class Wrapped(Classifier):
     ):
         linear = [name for name, module in body.named_modules() if isinstance(module, nn.Linear)]
         if not linear: raise ValueError(f"{type(body).__name__} has no linear layer that could be the head")
-        if linear == [""]: raise ValueError("a single linear layer leaves no body; wrap nn.Sequential(nn.Flatten(), it)")
+        if linear == [""]:
+            raise ValueError("a single linear layer leaves no body; wrap nn.Sequential(nn.Flatten(), it)")
         parent, _, name = linear[-1].rpartition(".")
         head = body.get_submodule(linear[-1])
         setattr(body.get_submodule(parent), name, nn.Identity())
