@@ -1735,7 +1735,9 @@ def check_data(
             show_default=False
         )
     ] = None,
-    images: Annotated[int, typer.Option(help="So many of each condition", min=1)] = 200,
+    images: Annotated[
+        int | None, typer.Option(help="So many of each condition [default: 200]", min=1, show_default=False)
+    ] = None,
     benchmark: Annotated[
         str | None, typer.Option(help="Whose constants [default: the set's]", show_default=False)
     ] = None,
@@ -1743,7 +1745,10 @@ def check_data(
 ) -> None:
     """Read the sets that are there and compare them with the published content; nothing is fetched.
     With a path: compare a published corrupted set with our corruptions."""
-    if path is not None: return check_published(path, clean, images, benchmark, data_dir)
+    if path is not None: return check_published(path, clean, images or 200, benchmark, data_dir)
+    given = {"--clean": clean, "--images": images, "--benchmark": benchmark}
+    idle = [option for option, value in given.items() if value is not None]
+    if idle: raise ChoiceError(f"{', '.join(idle)} compare a published set: name its folder, as in data check CIFAR-10-C")
     from robustnb.data import verify
     from robustnb.formats import READERS, DataError
 

@@ -108,7 +108,7 @@ def withholding_summary(
     found = found or withheld(answers, coverage, resamples, seed)
     clean = [i for i, row in enumerate(answers.rows) if row == ("clean", 0)]
     kinds = {"clean": clean, "corrupted": [i for i in range(len(answers.rows)) if i not in clean]}
-    names = ("AURC", f"accuracy at {coverage:.0%} coverage")
+    names = ("AURC", f"accuracy at {100 * coverage:g}% coverage")
     rows = [
         (f"{name}, {kind}", *interval(values[places].mean(0), level))
         for name, values in zip(names, found)

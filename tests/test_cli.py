@@ -287,6 +287,8 @@ EVALUATE = ("evaluate", "lenet5", "digits")
     )),
     ((*EVALUATE, "--out="), "--out was given nothing"), (("corrupt", "", "--out", "x"), "the word after corrupt is nothing"),
     (("records", "list", "--records", ""), "--records was given nothing"), (("data", "check", ""), "after check is nothing"),
+    *((("data", "check", option, given), f"{option} compare a published set") for option, given in (
+        ("--clean", "digits"), ("--images", 200), ("--benchmark", "cifar10-c"))),
     (("rerun", "--seeds", ""), "--seeds was given nothing"), (("",), "the word after robustnb is nothing"),
     *(((*words.split(), "--records", "nsb"), "no such folder 'nsb'; did you mean 'nbs'?") for words in (
         "list", "claims", "records list", "records promote")),

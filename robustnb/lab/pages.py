@@ -18,6 +18,7 @@ import json
 import posixpath
 import re
 import tokenize
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -65,9 +66,11 @@ def code_cell(
 
 # %% ../../nbs/lab/41_pages.ipynb #ec929828
 def load_notebook(path: str | Path) -> dict:
-    "The notebook's JSON, the source of each cell one string."
-    notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-    for cell in notebook["cells"]: cell["source"] = "".join(cell["source"])
+    "The notebook's JSON, the source of each cell one string. ValueError for a file that is none, or cut off."
+    try:
+        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
+        for cell in notebook["cells"]: cell["source"] = "".join(cell["source"])
+    except (ValueError, KeyError, TypeError): raise ValueError(f"{path} is no notebook, or damaged") from None
     return notebook
 
 # %% ../../nbs/lab/41_pages.ipynb #37791e47
@@ -300,8 +303,9 @@ def find_run(
         path = Path(runs) / profile / page
         if failed_copy(path).is_file(): failed = failed or profile
         if not path.is_file(): continue
-        run = Executed(load_notebook(path), profile)
-        if run.finished: return run, failed
+        with suppress(ValueError):  # a damaged copy is a run that did not end
+            run = Executed(load_notebook(path), profile)
+            if run.finished: return run, failed
         failed = failed or profile
     return None, failed
 
