@@ -64,6 +64,18 @@ def test_a_notebook_lies_where_its_module_does():
         assert bool(module) == bool(re.match(r"\d", path.name)), f"{path}: a number goes with what is exported"
 
 
+def test_a_notebook_leaves_the_surroundings_as_they_were():
+    "Several are tested one after the other in one process; but for bars, no setting goes on to the next."
+    for path in (ROOT / "nbs").rglob("*.ipynb"):
+        cells = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+        own = [cell for cell in cells if not re.match(r"#\s*\|\s*export", cell)]
+        for line in "\n".join(own).splitlines():
+            set_here = re.search(r"os\.environ(\[[^]]*\](, os.*)? = |\.update\(|\.setdefault\()", line)
+            assert not set_here or re.findall(r"ROBUSTNB_\w+", line) == ["ROBUSTNB_PROGRESS"], f"{path}: {line}"
+        patched = set(re.findall(r"^(\w+) = mock\.patch\.dict\(os\.environ", "\n".join(own), re.M))
+        for name in patched: assert own[-2].count(f"{name}.stop()") == 1, f"{path}: {name} is not stopped at the end"
+
+
 def test_no_module_defines_a_name_twice():
     "The second definition would silently stand for the first."
     for path in (ROOT / "robustnb").rglob("*.py"):
