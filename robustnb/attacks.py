@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GENERATE_MODES', 'WIDTHS', 'NORMS', 'TINY', 'writes', 'borrowed', 'unanswered', 'check_values', 'check_outputs',
-           'check_logits', 'whole_labels', 'as_weights', 'length', 'unit', 'project', 'random_offset', 'check_ascent',
-           'check_gradient', 'ascend', 'check_differentiable', 'label_loss', 'pgd', 'fgsm', 'log_probabilities',
-           'softmax_entropy', 'raise_entropy', 'loss_sign', 'fgsm_at_distance']
+           'check_logits', 'whole_labels', 'as_weights', 'lent', 'length', 'unit', 'project', 'random_offset',
+           'check_ascent', 'check_gradient', 'ascend', 'check_differentiable', 'climbed', 'label_loss', 'pgd', 'fgsm',
+           'log_probabilities', 'softmax_entropy', 'raise_entropy', 'loss_sign', 'fgsm_at_distance']
 
 # %% ../nbs/16_attacks.ipynb #e6ae4111
 from collections.abc import Callable, Iterator, Sequence
@@ -128,6 +128,14 @@ def as_weights(
     weights = next((p for p in parts if p.is_floating_point() and p.ndim > 1), None)
     return x if weights is None or weights.dtype not in WIDTHS else x.to(weights.dtype)
 
+
+def lent(
+    x: Tensor,  # images, floats
+    model: Callable[[Tensor], Tensor],  # that they are for
+) -> Tensor:  # of the type of the model's weights, always a copy
+    "`as_weights` for a model that may write into its input."
+    return as_weights(x, model).clone()
+
 # %% ../nbs/16_attacks.ipynb #e5486b74
 NORMS = ("linf", "l2")
 TINY = 1e-30  # keeps a vanishing gradient from a division by zero
@@ -235,6 +243,17 @@ def check_differentiable(
         )
 
 
+def climbed(
+    answer: Callable[[Tensor], Tensor],  # the model, or a part of it
+    z: Tensor,  # images
+    model: Callable[[Tensor], Tensor],  # whose weights they are for
+) -> Tensor:  # what is answered; ValueError where it has no gradient towards the images
+    "An answer to climb."
+    found = answer(as_weights(z, model))
+    check_differentiable(z, found)
+    return found
+
+
 def label_loss(
     model: Callable[[Tensor], Tensor],  # images in [0,1] -> logits
     y: Tensor,  # labels, [B], of any whole type
@@ -316,10 +335,7 @@ def raise_entropy(
         )
     answer = model if of == "output" else model.embed
 
-    def objective(z: Tensor) -> Tensor:
-        found = answer(as_weights(z, model))
-        check_differentiable(z, found)
-        return softmax_entropy(found)
+    def objective(z: Tensor) -> Tensor: return softmax_entropy(climbed(answer, z, model))
 
     with borrowed(model, mode):
         return ascend(x, objective, eps, eps / 4 if step is None else step, steps, norm, random_start, generator)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks import as_weights, log_probabilities
+from .attacks import lent, log_probabilities
 from .basics import nearest
 from .layers import check_module, mode
 from .operations import OPERATIONS, SHIFT
@@ -470,7 +470,7 @@ def adapt_batchnorm(
         norm.running_var.lerp_(var.to(norm.running_var), weight)
 
     hooks = [norm.register_forward_pre_hook(blend) for norm in norms]
-    taken = as_weights(to_unit(x).to(norms[0].running_mean.device), adapted).clone()  # the model may write into it
+    taken = lent(to_unit(x).to(norms[0].running_mean.device), adapted)
     with mode(adapted, training=False): adapted(taken)
     for hook in hooks: hook.remove()
     return adapted

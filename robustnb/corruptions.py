@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BENCHMARKS', 'CORRUPTIONS', 'EXTRA', 'FAMILIES', 'FROST_SCALE', 'REGISTRY', 'OPERATIONS', 'BYTEWISE', 'CONTRIB',
            'PIECE', 'severity_table', 'Corruption', 'register', 'contributed', 'corruption_names', 'find_contributed',
-           'parameters', 'check_range', 'cut_to_bytes', 'corrupt', 'gallery', 'transform_class']
+           'parameters', 'check_range', 'operation_of', 'cut_to_bytes', 'corrupt', 'gallery', 'transform_class']
 
 # %% ../nbs/14_corruptions.ipynb #c08f9490
 import csv
@@ -68,7 +68,7 @@ def severity_table(
 class Corruption:
     "One corruption: what it does and how strongly at each severity."
     name: str  # as used in corrupt
-    operation: Callable[..., Tensor]  # (x, *parameters, generator=None) -> images of the same shape
+    operation: Callable[..., Tensor]  # (x, *parameters, generator=None) -> images of the same kind, in [0,1]
     severities: Mapping[str, Sequence[Sequence[float]]]  # benchmark -> parameters of severity 1, 2, ...
     family: str = "other"  # noise, blur, weather, digital or a name of yours
     exact: bool = False  # compute uint8 images in float64
@@ -153,6 +153,30 @@ def check_range(
         raise ValueError(f"images must lie in [0,1], got values from {low:.4g} to {high:.4g}; "
                          "corrupt before normalising, and divide bytes by 255 or pass them as uint8")
 
+# %% ../nbs/14_corruptions.ipynb #12b8e1d8
+def operation_of(
+    entry: Corruption,
+) -> Callable[..., Tensor]:  # ValueError where an operation that is not the package's gives no images of the same kind
+    "What a corruption does to images."
+    if entry.operation in OPERATIONS: return entry.operation
+
+    def kind(x: object) -> str:
+        if not isinstance(x, Tensor): return f"a {type(x).__name__}"
+        return f"{'float' if x.is_floating_point() else str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+
+    def operation(x: Tensor, *values: float, generator: torch.Generator | None) -> Tensor:
+        made = entry.operation(x.clone(), *values, generator=generator)
+        if kind(made) != kind(x):
+            raise ValueError(f"corruption {entry.name!r} got images {kind(x)}, must give such, gave {kind(made)}")
+        if not made.is_floating_point(): return made
+        low, high = (float(v) for v in torch.aminmax(made.detach()))
+        if not (low >= -1e-3 and high <= 1 + 1e-3):
+            told = f"gave values from {low:.4g} to {high:.4g}; clamp them there"
+            raise ValueError(f"corruption {entry.name!r} must give images in [0,1], {told}")
+        return made
+
+    return operation
+
 # %% ../nbs/14_corruptions.ipynb #766a0e7a
 PIECE = 1 << 20  # samples worked on at once on a CPU
 torch.empty(31 << 20, dtype=torch.uint8)  # dropped at once: raises the allocator's threshold, see above
@@ -174,12 +198,13 @@ def corrupt(
 ) -> Tensor:  # [B,C,H,W], same dtype, shape and device
     "Corrupt a batch of images as a benchmark does; each image gets its own draw."
     values, entry, generator = parameters(name, severity, benchmark), REGISTRY[name], own_stream(generator)
+    operation = operation_of(entry)
     bytes_in = isinstance(x, Tensor) and x.dtype == torch.uint8
     check_images(x if not bytes_in else x[:0].float())
     if not x.numel():
         return x.clone()
     if bytes_in and entry.bytewise:
-        return entry.operation(x, *values, generator=generator)
+        return operation(x, *values, generator=generator)
     if not bytes_in:
         check_range(x)
     work = (
@@ -189,7 +214,7 @@ def corrupt(
     pieces = []
     for piece in x.split(size):
         piece = piece.to(work).div_(255) if bytes_in else piece.to(work)
-        piece = entry.operation(piece, *values, generator=generator)
+        piece = operation(piece, *values, generator=generator)
         pieces.append(cut_to_bytes(piece) if bytes_in else piece.to(x.dtype))
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks import as_weights, softmax_entropy
+from .attacks import lent, softmax_entropy
 from .basics import check_count, nearest
 from .contrastive import check_embeds, embedding_width
 from .corruptions import corrupt
@@ -339,7 +339,7 @@ def features(
     check_count(batch, "batch")
     x, device = unlabelled(data).x, next(model.parameters()).device
     with mode(model, training=False), torch.no_grad():
-        taken = (as_weights(to_unit(piece.to(device)), model).clone() for piece in x.split(batch))
+        taken = (lent(to_unit(piece.to(device)), model) for piece in x.split(batch))
         return torch.cat([model.embed(piece).float().cpu() for piece in taken])
 
 
@@ -412,7 +412,7 @@ def tent(
     adapted, x = copy.deepcopy(model), unlabelled(target).x.clone()  # what was made under inference has no gradient
     if len(x) < 2: raise ValueError(f"a batch has no variance with {len(x)} images; give at least 2")
     norms, device = batch_norms(adapted), next(model.parameters()).device
-    taken = lambda piece: as_weights(to_unit(piece.to(device)), adapted).clone()  # it may write into them
+    taken = lambda piece: lent(to_unit(piece.to(device)), adapted)
     pieces, affine = x.tensor_split(max(1, len(x) // batch)), [p for norm in norms for p in (norm.weight, norm.bias)]
     free, optimizer, steps = [p.requires_grad for p in affine], torch.optim.Adam(affine, lr), pieces * passes
     for p in affine: p.requires_grad_(True)

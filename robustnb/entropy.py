@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks import as_weights, borrowed, softmax_entropy
+from .attacks import borrowed, lent, softmax_entropy
 from .basics import check_count, nearest, progress
 from .images import ImageSet
 from .layers import Classifier
@@ -98,7 +98,7 @@ def layer_entropy(
     with borrowed(model, mode), torch.no_grad():
         for piece in x.split(batch):
             with watching(modules, lambda a: activation_entropy(a, over, normalized)) as seen:
-                taken = as_weights(to_unit(piece.to(device)), model).clone()  # the model may write into its input
+                taken = lent(to_unit(piece.to(device)), model)
                 output = activation_entropy(model(taken), "all", normalized)
             silent = [name for name, calls in seen.items() if not calls]
             if silent: raise ValueError(f"the forward pass never calls {', '.join(silent)}; watch other layers")

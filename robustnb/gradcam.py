@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attacks import as_weights, borrowed
+from .attacks import borrowed, lent
 from .blur import gaussian_blur
 from .basics import check_count, nearest, progress
 from .layers import Classifier
@@ -37,7 +37,7 @@ def map_layers(
         if learned and isinstance(output, Tensor) and output.ndim == 4: found[name] = tuple(output.shape[1:])
     handles = [module.register_forward_hook(partial(note, name)) for name, module in model.named_modules() if name]
     try:
-        with borrowed(model), torch.no_grad(): model(as_weights(x[:1], model).clone())  # it may write into them
+        with borrowed(model), torch.no_grad(): model(lent(x[:1], model))
     finally:
         for handle in handles: handle.remove()
     return found
@@ -98,7 +98,7 @@ def class_map(
 
     with torch.inference_mode(False):  # what was made under it cannot take part in a gradient
         target = None if target is None else target.clone()
-        maps = LayerGradCam(score, layer).attribute(as_weights(x.detach(), model).clone())
+        maps = LayerGradCam(score, layer).attribute(lent(x.detach(), model))
     return maps[:, 0].detach(), guesses[-1]
 
 # %% ../nbs/53_gradcam.ipynb #3ea34720

@@ -24,7 +24,7 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from .attacks import as_weights, check_values, whole_labels
+from .attacks import check_values, lent, whole_labels
 from .basics import check_count, nearest, progress
 from .images import ImageSet, check_unit
 from .layers import check_module, mode, sampling_dropout
@@ -45,7 +45,7 @@ def sampled(
     if not len(x): raise ValueError("there are no images to ask about")
     device = next(model.parameters()).device
     with torch.no_grad():
-        taken = lambda piece: as_weights(to_unit(piece.to(device)), model).clone()  # the model may write into its input
+        taken = lambda piece: lent(to_unit(piece.to(device)), model)
         asked = lambda piece: model(taken(piece)).float().cpu()
         passes = [torch.cat([asked(piece) for piece in x.split(batch)])
                   for _ in (progress(range(samples), "passes") if show else range(samples))]
@@ -92,7 +92,7 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [B,C,H,W] in [0,1] -> log-probabilities [B,K]
         answers = []
         for model in self.models:
-            with mode(model, training=False): logits = model(as_weights(x, model).clone())  # it may write into them
+            with mode(model, training=False): logits = model(lent(x, model))
             if not (self.looked or torch.compiler.is_compiling()): check_values(logits)  # at the first images alone
             answers.append(logits.float().log_softmax(1))
         self.looked = True
@@ -120,7 +120,7 @@ def features_and_logits(
     (name, head), caught = last_linear(model), []
     hook = head.register_forward_hook(lambda module, inputs, output: caught.append((inputs[0], output)))
     try:
-        with mode(model, training=False): out = model(as_weights(x, model).clone())  # it may write into them
+        with mode(model, training=False): out = model(lent(x, model))
     finally: hook.remove()
     if len(caught) != 1 or caught[0][1] is not out:
         raise ValueError(f"the answer of {type(model).__name__} is not what its linear layer {name!r} gives: "

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from .attacks import (NORMS, as_weights, ascend, borrowed, check_ascent, check_differentiable, check_gradient,
+from .attacks import (NORMS, as_weights, ascend, borrowed, check_ascent, check_differentiable, check_gradient, climbed,
                               check_logits, check_outputs, label_loss, pgd, project, random_offset, unanswered,
                               unit, whole_labels)
 from .basics import check_count, nearest
@@ -53,12 +53,7 @@ def loss_of(
     if loss not in LOSSES: raise ValueError(nearest(loss, LOSSES, "loss"))
     if loss == "ce": return label_loss(model, y)
 
-    def objective(z: Tensor) -> Tensor:
-        logits = model(as_weights(z, model))
-        check_differentiable(z, logits)
-        return LOSSES[loss](logits, y)
-
-    return objective
+    return lambda z: LOSSES[loss](climbed(model, z, model), y)
 
 # %% ../nbs/16a_worst_case.ipynb #51f23dca
 def checkpoints(
