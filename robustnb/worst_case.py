@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from .attacks import (NORMS, as_weights, ascend, borrowed, check_ascent, check_differentiable, check_gradient, climbed,
-                              check_logits, check_outputs, label_loss, pgd, project, random_offset, unanswered,
-                              unit, whole_labels)
+from .attacks import (NORMS, as_weights, ascend, borrowed, check_ascent, check_differentiable,
+                              check_gradient, climbed, check_logits, check_outputs, label_loss, pgd, project,
+                              random_offset, unanswered, unit, whole_labels)
 from .basics import check_count, nearest
 from .basics import progress as progress_bar
 from .images import ImageSet
