@@ -234,11 +234,11 @@ def check_parameters(parameters: dict[str, Any], chosen: list[Notebook]) -> None
 def store_state(
     store: Store,  # all records that a page may show
     experiments: list[str],  # names; "*": all
-    profile: str,  # rougher records than these are not shown
+    profile: str,  # of the page; it may fall back on rougher records, and on those of smoke only if it is smoke
 ) -> str:  # 16 hexadecimal digits
     "Hash of which records there are."
     names = store.experiments() if "*" in experiments else sorted(experiments)
-    shown = PROFILES[PROFILES.index(profile):]
+    shown = PROFILES[profile != PROFILES[0]:]
     return digest(
         *sorted(f"{r.key} {r.profile} {r.time}" for name in names for r in store.records(name) if r.profile in shown)
     )

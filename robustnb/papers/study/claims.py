@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['NETS', 'TS', 'DL', 'SEGMENTS', 'PRINTED', 'STUDY_FUNCTIONS', 'STUDY_FACTS', 'STUDY_WORDS', 'COUNTED', 'TOGETHER',
-           'STUDY_READINGS', 'SETS', 'MIXED', 'study_tables', 'printed_study', 'counts_in', 'counts_of', 'products',
-           'accuracies_of', 'setting_of_record', 'accuracies_by_record', 'Reading', 'protocol', 'belongs',
-           'grid_levels', 'Measured', 'Series', 'StudyResults', 'StudyFacts', 'study_results', 'study_verdicts',
-           'tried_claims']
+           'STUDY_READINGS', 'SETS', 'MIXED', 'LATER', 'study_tables', 'printed_study', 'counts_in', 'counts_of',
+           'products', 'accuracies_of', 'setting_of_record', 'accuracies_by_record', 'Reading', 'protocol',
+           'taken_from', 'belongs', 'grid_levels', 'Measured', 'Series', 'StudyResults', 'StudyFacts', 'study_results',
+           'study_verdicts', 'tried_claims']
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #9f15abcc
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
 
 import numpy as np
@@ -22,7 +22,8 @@ from ...basics import nearest
 from ...lab.predicates import Missing, absent, cells, mean, median
 from ...lab.records import Record, Store
 from ...lab.verdicts import RESAMPLES, Damaged, Resampled, artefact_of, evaluate_claim, paper_table, without_lost
-from .protocol import FOUR_LEVELS, GRIDS, PROTOCOLS, QUESTIONS, four_factor_levels, study_cells
+from .protocol import (FOUR_LEVELS, GRIDS, PROTOCOLS, QUESTIONS, StudyCell, four_factor_levels,
+                                               study_cells)
 from ...resampling import image_draws
 from ...statistics import (coefficients, multiple_correlation, p_of_r, pearson as pearson_of,
                                  spearman as spearman_of)
@@ -182,21 +183,36 @@ MIXED = ("gaussian", "fgsm", "dual")  # factors that add images or replace them
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #52a1b8f1
 @cache
-def protocol(profile: str) -> dict[tuple, dict]:
+def protocol(
+    profile: str,
+    net: str = "lenet5",  # lenet5 | alexnet8; the reduced profile trains them on sets of different size
+) -> dict[tuple, dict]:
     "The settings of each cell of a profile, by factor and level, in the literal reading."
     if profile not in PROTOCOLS: return {}
-    return {
-        (cell.factor, cell.level): asdict(cell) for question in QUESTIONS for cell in study_cells(question, profile)
-    }
+    cells = (cell for question in QUESTIONS for cell in study_cells(question, profile, (net,)))
+    return {(cell.factor, cell.level): asdict(cell) for cell in cells}
+
+
+def taken_from(profile: str) -> tuple[str, ...]:
+    "The profiles whose records a profile's series hold: LeNet-5's models of `reduced` are some of `full`."
+    return (profile, "full") if profile == "reduced" else (profile,)
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #dd8087d4
-def belongs(record: Record, reading: Reading) -> bool:
+LATER = {f.name: f.metadata["before"] for f in fields(StudyCell) if "before" in f.metadata}
+
+
+def belongs(
+    record: Record,
+    reading: Reading,
+    profile: str = "",  # whose series it may stand in; "": the record's own
+) -> bool:
     "Is a record one of a reading's?"
     net, factor, level, seed = setting_of_record(record)
-    expected = protocol(record.profile).get((factor, level))
-    if expected is None or net not in (reading.lenet, "alexnet8"): return False
+    if net not in (reading.lenet, "alexnet8"): return False
+    expected = protocol(profile or record.profile, net if net == "alexnet8" else "lenet5").get((factor, level))
+    if expected is None: return False
     expected = expected | dict(net=net, seed=seed, mode=reading.mode if factor in MIXED else "add")
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in record.cell.items()}
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in (LATER | record.cell).items()}
     free = {"eval_levels"} if record.profile == "smoke" else set()
     return all(settings[k] == expected[k] for k in settings if k in expected and k not in free)
 
@@ -225,7 +241,11 @@ class Measured(Resampled):
         super().__init__(resamples, seed)
         self.reading, self.profile = STUDY_READINGS[reading], profile
         self.sets, self.nets = SETS[reading], dict(lenet=self.reading.lenet, alexnet="alexnet8")
-        self.records = {setting_of_record(r): r for r in records if r.profile == profile and belongs(r, self.reading)}
+        self.records = {
+            setting_of_record(r): r
+            for r in records
+            if r.profile in taken_from(profile) and belongs(r, self.reading, profile)
+        }
         if values is None: values = accuracies_by_record(list(self.records.values()), store, resamples, seed)
         self.cells = {where: values[r.key] for where, r in self.records.items() if r.key in values}
         self.damaged = {where: r.key for where, r in self.records.items() if r.key not in values}
@@ -432,10 +452,12 @@ def study_results(
     records, all_results = store.records("study"), {name: [] for name in STUDY_READINGS}
     for profile in profiles:
         mine = [
-            r for r in records if r.profile == profile and any(
-                belongs(r, reading) for reading in STUDY_READINGS.values()
-            )
+            r
+            for r in records
+            if r.profile in taken_from(profile)
+            and any(belongs(r, reading, profile) for reading in STUDY_READINGS.values())
         ]
+        if not any(r.profile == profile for r in mine): continue
         values = accuracies_by_record(mine, store, resamples, 0)
         for name, reading in STUDY_READINGS.items():
             results = StudyFacts(mine, store, profile, name, resamples, values=values)
@@ -462,6 +484,7 @@ def study_verdicts(
                 own = any(STUDY_READINGS[reading].own(net, exp) for net, exp, _ in results.used)
                 if found["verdict"] != "not run" or found["damaged"]: break
             decided = found["verdict"] != "not run"
+            if decided and found["profile"] != profiles[0]: found["why"] = f"{found['profile']} profile"
             if reading in ("fixed", "white_box") or own and decided:
                 off = decided and (found["n_seeds"] < 3 or found["profile"] != "full")
                 yield (
@@ -480,4 +503,4 @@ def tried_claims(
     resamples: int,
 ) -> Iterator[dict]:
     "A row per claim and reading, as `verdicts` asks for them."
-    return study_verdicts(claims, store, (profile,) if profile else ("full", "quick"), facts, resamples)
+    return study_verdicts(claims, store, (profile,) if profile else ("full", "reduced", "quick"), facts, resamples)

@@ -28,7 +28,7 @@ from ...lab.records import Record, Store, record_key
 from ...lab.report import (COLOURS, alone, badge, draw_series, number, probability, format_estimate, second_line,
                                  table, theme, format_difference, with_interval)
 from ...lab.verdicts import paper_table
-from .claims import SEGMENTS, StudyFacts, accuracies_of, study_tables
+from .claims import SEGMENTS, StudyFacts, accuracies_of, study_tables, taken_from
 from .protocol import GRIDS, StudyCell, study_cells
 from ...resampling import Estimate, summary
 from ...statistics import coefficients, expected_R, holm, multiple_correlation, permutation_p, strength
@@ -64,7 +64,7 @@ SERIES_TITLES = {"fixed": "fixed", "white box": "white_box"}  # as titles, as `S
 # %% ../../../nbs/papers/study/30_report.ipynb #3cfe750a
 def page_cells(
     question: str,  # rq1 ... rq6
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
     nets: tuple = ("lenet5",),  # nets of the study
     seeds: tuple = (0,),  # one training of every cell for each
     **options,  # fields of `StudyCell`
@@ -76,11 +76,11 @@ def page_cells(
 # %% ../../../nbs/papers/study/30_report.ipynb #452438cc
 def study_records(
     store: Store,
-    profile: str,  # smoke | quick | full
+    profile: str,  # smoke | quick | reduced | full
     *questions: str,  # rq1 ... rq6
 ) -> list[Record]:
     "The records that answer questions by a profile's protocol, of both nets and of all seeds."
-    known = store.records("study", profile)
+    known = [r for of in taken_from(profile) for r in store.records("study", of)]
     seeds = tuple(sorted({r.cell["seed"] for r in known}))
     wanted = {
         record_key("study", cell)
@@ -123,7 +123,8 @@ def nets_line(results: StudyFacts, *exps: str) -> HTML:
         parts.append(
             f"{name}: {models} models for each of {min(seeds)} seed{'s' * (min(seeds) != 1)}."
             if min(seeds)
-            else f"{name}: <strong>not run</strong> in this profile; its rows and its claims wait for its records."
+            else f"{name}: <strong>not run</strong> in {'this' if results.profile != 'reduced' else 'the reduced'} profile;"
+            " its rows wait for its records."
         )
     return HTML(f"<p>{' '.join(parts)}</p>")
 
