@@ -262,7 +262,7 @@ class Question:
 
     def cells(self, profile: str) -> list[StudyCell]:
         questions, seeds = QUESTIONS if self.name == "all" else (self.name,), (0, 1, 2) if profile == "full" else (0,)
-        nets = tuple(dict.fromkeys(("lenet5", *LIGHTER.get(profile, {}))))
+        nets = tuple(LIGHTER.get(profile, ("lenet5",)))
         return list(
             dict.fromkeys(c for seed in seeds for q in questions for c in study_cells(q, profile, nets, (seed,)))
         )
