@@ -113,6 +113,7 @@ def gaussian_taps(
 HAIR = 1e-6  # keeps flat areas from losing a grey level to float32 and truncation
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept serves trainings, too
 def gaussian_strips(
     sigma: float,  # standard deviation, pixels
     truncate: float,  # standard deviations kept on each side
@@ -198,6 +199,7 @@ def gaussian_blur(
 
 # %% ../nbs/11_blur.ipynb #3dcd2f55
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept serves trainings, too
 def disk_kernel(
     radius: float,  # pixels, > 0
     alias_blur: float,  # standard deviation of the softening, pixels, > 0
@@ -262,6 +264,7 @@ def defocus_blur(
 
 # %% ../nbs/11_blur.ipynb #c2af0e04
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept serves trainings, too
 def _disk_parts(
     radius: float,  # pixels
     alias_blur: float,  # standard deviation of the softening
@@ -312,6 +315,7 @@ def zoom_matrix(
 
 # %% ../nbs/11_blur.ipynb #a26035c9
 @functools.lru_cache(maxsize=128)
+@torch.inference_mode(False)  # what is kept serves trainings, too
 def zoom_strips(
     factor: float,  # enlargement, >= 1
     n: int,  # length of the axis

@@ -94,6 +94,7 @@ def middle_bytes(
 
 # %% ../nbs/13_digital.ipynb #76203aa5
 @functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what is kept serves trainings, too
 def weakest_table(
     factor: float,  # on the saturation
     offset: float,  # added to it
@@ -155,6 +156,7 @@ def box_matrix(
 
 # %% ../nbs/13_digital.ipynb #8701aaf9
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept serves trainings, too
 def box_strips(
     n: int,  # length of the axis
     small: int,  # length after shrinking

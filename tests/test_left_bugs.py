@@ -5,8 +5,11 @@ decay of a part in test_training.py, another frozen policy and another teacher i
 """
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from robustnb import blur, data, digital, noise, weather
+from robustnb.corruptions import corrupt, corruption_names
 from robustnb.epm import FixedPolicy, Policy, SearchRecipe, Step, discretise, search
 from robustnb.eriep import ERIEP, eriep, gradient_cosine
 from robustnb.images import ImageSet, sample
@@ -135,3 +138,32 @@ def test_weight_decay_leaves_a_policy_alone():
     )
     for name in ("weights", "probabilities", "magnitudes"):
         assert torch.equal(getattr(objective.policy, name), getattr(given, name))
+
+
+def fresh_memories():
+    "Forget what the corruptions and the data keep for the next call."
+    for module in (blur, data, digital, noise, weather):
+        for kept in vars(module).values():
+            if hasattr(kept, "cache_clear"): kept.cache_clear()
+
+
+@pytest.mark.parametrize("name", corruption_names())
+def test_gradients_pass_after_a_call_under_inference_mode(name):
+    x = sample("cifar10", "test").take(slice(2)).float()
+    fresh_memories()
+    with torch.inference_mode(): first = corrupt(x, name, 3, generator=draws())
+    z = x.clone().requires_grad_()
+    then = corrupt(z, name, 3, generator=draws())
+    assert torch.equal(first, then.detach())
+    if then.requires_grad:
+        then.sum().backward()
+        assert z.grad.isfinite().all()
+
+
+def test_images_read_under_inference_mode_can_be_trained_on():
+    fresh_memories()
+    with torch.inference_mode(): data.subset("sample", "train")
+    taken = data.subset("sample", "train")
+    logits = torch.zeros(len(taken), 10, requires_grad=True)
+    F.cross_entropy(logits, taken.y).backward()
+    assert logits.grad.abs().sum() > 0
