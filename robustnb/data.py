@@ -500,7 +500,6 @@ def load(
 
 # %% ../nbs/03_data.ipynb #3eda6fb2
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # what is kept serves trainings, too
 def subset(
     name: str,  # of a data set, or "sample"
     split: str,  # train | test
@@ -513,7 +512,6 @@ def subset(
 
 # %% ../nbs/03_data.ipynb #ad24241f
 @lru_cache(maxsize=4)
-@torch.inference_mode(False)  # what is kept serves trainings, too
 def centred_subset(
     name: str,  # of a data set, or "sample"
     split: str,  # train | test

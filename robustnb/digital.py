@@ -94,7 +94,6 @@ def middle_bytes(
 
 # %% ../nbs/13_digital.ipynb #76203aa5
 @functools.lru_cache(maxsize=32)
-@torch.inference_mode(False)  # what is kept serves trainings, too
 def weakest_table(
     factor: float,  # on the saturation
     offset: float,  # added to it

@@ -143,7 +143,6 @@ def alias_table(
 
 # %% ../nbs/10_noise.ipynb #432c6862
 @functools.lru_cache(maxsize=32)
-@torch.inference_mode(False)  # what is kept serves trainings, too
 def poisson_table(
     rate: float,  # photons that a white sample expects, 0 < rate <= 10,000
     device: str = "cpu",  # where the table is to lie
@@ -164,7 +163,6 @@ def poisson_table(
 
 # %% ../nbs/10_noise.ipynb #f84d16b0
 @functools.lru_cache(maxsize=32)
-@torch.inference_mode(False)  # what is kept serves trainings, too
 def poisson_bytes(
     rate: float,  # photons that a white sample expects
     device: str = "cpu",  # where the table is to lie

@@ -61,7 +61,6 @@ def brighten(
 
 # %% ../nbs/12_weather.ipynb #f00ed739
 @functools.lru_cache(maxsize=32)
-@torch.inference_mode(False)  # what is kept serves trainings, too
 def brightness_table(
     amount: float,  # added to the value of HSV
     device: str,  # where the table is to lie
@@ -238,7 +237,6 @@ ROOMY = 1.4  # side of a frost picture over that of the image, at least: 315 row
 
 
 @functools.lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is kept serves trainings, too
 def frost_pixels(
     scale: float,  # of the pictures, in (0,1]
     channels: int,  # 1 or 3

@@ -249,12 +249,32 @@ def noise(store, profile, nets=("lenet5",), seeds=(0,), images=60, **options):
     return store
 
 
-@pytest.mark.parametrize("profile", ["smoke", "quick", "reduced"])
+@pytest.mark.parametrize("profile", ["smoke", "quick"])
 def test_no_profile_of_any_question_breaks_the_verdicts(tmp_path, profile):
     "Too few levels for a regression, facts that no sheet holds: not run, never an exception."
     table = verdicts("study", noise(Store(tmp_path), profile), profile=profile, resamples=3)
     decided = table[~table.verdict.eq("not run")]
     assert len(decided) > 20 and decided.provisional.all() and (table[table.verdict == "not run"].why != "").all()
+
+
+def test_claims_about_both_nets_rest_on_the_reduced_alexnet_beside_the_full_lenet(tmp_path):
+    "LeNet-5 keeps all its levels; what depends on the number of levels is not asked of AlexNet-8's few."
+    store = noise(noise(Store(tmp_path), "full", seeds=(0, 1)), "reduced", ("alexnet8",))
+    records = store.records("study")
+    whole, beside = (StudyFacts(records, store, profile, "fixed", 5) for profile in ("full", "reduced"))
+    assert beside.seeds == [0] and whole.seeds == [0, 1] and beside.levels("fgsm") == whole.levels("fgsm")
+    assert beside.levels("fgsm", "alexnet") == [0.0, *GRIDS["reduced"]["fgsm"]] and len(beside.sheets("imbalance")) == 5
+    alone = StudyFacts([r for r in records if r.cell["seed"] == 0], store, "full", "fixed", 5)
+    assert np.array_equal(beside.array("lenet", "fgsm", "c"), alone.array("lenet", "fgsm", "c"))
+    table = verdicts("study", store, resamples=3).set_index(["id", "reading"])
+    assert table.equals(verdicts("study", store, profile="full", resamples=3).set_index(["id", "reading"]))
+    both = table[table.profile == "reduced"]
+    assert len(both) > 30 and both.provisional.all() and set(both.why) == {"reduced profile"} and set(both.n_seeds) == {1}
+    asked = claim_table().set_index("id").predicate[[name for name, _ in both.index]]
+    assert all("NETS" in text or '"alexnet"' in text for text in asked)
+    assert not any(f'{word}("alexnet"' in text for text in asked for word in ("pv", "mR", "argmax_level"))
+    assert "5 levels is not that over the paper's 8" in table.loc[("F3-05", "fixed"), "why"]
+    assert set(table[table.profile == "full"].n_seeds) == {2}
 
 
 def test_one_evaluation_tells_what_one_per_resample_tells(tmp_path):

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['NETS', 'TS', 'DL', 'SEGMENTS', 'PRINTED', 'STUDY_FUNCTIONS', 'STUDY_FACTS', 'STUDY_WORDS', 'COUNTED', 'TOGETHER',
            'STUDY_READINGS', 'SETS', 'MIXED', 'LATER', 'study_tables', 'printed_study', 'counts_in', 'counts_of',
-           'products', 'accuracies_of', 'setting_of_record', 'accuracies_by_record', 'Reading', 'protocol',
-           'taken_from', 'belongs', 'grid_levels', 'Measured', 'Series', 'StudyResults', 'StudyFacts', 'study_results',
-           'study_verdicts', 'tried_claims']
+           'products', 'accuracies_of', 'setting_of_record', 'accuracies_by_record', 'Reading', 'protocol', 'belongs',
+           'Measured', 'Series', 'StudyResults', 'StudyFacts', 'study_results', 'study_verdicts', 'tried_claims']
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #9f15abcc
 from collections.abc import Callable, Iterator
@@ -22,8 +21,8 @@ from ...basics import nearest
 from ...lab.predicates import Missing, absent, cells, mean, median
 from ...lab.records import Record, Store
 from ...lab.verdicts import RESAMPLES, Damaged, Resampled, artefact_of, evaluate_claim, paper_table, without_lost
-from .protocol import (FOUR_LEVELS, GRIDS, PROTOCOLS, QUESTIONS, StudyCell, four_factor_levels,
-                                               study_cells)
+from .protocol import (FOUR_LEVELS, GRIDS, LIGHTER, PROTOCOLS, QUESTIONS, StudyCell, grid_levels,
+                                            profile_of, study_cells)
 from ...resampling import image_draws
 from ...statistics import (coefficients, multiple_correlation, p_of_r, pearson as pearson_of,
                                  spearman as spearman_of)
@@ -193,10 +192,6 @@ def protocol(
     return {(cell.factor, cell.level): asdict(cell) for cell in cells}
 
 
-def taken_from(profile: str) -> tuple[str, ...]:
-    "The profiles whose records a profile's series hold: LeNet-5's models of `reduced` are some of `full`."
-    return (profile, "full") if profile == "reduced" else (profile,)
-
 # %% ../../../nbs/papers/study/20_claims.ipynb #dd8087d4
 LATER = {f.name: f.metadata["before"] for f in fields(StudyCell) if "before" in f.metadata}
 
@@ -204,23 +199,18 @@ LATER = {f.name: f.metadata["before"] for f in fields(StudyCell) if "before" in 
 def belongs(
     record: Record,
     reading: Reading,
-    profile: str = "",  # whose series it may stand in; "": the record's own
+    profile: str = "",  # whose series it may stand in, as `reduced` has LeNet-5's of `full`; "": the record's own
 ) -> bool:
     "Is a record one of a reading's?"
     net, factor, level, seed = setting_of_record(record)
-    if net not in (reading.lenet, "alexnet8"): return False
-    expected = protocol(profile or record.profile, net if net == "alexnet8" else "lenet5").get((factor, level))
+    like = "alexnet8" if net == "alexnet8" else "lenet5"
+    if net not in (reading.lenet, "alexnet8") or record.profile != profile_of(profile or record.profile, like): return False
+    expected = protocol(profile or record.profile, like).get((factor, level))
     if expected is None: return False
     expected = expected | dict(net=net, seed=seed, mode=reading.mode if factor in MIXED else "add")
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in (LATER | record.cell).items()}
     free = {"eval_levels"} if record.profile == "smoke" else set()
     return all(settings[k] == expected[k] for k in settings if k in expected and k not in free)
-
-# %% ../../../nbs/papers/study/20_claims.ipynb #617f04c8
-def grid_levels(profile: str, factor: str) -> list:
-    "All levels of a factor in a profile, without the clean model."
-    found = GRIDS[profile][factor]
-    return list(four_factor_levels(found) if factor == "four" else found)
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #03552c76
 class Measured(Resampled):
@@ -241,24 +231,21 @@ class Measured(Resampled):
         super().__init__(resamples, seed)
         self.reading, self.profile = STUDY_READINGS[reading], profile
         self.sets, self.nets = SETS[reading], dict(lenet=self.reading.lenet, alexnet="alexnet8")
-        self.records = {
-            setting_of_record(r): r
-            for r in records
-            if r.profile in taken_from(profile) and belongs(r, self.reading, profile)
-        }
+        self.records = {setting_of_record(r): r for r in records if belongs(r, self.reading, profile)}
         if values is None: values = accuracies_by_record(list(self.records.values()), store, resamples, seed)
         self.cells = {where: values[r.key] for where, r in self.records.items() if r.key in values}
         self.damaged = {where: r.key for where, r in self.records.items() if r.key not in values}
-        self.seeds = sorted({where[-1] for where in self.records})
+        few = LIGHTER.get(profile, self.nets.values())  # no net has more seeds than that which has least of all
+        self.seeds = sorted({seed for net, *_, seed in self.records if net in few})
 
-    def levels(self, exp: str) -> list:
+    def levels(self, exp: str, net: str = "lenet") -> list:
         "Levels of a series in order; the clean model is the lowest of a single factor."
-        if exp in ("dual", "four"): return grid_levels(self.profile, exp)
-        return [0.2 if exp == "imbalance" else 0.0, *grid_levels(self.profile, exp)]
+        found = grid_levels(profile_of(self.profile, self.nets[net]), exp)
+        return found if exp in ("dual", "four") else [0.2 if exp == "imbalance" else 0.0, *found]
 
     def cell(self, net: str, exp: str, level, seed: int) -> dict:
         "The accuracies of one model."
-        clean = exp not in ("dual", "four") and level == self.levels(exp)[0]
+        clean = exp not in ("dual", "four") and level == self.levels(exp, net)[0]
         place = (
             (self.nets[net], "clean", 0.0, seed)
             if clean
@@ -284,7 +271,7 @@ class Series(Measured):
         if key not in self.memo:
             whole = self.complete_seeds(net, exp)
             values = np.stack([
-                np.stack([self.cell(net, exp, level, seed)[self.sets[set]] for level in self.levels(exp)])
+                np.stack([self.cell(net, exp, level, seed)[self.sets[set]] for level in self.levels(exp, net)])
                 for seed in whole
             ])
             self.memo[key] = np.einsum("slr,rs->lr", values, self.seed_weights(len(whole))), len(whole)
@@ -294,7 +281,7 @@ class Series(Measured):
 
     def complete_seeds(self, net: str, exp: str) -> list[int]:
         "The seeds with all levels; Damaged where only lost counts keep a series from having one."
-        whole, lost, levels = [], [], self.levels(exp)
+        whole, lost, levels = [], [], self.levels(exp, net)
         for seed in self.seeds:
             gaps = [gap for gap in (self.gap(net, exp, level, seed) for level in levels) if gap]
             if not gaps: whole.append(seed)
@@ -310,19 +297,30 @@ class Series(Measured):
 class StudyResults(Series):
     "`Series` with the functions of claims.csv."
 
-    def chosen(self, exp: str, lo=None, hi=None) -> list[int]:
+    def chosen(self, net: str, exp: str, lo=None, hi=None) -> list[int]:
         "Positions of the levels from lo to hi."
         return [
             i
-            for i, level in enumerate(self.levels(exp))
+            for i, level in enumerate(self.levels(exp, net))
             if (lo is None or level >= lo - 1e-9) and (hi is None or level <= hi + 1e-9)
         ]
 
     def part(self, net: str, exp: str, set: str, segment: str = "all") -> tuple[list, np.ndarray]:
         "Levels and accuracies of a whole series or of one of its segments."
-        index = self.chosen(exp, *(() if segment == "all" else SEGMENTS[net][segment]))
-        if len(index) < 3: raise Missing(f"{net} {exp}: {len(index)} levels in segment {segment}")
-        return [self.levels(exp)[i] for i in index], self.array(net, exp, set)[index]
+        index = self.chosen(net, exp, *(() if segment == "all" else SEGMENTS[net][segment]))
+        if len(index) < (5 if self.lighter(net) else 3):
+            raise Missing(f"{net} {exp}: {len(index)} levels in segment {segment}")
+        return [self.levels(exp, net)[i] for i in index], self.array(net, exp, set)[index]
+
+    def lighter(self, net: str) -> bool:
+        "Has a net fewer levels than the paper's, beside another that has them all?"
+        return self.nets[net] in LIGHTER.get(self.profile, {})
+
+    def whole(self, net: str, exp: str, what: str):
+        "Missing for a quantity that depends on how many levels there are, where there are not the paper's."
+        if self.lighter(net):
+            n, full = (len(grid_levels(of, exp)) for of in (self.profile, "full"))
+            raise Missing(f"{net} {exp}: {what} over {n} levels is not that over the paper's {full}")
 
     def remembered(self, name: str, key: tuple, compute: Callable) -> float | np.ndarray:
         "A statistic of the resample looked at, computed once for all of them."
@@ -339,33 +337,37 @@ class StudyResults(Series):
     def var(self, net, exp, set, segment="all"):
         return self.remembered("var", (net, exp, set, segment), lambda: self.part(net, exp, set, segment)[1].var(0))
     def pv(self, net, exp, set, segment="all"):
+        self.whole(net, exp, "a p-value")
         return p_of_r(self.rho(net, exp, set, segment), len(self.part(net, exp, set, segment)[0]))
     def mR(self, net, exp, set):
+        self.whole(net, exp, "a multiple correlation")
         return self.remembered(
-            "mR", (net, exp, set), lambda: multiple_correlation(self.levels(exp), self.array(net, exp, set))[0]
+            "mR", (net, exp, set), lambda: multiple_correlation(self.levels(exp, net), self.array(net, exp, set))[0]
         )
     def mP(self, net, exp, set):
+        self.whole(net, exp, "a p-value")
         return self.remembered(
-            "mP", (net, exp, set), lambda: multiple_correlation(self.levels(exp), self.array(net, exp, set))[1]
+            "mP", (net, exp, set), lambda: multiple_correlation(self.levels(exp, net), self.array(net, exp, set))[1]
         )
 
     def coef(self, net, exp, set, factor):
         column = 1 + list(FOUR_LEVELS).index(factor)
         return self.remembered(
-            "coef", (net, exp, set, factor), lambda: coefficients(self.levels(exp), self.array(net, exp, set))[column]
+            "coef", (net, exp, set, factor), lambda: coefficients(self.levels(exp, net), self.array(net, exp, set))[column]
         )
 
     def s(self, net, exp, set, lo=None, hi=None):
-        index = self.chosen(exp, lo, hi)
+        index = self.chosen(net, exp, lo, hi)
         if not index: raise Missing(f"{net} {exp}: no level in [{lo}, {hi}]")
         return [self.seen(values) for values in self.array(net, exp, set)[index]]
 
     def v(self, net, exp, set, level):
-        if level not in self.levels(exp):
+        if level not in self.levels(exp, net):
             raise Missing(f"{net} {exp}: level {level} is not in the {self.profile} profile")
-        return self.seen(self.array(net, exp, set)[self.levels(exp).index(level)])
+        return self.seen(self.array(net, exp, set)[self.levels(exp, net).index(level)])
 
     def argmax_level(self, net, exp, set):
+        self.whole(net, exp, "the best level")
         return self.seen(np.array(self.levels(exp))[self.array(net, exp, set).argmax(0)])
     def g(self, net, set, gauss, fgsm): return self.v(net, "dual", set, (float(gauss), float(fgsm)))
     def grid(self, net, set): return self.s(net, "dual", set)
@@ -379,7 +381,8 @@ class StudyFacts(StudyResults):
 
     def sheets(self, exp: str) -> list[dict]:
         "Data sheets of a factor, any net and seed, by level."
-        found = {place[2]: r.metrics["sheet"] for place, r in self.records.items() if place[1] == exp}
+        few = LIGHTER.get(self.profile, self.nets.values())
+        found = {w[2]: r.metrics["sheet"] for w, r in self.records.items() if w[1] == exp and w[0] in few}
         if sorted(found) != sorted(grid_levels(self.profile, exp) if exp != "clean" else found) or not found:
             raise Missing(f"the training sets of {exp}")
         return [found[level] for level in sorted(found)]
@@ -411,7 +414,7 @@ class StudyFacts(StudyResults):
         "How many models each correlation is computed over."
         count = {exp: len(self.sheets(exp)) + (exp not in ("dual", "four")) for exp in GRIDS[self.profile]}
         count |= {
-            f"fgsm_{net}": tuple(len(self.chosen("fgsm", *SEGMENTS[net][part])) for part in ("I", "II")) for net in NETS
+            f"fgsm_{net}": tuple(len(self.chosen(net, "fgsm", *SEGMENTS[net][part])) for part in ("I", "II")) for net in NETS
         }
         count.pop("fgsm")
         return count
@@ -449,16 +452,12 @@ def study_results(
     resamples: int,
 ) -> dict[str, list[StudyFacts]]:  # reading -> results for each profile that has records of its own
     "The study's records in every reading, resampled once for all of them."
-    records, all_results = store.records("study"), {name: [] for name in STUDY_READINGS}
+    records, all_results, values, asked = store.records("study"), {name: [] for name in STUDY_READINGS}, {}, set()
     for profile in profiles:
-        mine = [
-            r
-            for r in records
-            if r.profile in taken_from(profile)
-            and any(belongs(r, reading, profile) for reading in STUDY_READINGS.values())
-        ]
+        mine = [r for r in records if any(belongs(r, reading, profile) for reading in STUDY_READINGS.values())]
         if not any(r.profile == profile for r in mine): continue
-        values = accuracies_by_record(mine, store, resamples, 0)
+        values |= accuracies_by_record([r for r in mine if r.key not in asked], store, resamples, 0)
+        asked |= {r.key for r in mine}
         for name, reading in STUDY_READINGS.items():
             results = StudyFacts(mine, store, profile, name, resamples, values=values)
             has_own = any(reading.own(net, factor) for net, factor, *_ in results.records)
@@ -480,9 +479,11 @@ def study_verdicts(
             found, own = dict(verdict="not run", share=float("nan"), n_seeds=0, why="no records"), False
             for results in all_results:
                 if claim.kind == "finding setup" and results.profile != "full": continue
-                found = evaluate_claim(claim.predicate, results, facts, resamples) | dict(profile=results.profile)
+                tried = evaluate_claim(claim.predicate, results, facts, resamples) | dict(profile=results.profile)
                 own = any(STUDY_READINGS[reading].own(net, exp) for net, exp, _ in results.used)
-                if found["verdict"] != "not run" or found["damaged"]: break
+                stop = tried["verdict"] != "not run" or tried["damaged"]
+                if stop or results.profile != "quick" or "profile" not in found: found = tried  # with the better reason
+                if stop: break
             decided = found["verdict"] != "not run"
             if decided and found["profile"] != profiles[0]: found["why"] = f"{found['profile']} profile"
             if reading in ("fixed", "white_box") or own and decided:
@@ -498,9 +499,10 @@ def study_verdicts(
 def tried_claims(
     claims: pd.DataFrame,  # rows of `claim_table` about the study
     store: Store,
-    profile: str | None,  # None: the best there is
+    profile: str | None,  # None: the best there is; full: with the reduced AlexNet-8, where it has no full models
     facts: dict | None,
     resamples: int,
 ) -> Iterator[dict]:
     "A row per claim and reading, as `verdicts` asks for them."
-    return study_verdicts(claims, store, (profile,) if profile else ("full", "reduced", "quick"), facts, resamples)
+    best = {None: ("full", "reduced", "quick"), "full": ("full", "reduced")}
+    return study_verdicts(claims, store, best.get(profile, (profile,)), facts, resamples)

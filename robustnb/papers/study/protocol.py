@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'LIGHTER', 'GRIDS', 'FOUR_LEVELS', 'QUESTIONS', 'PURPOSES', 'TEST_SEED', 'rq1', 'rq2', 'rq3', 'rq4',
-           'rq5', 'rq6', 'experiment', 'StudyCell', 'clean_cell', 'four_factor_levels', 'study_cells', 'draw_for',
-           'originals', 'training_set', 'recipe_of', 'build_model', 'trained', 'measure_levels', 'run_study_cell',
-           'Question', 'canaries']
+           'rq5', 'rq6', 'experiment', 'StudyCell', 'profile_of', 'clean_cell', 'four_factor_levels', 'grid_levels',
+           'study_cells', 'draw_for', 'originals', 'training_set', 'recipe_of', 'build_model', 'trained',
+           'measure_levels', 'run_study_cell', 'Question', 'canaries']
 
 # %% ../../../nbs/papers/study/10_protocol.ipynb #3a6cea7d
 from collections.abc import Callable
@@ -62,6 +62,13 @@ LIGHTER = {  # what a net has instead in a profile
         ),
     },
 }
+
+
+def profile_of(profile: str, net: str) -> str:
+    "Whose protocol a net follows in a profile: one that is not made lighter in `reduced` follows `full`."
+    return "full" if profile in LIGHTER and net not in LIGHTER[profile] else profile
+
+
 GRIDS = {  # levels of each factor; the clean model is level 0 of all of them (CI 0.2 for the imbalance)
     "smoke": dict(
         gaussian=(6.0, 12.0), fgsm=(6.0, 12.0), imbalance=(0.4, 0.6), label=(0.25, 0.5),
@@ -108,6 +115,12 @@ def four_factor_levels(
     return tuple(tuple(chosen[f][i] for f, i in zip(names, row)) + held for row in rows)
 
 
+def grid_levels(profile: str, factor: str) -> list:
+    "All levels of a factor in a profile, without the clean model."
+    found = GRIDS[profile][factor]
+    return list(four_factor_levels(found) if factor == "four" else found)
+
+
 def study_cells(
     question: str,  # rq1 ... rq6
     profile: str = "full",  # smoke | quick | reduced | full
@@ -118,16 +131,15 @@ def study_cells(
     "The cells of one research question; the clean model is among them, as in the paper's tables."
     for name, given, known in (("question", question, QUESTIONS), ("profile", profile, PROTOCOLS)):
         if given not in known: raise ValueError(nearest(given, known, what=name))
-    factor, levels, bare = QUESTIONS[question], GRIDS[profile][QUESTIONS[question]], []
-    if factor == "four": levels = four_factor_levels(levels)
+    factor, cells = QUESTIONS[question], []
     for net in nets:
         protocol = PROTOCOLS[profile] | LIGHTER.get(profile, {}).get(net, {}) | options
         if factor in ("dual", "four"): protocol["per_class"] = protocol.get("per_class", StudyCell.per_class) // 2
         if factor in ("imbalance", "label"): protocol["per_class"] = 0  # nothing is added
-        bare += [StudyCell(net=net, seed=seed, **protocol) for seed in seeds]
-    return [
-        cell for b in bare for cell in (clean_cell(b), *(replace(b, factor=factor, level=level) for level in levels))
-    ]
+        for bare in (StudyCell(net=net, seed=seed, **protocol) for seed in seeds):
+            levels = grid_levels(profile_of(profile, net), factor)
+            cells += [clean_cell(bare), *(replace(bare, factor=factor, level=level) for level in levels)]
+    return cells
 
 # %% ../../../nbs/papers/study/10_protocol.ipynb #4edb95e9
 PURPOSES = ("weights", "images", "noise", "imbalance", "label")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEST_SETS', 'NET_NAMES', 'SERIES_TITLES', 'FACTORS', 'FACTOR_AXES', 'LEVEL_NAMES', 'MAIN', 'SINGLE',
-           'changed_verdicts', 'page_cells', 'study_records', 'page_series', 'n_seeds', 'nets_run', 'nets_line',
-           'level_accuracy', 'change', 'best_level', 'printed_rows', 'series_statistics', 'same_strength',
+           'changed_verdicts', 'page_nets', 'page_cells', 'study_records', 'page_series', 'n_seeds', 'nets_run',
+           'nets_line', 'level_accuracy', 'change', 'best_level', 'printed_rows', 'series_statistics', 'same_strength',
            'correlations', 'correlation_rows', 'correlation_table', 'draw_printed', 'level_figure',
            'multiple_statistics', 'multiple_table', 'grid_figure', 'level_means', 'effect', 'main_effect_figure',
            'sheet_columns', 'sheet_table', 'other_readings', 'recorded_readings', 'reading_figure', 'reading_table',
@@ -28,8 +28,8 @@ from ...lab.records import Record, Store, record_key
 from ...lab.report import (COLOURS, alone, badge, draw_series, number, probability, format_estimate, second_line,
                                  table, theme, format_difference, with_interval)
 from ...lab.verdicts import paper_table
-from .claims import SEGMENTS, StudyFacts, accuracies_of, study_tables, taken_from
-from .protocol import GRIDS, StudyCell, study_cells
+from .claims import SEGMENTS, StudyFacts, accuracies_of, study_tables
+from .protocol import GRIDS, LIGHTER, StudyCell, profile_of, study_cells
 from ...resampling import Estimate, summary
 from ...statistics import coefficients, expected_R, holm, multiple_correlation, permutation_p, strength
 
@@ -62,6 +62,18 @@ NET_NAMES = {"lenet": "LeNet-5", "alexnet": "AlexNet-8"}
 SERIES_TITLES = {"fixed": "fixed", "white box": "white_box"}  # as titles, as `StudyFacts` calls them
 
 # %% ../../../nbs/papers/study/30_report.ipynb #3cfe750a
+def page_nets(
+    profile: str,  # smoke | quick | reduced | full
+    nets: tuple = (),  # asked for; empty: the profile's own
+) -> tuple[str, ...]:
+    "The nets that a page runs: LeNet-5, in the reduced profile AlexNet-8. ValueError for one that has no models there."
+    lighter = tuple(LIGHTER.get(profile, {}))
+    for net in nets:
+        if lighter and net not in lighter:
+            raise ValueError(f"{net} has no {profile} models, since its own are those of full; {' and '.join(lighter)} has")
+    return tuple(nets) or lighter or ("lenet5",)
+
+
 def page_cells(
     question: str,  # rq1 ... rq6
     profile: str,  # smoke | quick | reduced | full
@@ -80,7 +92,7 @@ def study_records(
     *questions: str,  # rq1 ... rq6
 ) -> list[Record]:
     "The records that answer questions by a profile's protocol, of both nets and of all seeds."
-    known = [r for of in taken_from(profile) for r in store.records("study", of)]
+    known = [r for r in store.records("study") if r.profile == profile_of(profile, r.cell["net"])]
     seeds = tuple(sorted({r.cell["seed"] for r in known}))
     wanted = {
         record_key("study", cell)
@@ -117,7 +129,7 @@ def nets_line(results: StudyFacts, *exps: str) -> HTML:
     for net, name in NET_NAMES.items():
         # the clean model is in every single-factor series
         again = max(0, len([exp for exp in exps if exp not in FACTORS]) - 1)
-        models, seeds = sum(len(results.levels(exp)) for exp in exps) - again, [
+        models, seeds = sum(len(results.levels(exp, net)) for exp in exps) - again, [
             n_seeds(results, net, exp) for exp in exps
         ]
         parts.append(
@@ -131,7 +143,7 @@ def nets_line(results: StudyFacts, *exps: str) -> HTML:
 # %% ../../../nbs/papers/study/30_report.ipynb #71f15718
 def level_accuracy(results: StudyFacts, net: str, exp: str, set: str, level) -> Estimate:
     "Accuracy of the model of one level."
-    return summary(results.array(net, exp, set)[results.levels(exp).index(level)], n_seeds(results, net, exp))
+    return summary(results.array(net, exp, set)[results.levels(exp, net).index(level)], n_seeds(results, net, exp))
 
 # %% ../../../nbs/papers/study/30_report.ipynb #67045972
 def change(
@@ -143,7 +155,7 @@ def change(
     since=None,  # level of the model that it is compared with; None: the first
 ) -> Estimate:
     "Paired difference of accuracy between two models of a series."
-    values, levels = results.array(net, exp, set), results.levels(exp)
+    values, levels = results.array(net, exp, set), results.levels(exp, net)
     return summary(
         values[levels.index(level)] - values[0 if since is None else levels.index(since)], n_seeds(results, net, exp)
     )
@@ -156,7 +168,7 @@ def best_level(
     set: str,  # test | c | a
 ) -> tuple:  # the level; the levels that cannot be told from it, itself among them
     "The level of the most accurate model, and those whose paired difference to it covers zero."
-    values, levels = results.array(net, exp, set), results.levels(exp)
+    values, levels = results.array(net, exp, set), results.levels(exp, net)
     best = int(values[:, 0].argmax())
     return levels[best], [level for level in levels if change(results, net, exp, set, level, levels[best]).high >= 0]
 
@@ -307,11 +319,11 @@ def level_figure(
                 if set != "a" and i: continue
                 try:
                     draw_series(
-                        ax, results.levels(exp), results.array(net, exp, set),
+                        ax, results.levels(exp, net), results.array(net, exp, set),
                         label=f"ours, {reading}" if set == "a" else "ours", color=f"C{i}",
                     )
                 except Missing: continue
-            draw_printed(ax, net, exp, set, (results.levels(exp)[0], results.levels(exp)[-1]))
+            draw_printed(ax, net, exp, set, (results.levels(exp, net)[0], results.levels(exp, net)[-1]))
             ax.set(title=f"{NET_NAMES[net]}, {title}", xlabel=xlabel, ylim=(0, 1.02))
         for ax in row[::2]: ax.set_ylabel("accuracy")
         for ax in row[2:]: ax.legend(fontsize=8, loc="best")
@@ -328,7 +340,7 @@ def multiple_statistics(
     set: str,  # test | c | a
 ) -> dict:  # n, k, R, R_low, R_high, p, expected, signs
     "Our multiple correlation of one test set with all factors."
-    levels, values = results.levels(exp), results.array(net, exp, set)
+    levels, values = results.levels(exp, net), results.array(net, exp, set)
     R, p = multiple_correlation(levels, values)
     low, high = np.nanpercentile(R[1:], [2.5, 97.5]) if np.isfinite(R[1:]).any() else (np.nan, np.nan)
     signs = ["+" if b > 0 else "−" for b in coefficients(levels, values[:, 0])[1:]]
@@ -392,7 +404,7 @@ def grid_figure(
     for ax in axes.flat[len(panels):]: ax.set_axis_off()
     for ax, (title, set, results) in zip(axes.flat, panels):
         values = results.array(net, "dual", set)[:, 0]
-        square = pd.Series(values, pd.MultiIndex.from_tuples(results.levels("dual"))).unstack()
+        square = pd.Series(values, pd.MultiIndex.from_tuples(results.levels("dual", net))).unstack()
         square = square.set_axis([f"{v:g}" for v in square.index], axis=0).set_axis(
             [f"{v:g}" for v in square.columns], axis=1
         )
@@ -413,7 +425,7 @@ def level_means(
     factor: int,  # 0 Gaussian, 1 FGSM, 2 imbalance, 3 label errors
 ) -> tuple[list, np.ndarray]:  # levels; [levels, 1+R] mean accuracy
     "Mean accuracy at each level of one of the four factors, over all models of that level."
-    values, taken = results.array(net, "four", set), np.array(results.levels("four"))[:, factor]
+    values, taken = results.array(net, "four", set), np.array(results.levels("four", net))[:, factor]
     levels = sorted({float(level) for level in taken})
     return levels, np.stack([values[taken == level].mean(0) for level in levels])
 
@@ -680,7 +692,7 @@ def advice_figure(
     fig, axes = plt.subplots(2, 2, figsize=(7.5, 5.2), sharey=True, layout="constrained")
     for ax, (title, set, results) in zip(axes.flat, panels):
         for i, exp in enumerate(SINGLE):
-            marks = dict(best=best_level(results, net, exp, set)[0], largest=results.levels(exp)[-1])
+            marks = dict(best=best_level(results, net, exp, set)[0], largest=results.levels(exp, net)[-1])
             for j, (name, level) in enumerate(marks.items()):
                 found = change(results, net, exp, set, level)
                 error = [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]
@@ -708,7 +720,7 @@ def advice_table(
     for exp, (set, title), (reading, results) in product(SINGLE, TEST_SETS.items(), all_results.items()):
         if set != "a" and reading != first: continue
         level, alike = best_level(results, net, exp, set)
-        last = results.levels(exp)[-1]
+        last = results.levels(exp, net)[-1]
         rows.append({
             "factor": SINGLE[exp], "test set": f"{title}, {reading}" if set == "a" else title,
             "best level": (
@@ -717,7 +729,7 @@ def advice_table(
             ),
             "gain there": (
                 format_difference(change(results, net, exp, set, level))
-                if level != results.levels(exp)[0]
+                if level != results.levels(exp, net)[0]
                 else "it is the clean-trained net"
             ),
             "at the largest level": f"{last:g}: " + format_difference(change(results, net, exp, set, last)),
