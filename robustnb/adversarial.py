@@ -31,7 +31,7 @@ from .dem_hec import distillation, snapshot, taught
 from .layers import Classifier, Normalize
 from .perturbations import check_unit_images
 from .training import (History, Loss, Objective, Recipe, TrainingRun, content_name, derive_seed, fit,
-                               to_unit)
+                               to_unit, update)
 from .transfer import Stopping
 from .worst_case import check_attackable, standing
 
@@ -348,8 +348,7 @@ class FreeAdversarialTraining(Adversarial):
             if replay == replays - 1: break
             grad, *grads = torch.autograd.grad(loss, [z, *self.run.parameters], allow_unused=True)
             for p, g in zip(self.run.parameters, grads): p.grad = g
-            self.run.optimizer.step()
-            self.run.optimizer.zero_grad()
+            update(self.run)
             self.moved(z, grad, x)
         self.now = z, x
         return Loss(loss, logits=logits)

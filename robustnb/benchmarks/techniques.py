@@ -72,9 +72,11 @@ class StepTiming:
 # %% ../../nbs/benchmarks/07_techniques.ipynb #47863235
 def made_ready(objective: Objective, net: nn.Module, batch: int) -> Objective:
     "Give an objective what `fit` would: draws, target images, a discriminator, the optimiser."
-    draws, recipe = torch.Generator().manual_seed(0), Recipe(channels_last=False)
+    draws, recipe = torch.Generator().manual_seed(0), Recipe(channels_last=False, lr=1e-30)  # the weights stay
     optimizer = torch.optim.SGD(net.parameters(), 0.0)
-    run = SimpleNamespace(recipe=recipe, generator=draws, optimizer=optimizer, parameters=list(net.parameters()))
+    run = SimpleNamespace(
+        recipe=recipe, generator=draws, optimizer=optimizer, parameters=list(net.parameters()), step=0, steps_per_epoch=1
+    )
     objective.generator, objective.classes = draws, 10
     if isinstance(objective, FreeAdversarialTraining): objective.run = run
     if isinstance(objective, (DANN, Mapping)):
