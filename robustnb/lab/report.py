@@ -124,13 +124,14 @@ def verdict_table(
         for reading in readings:
             if reading in by_reading.index:
                 found = by_reading.loc[reading]
+                why = html.escape(found.get("why", ""))
                 share = (
-                    ""
+                    f"<br><small>{why}</small>" * (found.verdict == "not run" and why not in ("", "no records"))
                     if found.share != found.share or found.verdict not in ("holds", "fails", "inconclusive")
                     else (
                         f"<br><small>true in {found.share:.0%}, {found.n_seeds}"
                         f" seed{'' if found.n_seeds == 1 else 's'}"
-                        f"{'; ' * bool(found.get('why'))}{html.escape(found.get('why', ''))}</small>"
+                        f"{'; ' * bool(why)}{why}</small>"
                     )
                 )
                 row[titles[reading]] = (
@@ -167,7 +168,8 @@ STATE_NOTES = {
     ),
     "quick": "Quick run. Real data, but fewer levels and epochs than the paper's. Every verdict below is provisional.",
     "reduced": (
-        "Reduced run. Real data, but fewer images and epochs than the paper's. Every verdict below is provisional."
+        "Reduced run. Real data, but fewer images, levels or epochs than the paper's. Every verdict that rests on it is"
+        " provisional."
     ),
     "full": "Full run. The paper's levels and set sizes.",
 }

@@ -31,7 +31,8 @@ from ...lab.verdicts import paper_table
 from .claims import SEGMENTS, StudyFacts, accuracies_of, study_tables
 from .protocol import GRIDS, LIGHTER, StudyCell, profile_of, study_cells
 from ...resampling import Estimate, summary
-from ...statistics import coefficients, expected_R, holm, multiple_correlation, permutation_p, strength
+from ...statistics import (coefficients, expected_R, holm, multiple_correlation, p_of_r, permutation_p,
+                                 strength)
 
 # %% ../../../nbs/papers/study/30_report.ipynb #b3e2907b
 def changed_verdicts(
@@ -195,7 +196,7 @@ def series_statistics(
     results.at = 0
     levels, values = results.part(net, exp, set, segment)
     found = dict(
-        n=len(levels), r=results.rho(net, exp, set, segment), p=results.pv(net, exp, set, segment),
+        n=len(levels), r=results.rho(net, exp, set, segment), p=p_of_r(results.rho(net, exp, set, segment), len(levels)),
         mean=results.mu(net, exp, set, segment), variance=results.var(net, exp, set, segment),
     )
     for name, key in dict(r="rho", mean="mu", variance="var").items():
