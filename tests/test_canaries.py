@@ -352,6 +352,20 @@ def test_a_canary_that_the_old_code_refuses_is_left_out(bakery, monkeypatch):
         canaries.ask_in_turn("robustnb.toy:bake", "robustnb.toy:bake", "c", wanted, Path.cwd())
 
 
+def test_it_is_told_when_others_are_asked_and_about_what(bakery, monkeypatch, capsys):
+    old, new = bakery("old"), bakery("new", ("x * 3", "3 * x"))
+    for name, value in dict(
+        package_at=lambda *_: Package(sources_in(old / "robustnb")), package_today=lambda: None, unpack=lambda *_: old,
+        vocabulary=lambda *_: set(), strange=lambda *_: False, tries=lambda *_: [[FLAT], [RISEN]],
+        robustnb=SimpleNamespace(__file__=str(new / "robustnb/__init__.py"))
+    ).items(): monkeypatch.setattr(canaries, name, value)
+    question = "robustnb.toy:bake", "robustnb.toy:bake", "c", pieces_changed(old, new), Path.cwd()
+    assert canaries.ask_in_turn(*question, show=True)[1] == [FLAT, RISEN]
+    assert capsys.readouterr().err == "no canary has run toy.rise yet; those of robustnb.toy:bake are asked\n"
+    canaries.ask_in_turn(*question)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_line_names_a_function_as_then_or_as_today():
     old, today = "robustnb.baselines:run_baseline_cell", "robustnb.papers.dem_hec.baseline:run_baseline_cell"
     assert canaries.goes_by(old, old) and canaries.goes_by(old, today) and not canaries.goes_by(today, old)
@@ -434,7 +448,7 @@ def test_records_that_an_answer_joins_to_todays_code_are_not_asked_about(monkeyp
     old, young = (Record("toy", {"x": x}, {"size": 1.0}, "quick", commit="c", address=address, time=time)
                   for x, address, time in ((1.0, "a", "2026-01-01"), (2.0, "b", "2026-02-01")))
     asked, stale = [], {"a", "b"}
-    def answer(experiment, function, records, root):
+    def answer(experiment, function, records, root, since, show):
         asked.append(records[0].address)
         stale.clear()  # a line of long ago says that a is b
         return canaries.Verdict("toy", function, "c", [], [], dict(same=[["b", "today"]]))

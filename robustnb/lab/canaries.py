@@ -524,6 +524,7 @@ def ask_in_turn(
     wanted: list[CodePiece],  # what has changed since
     root: Path,  # of the checkout
     aside: Callable = lambda cells, left: [],  # of canaries and what they did not run: what of it may be left aside
+    show: bool = False,  # say on stderr what no canary has run yet and who is asked about it
 ) -> tuple[set, list[Canary], list[str], list[str], list[str], list[float]]:
     "What ran, the canaries, and differs, added, digests, rounded of `compare_packages`, until all that is wanted ran."
     ran, cells, differs, added, digests, rounded = set(), [], [], [], [], []
@@ -531,6 +532,12 @@ def ask_in_turn(
         there, package = unpack(commit, root, Path(folder)), Path(robustnb.__file__).parents[1]
         known = vocabulary(package_at(commit, root), function)
         for turn, more in enumerate(tries(here, lambda: unseen(wanted, ran), package_today())):
+            if turn and show:
+                names = [f"{p.module}.{p.name}" for p in unseen(wanted, ran)]
+                print(
+                    f"no canary has run {', '.join(names[:4])}{' ...' * (len(names) > 4)} yet; those of"
+                    f" {more[0].function} are asked", file=sys.stderr,
+                )
             if here != function: more = [c._replace(function=function) if c.function == here else c for c in more]
             if not turn: more = [c for c in more if not strange(known, c.cell)]
             try: found = compare_packages(there, package, more, ROUNDING)
@@ -561,6 +568,7 @@ def question(
     records: list[Record],  # of one function and one content
     root: Path,  # of the checkout
     since: str | None = None,  # a commit in place of the records' own: what joins them to it is there already
+    show: bool = False,  # say on stderr when another experiment's canaries have to be asked
 ) -> Verdict:
     "Run the canaries of a function under the records' commit and here."
     commit, here = since or records[0].commit, today_of(function)
@@ -570,7 +578,7 @@ def question(
         changed(old, new, before, after), sorted(str(w) for w in after if w not in before or before[w] != after[w]),
     )
     aside = lambda cells, left: uncalled_of(records, [c.cell for c in cells if c.function == function], left, new)
-    ran, cells, differs, added, digests, rounded = ask_in_turn(function, here, commit, wanted, root, aside)
+    ran, cells, differs, added, digests, rounded = ask_in_turn(function, here, commit, wanted, root, aside, show)
     left = unseen(wanted, ran)
     uncalled = aside(cells, left)
     same = lambda k: k not in assets and k in old.sources.assets and old.sources.assets[k] == new.sources.assets.get(k)
@@ -640,7 +648,7 @@ def attest(
     for (function, commit), records in progress(asked, f"attest {experiment}", len(asked)) if show else asked:
         # an answer before this one may have joined them to today's code
         if not since and records and not any(map(stale, records)): continue
-        try: verdict = question(experiment, function, records, root, *[commit] * bool(since))
+        try: verdict = question(experiment, function, records, root, commit if since else None, show)
         except CanaryError as error:  # a note is missing: nothing was compared
             # the folder was a temporary one
             why = re.sub(r" under /\S+", f" under {records[0].commit[:8]}", str(error))
