@@ -117,7 +117,7 @@ weights = Experiment("weights", run_weights_cell, weights_cells)
 def weights_name(cell: dict) -> str:  # of a record
     "What the weights of a record are called."
     hard, base = cell.get("hardened"), cell["base"]
-    if hard: return "-".join([cell["data"], (hard["setting"] or hard["method"]).replace("_", "-")])
+    if hard: return "-".join([cell["data"], *(hard["setting"] or hard["method"]).replace("_", "-").split()])
     return "-".join([cell["data"], *["long"] * (base is not None and base["epochs"] > SHIPPED.epochs)])
 
 

@@ -204,7 +204,8 @@ def belongs(
     "Is a record one of a reading's?"
     net, factor, level, seed = setting_of_record(record)
     like = "alexnet8" if net == "alexnet8" else "lenet5"
-    if net not in (reading.lenet, "alexnet8") or record.profile != profile_of(profile or record.profile, like): return False
+    if net not in (reading.lenet, "alexnet8"): return False
+    if record.profile != profile_of(profile or record.profile, like): return False
     expected = protocol(profile or record.profile, like).get((factor, level))
     if expected is None: return False
     expected = expected | dict(net=net, seed=seed, mode=reading.mode if factor in MIXED else "add")

@@ -71,7 +71,9 @@ def page_nets(
     lighter = tuple(LIGHTER.get(profile, {}))
     for net in nets:
         if lighter and net not in lighter:
-            raise ValueError(f"{net} has no {profile} models, since its own are those of full; {' and '.join(lighter)} has")
+            raise ValueError(
+                f"{net} has no {profile} models, since its own are those of full; {' and '.join(lighter)} has"
+            )
     return tuple(nets) or lighter or ("lenet5",)
 
 
@@ -136,8 +138,7 @@ def nets_line(results: StudyFacts, *exps: str) -> HTML:
         parts.append(
             f"{name}: {models} models for each of {min(seeds)} seed{'s' * (min(seeds) != 1)}."
             if min(seeds)
-            else f"{name}: <strong>not run</strong> in {'this' if results.profile != 'reduced' else 'the reduced'} profile;"
-            " its rows wait for its records."
+            else f"{name}: <strong>not run</strong> in this profile; its rows wait for its records."
         )
     return HTML(f"<p>{' '.join(parts)}</p>")
 
@@ -196,7 +197,7 @@ def series_statistics(
     results.at = 0
     levels, values = results.part(net, exp, set, segment)
     found = dict(
-        n=len(levels), r=results.rho(net, exp, set, segment), p=p_of_r(results.rho(net, exp, set, segment), len(levels)),
+        n=len(levels), r=(r := results.rho(net, exp, set, segment)), p=p_of_r(r, len(levels)),  # of our n, which is told
         mean=results.mu(net, exp, set, segment), variance=results.var(net, exp, set, segment),
     )
     for name, key in dict(r="rho", mean="mu", variance="var").items():
