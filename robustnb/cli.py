@@ -173,7 +173,12 @@ Workers = Annotated[
 ]
 Stale = Annotated[bool, typer.Option("--stale", help="Run cells again that other code recorded")]
 Reuse = Annotated[bool, typer.Option("--reuse", help="Take finished cells from the committed results/ too")]
-Executor = Annotated[str, typer.Option("--executor", "--engine", help="local, or ray for a cluster whose nodes have data and package at the same paths")]
+Executor = Annotated[
+    str,
+    typer.Option(
+        "--executor", "--engine", help="local, or ray for a cluster whose nodes have data and package at the same paths"
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -1395,7 +1400,10 @@ def evaluate_model(
 ) -> None:
     """Measure a model's robustness: a table, figures and a self-contained HTML report.
 
-    Images are read and corrupted in worker processes while the model answers. Interrupted or killed, the same command goes on from the blocks it kept. Several machines: --shard, then `robustnb merge`, or --engine ray; several models: --also, or `robustnb compare`. Large pictures on a CPU: --batch 32 --channels-last. Guide: guides/measure_your_model.
+    Images are read and corrupted in worker processes while the model answers. Interrupted or killed, the same command
+    goes on from the blocks it kept. Several machines: --shard, then `robustnb merge`, or --engine ray; several models:
+    --also, or `robustnb compare`. Large pictures on a CPU: --batch 32 --channels-last. Guide:
+    guides/measure_your_model.
     """
     given = SimpleNamespace(**locals())
     writable(*sys.argv[1:])  # they are on the page
@@ -1748,7 +1756,8 @@ def check_data(
     if path is not None: return check_published(path, clean, images or 200, benchmark, data_dir)
     given = {"--clean": clean, "--images": images, "--benchmark": benchmark}
     idle = [option for option, value in given.items() if value is not None]
-    if idle: raise ChoiceError(f"{', '.join(idle)} compare a published set: name its folder, as in data check CIFAR-10-C")
+    if idle:
+        raise ChoiceError(f"{', '.join(idle)} compare a published set: name its folder, as in data check CIFAR-10-C")
     from robustnb.data import verify
     from robustnb.formats import READERS, DataError
 

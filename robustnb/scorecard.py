@@ -425,10 +425,14 @@ class Scorecard:
         }
 
 # %% ../nbs/55_scorecard.ipynb #1c68c6f0
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b;background:#fff}
-h1{line-height:1.2}h2{margin-top:2.2rem}img{max-width:100%;height:auto;background:#fff}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-td,th{padding:.25rem .8rem .25rem 0;text-align:left;border-bottom:1px solid #ddd}.box{overflow-x:auto}small,.interval{color:#555}
-@media(prefers-color-scheme:dark){body{background:#16181c;color:#e6e6e6}td,th{border-color:#3a3d44}small,.interval{color:#aaa}}"""
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b;background:#fff}
+h1{line-height:1.2}h2{margin-top:2.2rem}img{max-width:100%;height:auto;background:#fff}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+td,th{padding:.25rem .8rem .25rem 0;text-align:left;border-bottom:1px solid #ddd}
+.box{overflow-x:auto}small,.interval{color:#555}
+@media(prefers-color-scheme:dark){body{background:#16181c;color:#e6e6e6}td,th{border-color:#3a3d44}
+small,.interval{color:#aaa}}"""
 CAPTIONS = {"heatmap": "Accuracy in percent, by corruption and severity.",
             "families": "Accuracy against severity (0: clean). Bands: 95% intervals over images.",
             "calibration": "How often the model is right when it is so sure. Below the line: overconfident."}

@@ -515,7 +515,7 @@ def answer_on_ray(
     positions: Sequence[int] | None = None,
     kept: Journal | None = None,
 ) -> None:
-    "Answer what `kept` lacks as tasks of a Ray cluster. ClusterGone where it is lost, what a task raised where one fails."
+    "Answer what `kept` lacks as tasks of a Ray cluster. ClusterGone where it is lost, else what a task raised."
     try: import ray
     except ImportError: raise ModuleNotFoundError("executor='ray' needs Ray: pip install 'robustnb[cluster]'") from None
     found, length = kept.read(), len(source)
@@ -546,8 +546,8 @@ def failure(error: Exception) -> Exception:
     "What a task raised, as this process would have raised it; ClusterGone where it never came to its end."
     if isinstance(cause := getattr(error, "cause", None), Exception): return cause
     return ClusterGone(
-        f"a task was lost {RETRIES + 1} times with its worker or its node ({type(error).__name__}: {first_line(error)});"
-        " finished blocks are kept, run again for the rest"
+        f"a task was lost {RETRIES + 1} times with its worker or its node ({type(error).__name__}:"
+        f" {first_line(error)}); finished blocks are kept, run again for the rest"
     )
 
 # %% ../nbs/50c_streaming.ipynb #546679d1

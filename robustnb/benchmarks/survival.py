@@ -169,7 +169,8 @@ def run_fuzz_cell(
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "pytest", "-q", known[cell.reader], *QUIET,
                  f"--junitxml={folder}/{cell.seed}.xml"]
-        told = part_environment(SurvivalCell(seed=cell.seed), Path(folder), 0.0) | {"ROBUSTNB_EACH": str(60 * cell.minutes)}
+        told = part_environment(SurvivalCell(seed=cell.seed), Path(folder), 0.0)
+        told |= {"ROBUSTNB_EACH": str(60 * cell.minutes)}
         run_part(words, root, told, None)
         found = tallied(Path(folder))
     return dict(fuzzed=found["fuzzed"], skipped=found["skipped"])

@@ -75,7 +75,8 @@ def made_ready(objective: Objective, net: nn.Module, batch: int) -> Objective:
     draws, recipe = torch.Generator().manual_seed(0), Recipe(channels_last=False, lr=1e-30)  # the weights stay
     optimizer = torch.optim.SGD(net.parameters(), 0.0)
     run = SimpleNamespace(
-        recipe=recipe, generator=draws, optimizer=optimizer, parameters=list(net.parameters()), step=0, steps_per_epoch=1
+        recipe=recipe, generator=draws, optimizer=optimizer, parameters=list(net.parameters()), step=0,
+        steps_per_epoch=1,
     )
     objective.generator, objective.classes = draws, 10
     if isinstance(objective, FreeAdversarialTraining): objective.run = run
@@ -113,7 +114,8 @@ def pass_calls(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, Ca
     judged = lambda: torch.autograd.grad(F.softplus(judge(rows)).mean(), [rows, *judge.parameters()])
     mixing = {kind.lower(): getattr(v2, kind)(alpha=1.0, num_classes=10) for kind in ("MixUp", "CutMix")}
     mixed = {name: lambda transform=transform: transform(x, y) for name, transform in mixing.items()}
-    return dict(forward=forward, train=train, image=image, both=both, update=optimizer.step, discriminator=judged) | mixed
+    asked = dict(forward=forward, train=train, image=image, both=both, update=optimizer.step, discriminator=judged)
+    return asked | mixed
 
 # %% ../../nbs/benchmarks/07_techniques.ipynb #9a3812d8
 def time_objective(

@@ -523,7 +523,7 @@ class Execution:
     root: Path  # its working folder
     kernel: Kernel = field(default_factory=Kernel)
     error: BaseException | None = None
-    ended: threading.Event = field(default_factory=threading.Event)  # after Ctrl-C, `Thread.join` would say so too early
+    ended: threading.Event = field(default_factory=threading.Event)  # `Thread.join` says so too early after Ctrl-C
 
     def __enter__(self) -> "Execution": return self
 

@@ -106,9 +106,9 @@ def protocol_banner(
     )
     text = (
         f"{name}. Pretraining: {base['epochs']} of {paper.epochs} epochs{begun}. Fine-tuning:"
-        f" {cell['train_images']:,} of {first.train_images:,} images, {cell['epochs']} of {first.epochs} epochs, about {updates[0]:,.0f} of"
-        f" {updates[1]:,.0f} updates, {precision}; {cell['images']:,} of {first.images:,} test images; nets:"
-        f" {', '.join(sorted({r.cell['base']['net'] for r in found}))}."
+        f" {cell['train_images']:,} of {first.train_images:,} images, {cell['epochs']} of {first.epochs} epochs, about"
+        f" {updates[0]:,.0f} of {updates[1]:,.0f} updates, {precision}; {cell['images']:,} of {first.images:,} test"
+        f" images; nets: {', '.join(sorted({r.cell['base']['net'] for r in found}))}."
     )
     final = protocol == "full" and not begun
     if not final: text += " The same for all methods. Every verdict is provisional."

@@ -199,7 +199,8 @@ def reading_gain_table(
     def cell(net, condition, reading, over="standard"):
         value = reading_gain(all_results, net, reading, condition, over)
         if not value: return "not run"
-        each = ", ".join(f"{g:+.1f}".replace("-", "−") for g in seed_gains(all_results, net, reading, condition, over))
+        gains = seed_gains(all_results, net, reading, condition, over)
+        each = ", ".join(f"{gain:+.1f}".replace("-", "−") for gain in gains)
         return format_points(value) + (f"<br><small>{each}</small>" if value.n_seeds > 1 else "")
 
     named, rows = {ours: name for name, ours in PAPER_NETS.items()}, []

@@ -354,7 +354,8 @@ class StudyResults(Series):
     def coef(self, net, exp, set, factor):
         column = 1 + list(FOUR_LEVELS).index(factor)
         return self.remembered(
-            "coef", (net, exp, set, factor), lambda: coefficients(self.levels(exp, net), self.array(net, exp, set))[column]
+            "coef", (net, exp, set, factor),
+            lambda: coefficients(self.levels(exp, net), self.array(net, exp, set))[column],
         )
 
     def s(self, net, exp, set, lo=None, hi=None):
@@ -415,7 +416,8 @@ class StudyFacts(StudyResults):
         "How many models each correlation is computed over."
         count = {exp: len(self.sheets(exp)) + (exp not in ("dual", "four")) for exp in GRIDS[self.profile]}
         count |= {
-            f"fgsm_{net}": tuple(len(self.chosen(net, "fgsm", *SEGMENTS[net][part])) for part in ("I", "II")) for net in NETS
+            f"fgsm_{net}": tuple(len(self.chosen(net, "fgsm", *SEGMENTS[net][part])) for part in ("I", "II"))
+            for net in NETS
         }
         count.pop("fgsm")
         return count

@@ -197,7 +197,8 @@ def series_statistics(
     results.at = 0
     levels, values = results.part(net, exp, set, segment)
     found = dict(
-        n=len(levels), r=(r := results.rho(net, exp, set, segment)), p=p_of_r(r, len(levels)),  # of our n, which is told
+        n=len(levels), r=(r := results.rho(net, exp, set, segment)),
+        p=p_of_r(r, len(levels)),  # of our n, which is told
         mean=results.mu(net, exp, set, segment), variance=results.var(net, exp, set, segment),
     )
     for name, key in dict(r="rho", mean="mu", variance="var").items():

@@ -253,4 +253,5 @@ def canaries() -> list[PhotoCell]:
     "Tiny cells that use each technique and net of the records."
     base = dict(data="sample", images=40, held=20, epochs=1, batch=20, n_test=20, n_corrupted=4, severities=(3,))
     tiny = PhotoCell(**base, n_attacked=8, n_worst=4)
-    return [replace(tiny, technique=name) for name in (*PLANS, *ASKING)] + [replace(tiny, net=net) for net in PHOTO_NETS[1:]]
+    nets = [replace(tiny, net=net) for net in PHOTO_NETS[1:]]
+    return [replace(tiny, technique=name) for name in (*PLANS, *ASKING)] + nets
