@@ -178,10 +178,9 @@ def published_errors(
     if name not in PUBLISHED_ERRORS: raise ValueError(nearest(name, PUBLISHED_ERRORS, "published baseline"))
     errors, clean, of = PUBLISHED_ERRORS[name]
     if of != benchmark:
-        known = ", ".join(n for n in PUBLISHED_ERRORS if PUBLISHED_ERRORS[n][2] == benchmark)
         raise ValueError(
             f"the baseline {name!r} was measured on {of}, these errors on {benchmark}; known:"
-            f" {known or f'none for {benchmark}, give a table of `evaluate`'}"
+            f" {', '.join(n for n in PUBLISHED_ERRORS if PUBLISHED_ERRORS[n][2] == benchmark) or 'none for ' + benchmark + ', give a table of `evaluate`'}"
         )
     return {c: e / 100 for c, e in zip(PUBLISHED_ORDER, errors, strict=True)}, clean / 100
 
