@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from robustnb.lab.predicates import BUILTINS, Missing, PredicateError, evaluate_predicate, names_in, parsed
 from robustnb.papers.eriep.claims import printed_names as eriep_names
@@ -13,6 +14,7 @@ from robustnb.lab.verdicts import (
 from robustnb.papers.study.claims import LATER, SEGMENTS, StudyFacts, printed_study
 from robustnb.lab.records import Record, Store, encode
 from robustnb.statistics import spearman
+from robustnb.papers.study.report import series_statistics
 from robustnb.papers.study.protocol import GRIDS, PROTOCOLS, QUESTIONS, StudyCell, clean_cell, study_cells
 
 # what a hostile file might hold -> the part that the refusal must name
@@ -275,6 +277,10 @@ def test_claims_about_both_nets_rest_on_the_reduced_alexnet_beside_the_full_lene
     assert not any(f'{word}("alexnet"' in text for text in asked for word in ("pv", "mR", "argmax_level"))
     assert "5 levels is not that over the paper's 8" in table.loc[("F3-05", "fixed"), "why"]
     assert set(table[table.profile == "full"].n_seeds) == {2}
+    for net, facts in (("lenet", whole), ("alexnet", beside)):
+        shown, points = series_statistics(facts, net, "label", "c"), facts.levels("label", net)
+        theirs = spearmanr(points, facts.array(net, "label", "c")[:, 0])  # p of the net's own number of levels
+        assert shown["n"] == len(points) and (shown["r"], shown["p"]) == pytest.approx(tuple(theirs), abs=1e-12)
 
 
 def test_one_evaluation_tells_what_one_per_resample_tells(tmp_path):
