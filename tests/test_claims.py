@@ -228,11 +228,11 @@ def test_a_level_that_is_not_there_is_not_run_but_series_are(tmp_path):
     assert found.loc[("F1-05", "fixed"), "verdict"] != "not run" and found.loc[("F1-05", "fixed"), "provisional"]
 
 
-def noise(store, profile, nets=("lenet5",), seeds=(0,), images=60, **options):
-    "Records of every cell of a profile, right on images at random."
-    for cell in dict.fromkeys(
-        c for question in QUESTIONS for c in study_cells(question, profile, nets, seeds, **options)
-    ):
+def noise(store, profile, nets=("lenet5",), seeds=(0,), images=60, sheet=None, only=None, of=QUESTIONS):
+    "Records of every cell of a profile, or of some, right on images at random."
+    plain = dict(size=10, per_class=[1] * 10)
+    for cell in dict.fromkeys(c for question in of for c in study_cells(question, profile, nets, seeds)):
+        if only and not only(cell): continue
         settings = {k: v for k, v in dataclasses.asdict(cell).items() if LATER.get(k, ...) != v}  # the text that once was
         name = f"StudyCell({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
         rng = np.random.default_rng([cell.seed, len(cell.net), *name.encode()])
@@ -242,7 +242,7 @@ def noise(store, profile, nets=("lenet5",), seeds=(0,), images=60, **options):
             for name in ("test", "c", "a_fixed", "a_white")
         }
         metrics = dict(
-            train=rng.random(), sheet=dict(size=10, per_class=[1] * 10), **{k: v.mean() for k, v in counts.items()}
+            train=rng.random(), sheet=sheet(cell) if sheet else plain, **{k: v.mean() for k, v in counts.items()}
         )
         store.append(
             Record("study", dataclasses.asdict(cell), metrics, profile),
@@ -281,6 +281,28 @@ def test_claims_about_both_nets_rest_on_the_reduced_alexnet_beside_the_full_lene
         shown, points = series_statistics(facts, net, "label", "c"), facts.levels("label", net)
         theirs = spearmanr(points, facts.array(net, "label", "c")[:, 0])  # p of the net's own number of levels
         assert shown["n"] == len(points) and (shown["r"], shown["p"]) == pytest.approx(tuple(theirs), abs=1e-12)
+
+
+def imbalanced(store, seed, smallest, levels=GRIDS["full"]["imbalance"]):
+    "Records of one seed of RQ3; `smallest`: a small class of the most unequal set."
+    sheet = lambda cell: dict(size=60_000, per_class=[6742] + [smallest if cell.level == 0.6 else 5000] * 9)
+    asked = dict(of=("rq3",), only=lambda cell: cell.level in levels)
+    return noise(store, "full", seeds=(seed,), images=20, sheet=sheet, **asked)
+
+
+def test_claims_about_training_sets_ask_every_finished_seed_of_their_factor_and_rest_on_so_many(tmp_path):
+    "S-05: eight sets, and 6742 x 0.4 = 2697 images in each small class of the most unequal one."
+    store = imbalanced(imbalanced(Store(tmp_path), 0, 2697), 1, 2697)
+    asked = lambda: verdicts("study", store, finding="S-05", resamples=3).set_index("reading").loc["fixed"]
+    assert (asked().verdict, asked().n_seeds, asked().provisional) == ("holds", 2, True)
+    imbalanced(store, 2, 2696, levels=(0.5, 0.6))  # unfinished: not asked
+    assert (asked().verdict, asked().n_seeds) == ("holds", 2)
+    imbalanced(store, 3, 2697)
+    assert (asked().verdict, asked().n_seeds, asked().provisional) == ("holds", 3, False)
+    others = verdicts("study", store, finding="S-0", resamples=3).set_index(["id", "reading"])
+    assert (others.loc[[(f"S-0{i}", "fixed") for i in (1, 3, 6, 7, 8)], "verdict"] == "not run").all()
+    imbalanced(store, 4, 2696)  # an image less
+    assert asked().verdict == "fails"
 
 
 def test_one_evaluation_tells_what_one_per_resample_tells(tmp_path):

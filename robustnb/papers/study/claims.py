@@ -6,7 +6,8 @@
 __all__ = ['NETS', 'TS', 'DL', 'SEGMENTS', 'PRINTED', 'STUDY_FUNCTIONS', 'STUDY_FACTS', 'STUDY_WORDS', 'COUNTED', 'TOGETHER',
            'STUDY_READINGS', 'SETS', 'MIXED', 'LATER', 'study_tables', 'printed_study', 'counts_in', 'counts_of',
            'products', 'accuracies_of', 'setting_of_record', 'accuracies_by_record', 'Reading', 'protocol', 'belongs',
-           'Measured', 'Series', 'StudyResults', 'StudyFacts', 'study_results', 'study_verdicts', 'tried_claims']
+           'Measured', 'Series', 'StudyResults', 'only', 'StudyFacts', 'study_results', 'study_verdicts',
+           'tried_claims']
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #9f15abcc
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import pandas as pd
 import torch
 
 from ...basics import nearest
-from ...lab.predicates import Missing, absent, cells, mean, median
+from ...lab.predicates import Missing, absent, cells, mean, median, names_in
 from ...lab.records import Record, Store
 from ...lab.verdicts import RESAMPLES, Damaged, Resampled, artefact_of, evaluate_claim, paper_table, without_lost
 from .protocol import (FOUR_LEVELS, GRIDS, LIGHTER, PROTOCOLS, QUESTIONS, StudyCell, grid_levels,
@@ -378,22 +379,35 @@ class StudyResults(Series):
         return [x for exp in ("gaussian", "fgsm", "imbalance", "dual") for x in self.s(net, exp, set)]
 
 # %% ../../../nbs/papers/study/20_claims.ipynb #88db77b3
+def only(values: set) -> float:
+    "The value that all have; NaN, which equals nothing, where they differ."
+    return next(iter(values)) if len(values) == 1 else float("nan")
+
+
 class StudyFacts(StudyResults):
     "`StudyResults` with what the data sheets tell about the training sets."
 
-    def sheets(self, exp: str) -> list[dict]:
-        "Data sheets of a factor, any net and seed, by level."
-        few = LIGHTER.get(self.profile, self.nets.values())
-        found = {w[2]: r.metrics["sheet"] for w, r in self.records.items() if w[1] == exp and w[0] in few}
-        if sorted(found) != sorted(grid_levels(self.profile, exp) if exp != "clean" else found) or not found:
-            raise Missing(f"the training sets of {exp}")
-        return [found[level] for level in sorted(found)]
+    def sheets(self, exp: str) -> dict[float | tuple, list[dict]]:  # level -> a sheet of each net and seed
+        "Data sheets of a factor, of each seed that has all its levels."
+        levels = grid_levels(self.profile, exp) if exp != "clean" else [0.0]
+        few, found = LIGHTER.get(self.profile, self.nets.values()), {}
+        for (net, factor, level, seed), record in self.records.items():
+            if factor == exp and net in few: found.setdefault((net, seed), {})[level] = record.metrics["sheet"]
+        whole = {place: sheets for place, sheets in found.items() if set(sheets) >= set(levels)}
+        if not whole: raise Missing(f"the training sets of {exp}")
+        self.used.add(("sheets", exp, len({seed for _, seed in whole})))
+        return {level: [sheets[level] for sheets in whole.values()] for level in levels}
+
+    def each_sheet(self, *exps: str) -> list[dict]:
+        return [sheet for exp in exps for sheets in self.sheets(exp).values() for sheet in sheets]
 
     def n_sets(self, exp): return len(self.sheets(exp))
-    def n_train(self, exp): return mean({sheet["size"] for sheet in self.sheets(exp)})
-    def label_error(self, ld): return self.sheets("label")[grid_levels(self.profile, "label").index(ld)]["label_error"]
-    def minor_count(self, ci):
-        return min(self.sheets("imbalance")[grid_levels(self.profile, "imbalance").index(ci)]["per_class"])
+    def n_train(self, exp): return only({sheet["size"] for sheet in self.each_sheet(exp)})
+    def label_error(self, ld):  # that which is farthest from what was asked for
+        errors = [sheet["label_error"] for sheet in self.sheets("label")[ld]]
+        return max(errors, key=lambda error: abs(error - ld))
+
+    def minor_count(self, ci): return min(min(sheet["per_class"]) for sheet in self.sheets("imbalance")[ci])
 
     def n_eval(self, set):
         record = self.records_of("clean")[0]
@@ -422,25 +436,33 @@ class StudyFacts(StudyResults):
         count.pop("fgsm")
         return count
 
+    def added(self) -> float:
+        "Images of each class that Gaussian noise adds."
+        clean = self.each_sheet("clean")[0]["per_class"]
+        return only({b - a for sheet in self.each_sheet("gaussian") for a, b in zip(clean, sheet["per_class"])})
+
     def facts(self) -> dict:
-        "Numbers without arguments; those that are not there are Missing."
-        def known(compute):
-            try: return compute()
-            except (Missing, KeyError) as missing: return Missing(str(missing))
-        clean = lambda: self.sheets("clean")[0]["per_class"]
-        return dict(
-            train_counts=known(clean),
-            levels=known(lambda: (self.sheets("gaussian"), grid_levels(self.profile, "gaussian"))[1]),
-            n_added_per_class=known(
-                lambda: mean(b - a for b, a in zip(self.sheets("gaussian")[0]["per_class"], clean()))
-            ),
-            max_l2_error=known(
-                lambda: max(sheet["max_error"] for exp in ("gaussian", "fgsm") for sheet in self.sheets(exp))
-            ),
-            test_counts=known(lambda: self.records_of("clean")[0].metrics["test_per_class"]),
-            n_points=known(self.n_points), oa_strength2=known(self.balanced),
-            label_totals_unchanged=known(lambda: all(sheet["per_class"] == clean() for sheet in self.sheets("label"))),
+        "Numbers without arguments; those that are not there are Missing. What each rests on is kept."
+        clean = lambda: self.each_sheet("clean")[0]["per_class"]
+        asked = dict(
+            train_counts=clean, levels=lambda: list(self.sheets("gaussian")), n_added_per_class=self.added,
+            max_l2_error=lambda: max(sheet["max_error"] for sheet in self.each_sheet("gaussian", "fgsm")),
+            test_counts=lambda: self.records_of("clean")[0].metrics["test_per_class"],
+            n_points=self.n_points, oa_strength2=self.balanced,
+            label_totals_unchanged=lambda: all(sheet["per_class"] == clean() for sheet in self.each_sheet("label")),
         )
+        found, self.memo["rests"], before = {}, {}, self.used
+        for name, compute in asked.items():
+            self.used = self.memo["rests"][name] = set()
+            try: found[name] = compute()
+            except (Missing, KeyError) as missing: found[name] = Missing(str(missing))
+        self.used = before
+        return found
+
+    def seeds_behind(self, predicate: str) -> int:
+        "The fewest seeds that a series or the training sets of a claim have."
+        rests = self.used.union(*(self.memo["rests"].get(name, ()) for name in names_in(predicate)))
+        return min((seeds for *_, seeds in rests), default=len(self.seeds))
 
     def names(self, facts: dict | None = None) -> dict:
         "Everything that a predicate may use; `facts` adds numbers that a page computed."
@@ -483,7 +505,8 @@ def study_verdicts(
             for results in all_results:
                 if claim.kind == "finding setup" and results.profile != "full": continue
                 tried = evaluate_claim(claim.predicate, results, facts, resamples) | dict(profile=results.profile)
-                own = any(STUDY_READINGS[reading].own(net, exp) for net, exp, _ in results.used)
+                if tried["verdict"] != "not run": tried["n_seeds"] = results.seeds_behind(claim.predicate)
+                own = any(STUDY_READINGS[reading].own(net, exp) for net, exp, _ in results.used if net in NETS)
                 stop = tried["verdict"] != "not run" or tried["damaged"]
                 if stop or results.profile != "quick" or "profile" not in found: found = tried  # with the better reason
                 if stop: break
