@@ -136,6 +136,7 @@ def test_records_of_other_seeds_and_nets_are_shown_and_other_protocols_are_not(t
     assert len(report.study_records(store, "quick", "rq3", "rq4")) == 25 and report.study_records(
         store, "full", "rq3"
     ) == []
+    assert {r.cell["seed"] for r in report.study_records(store, "quick", "rq4")} == {0}  # seed 4: the clean model alone
 
 
 def test_smoke_pages_stop_at_a_distance_that_any_net_can_be_tested_at():

@@ -94,7 +94,7 @@ def study_records(
     profile: str,  # smoke | quick | reduced | full
     *questions: str,  # rq1 ... rq6
 ) -> list[Record]:
-    "The records that answer questions by a profile's protocol, of both nets and of all seeds."
+    "The records that answer questions by a profile's protocol, of both nets and of all seeds that are begun."
     known = [r for r in store.records("study") if r.profile == profile_of(profile, r.cell["net"])]
     seeds = tuple(sorted({r.cell["seed"] for r in known}))
     wanted = {
@@ -102,7 +102,9 @@ def study_records(
         for question in questions
         for cell in page_cells(question, profile, ("lenet5", "alexnet8"), seeds)
     }
-    return [r for r in known if r.key in wanted]
+    found = [r for r in known if r.key in wanted]
+    begun = {(r.cell["net"], r.cell["seed"]) for r in found if r.cell["factor"] != "clean"}
+    return [r for r in found if (r.cell["net"], r.cell["seed"]) in begun]
 
 # %% ../../../nbs/papers/study/30_report.ipynb #37a1adc3
 def page_series(
