@@ -178,6 +178,12 @@ class Tables(nn.Module):
     @property
     def choice(self) -> Tensor: return (self.weights / self.temperature).softmax(-1)  # w, [L,K,N]
 
+    def extra_repr(self) -> str:  # what the tables do not tell
+        return (
+            f"{len(self.weights)} x {self.weights.shape[1]} of {', '.join(self.operations)};"
+            f" temperature={self.temperature}, relaxation={self.relaxation}, sharpness={self.sharpness}"
+        )
+
 # %% ../nbs/40_epm.ipynb #140bf7a7
 class Policy(Tables):
     "L sub-policies of K soft stages over the operations (ERIEP, eq. 1)."
