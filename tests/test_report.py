@@ -109,7 +109,8 @@ def test_the_multiple_correlation_has_its_chance_level_and_signs(tmp_path):
 
 
 def test_fgsm_has_a_mean_of_the_paper_for_each_segment(tmp_path):
-    all_results = results_by_reading(store_of(tmp_path, "fgsm", right=lambda level: 0.4 + level / 40))
+    store = store_of(tmp_path, "fgsm", right=lambda level: 0.4 + level / 40)
+    all_results = results_by_reading(store)
     figure = report.level_figure(all_results, "fgsm", "l2 distance")
     dashed = [
         (tuple(line.get_xdata()), line.get_ydata()[0])
@@ -120,6 +121,8 @@ def test_fgsm_has_a_mean_of_the_paper_for_each_segment(tmp_path):
     rows = Parsed(report.correlation_table(all_results, "fgsm").data).column("")
     # two levels of quick are no series
     assert rows[0] == "MNIST-Test, segment I, paper" and "segment II" not in " ".join(rows)
+    few = report.page_series([r for r in store.records("study") if r.cell["level"] in (0.0, 4.0)], store, "quick")
+    assert "Not run: lenet fgsm: no seed has all" in report.correlation_table(few, "fgsm").data
     matplotlib.pyplot.close(figure)
 
 

@@ -1,5 +1,7 @@
 """The weights that ship: file, card and record say the same, and the file does what the card says."""
 import hashlib
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,3 +47,9 @@ def test_evaluate_takes_the_weights_of_the_data_set():
     with pytest.raises(ModelError, match="lenet5 comes with weights for mnist, not for pictures; give a file"):
         open_model("lenet5", type(data)(data.x, data.y, data.classes, "pictures"))
     with pytest.raises(ModelError, match="cnn8 comes without weights"): open_model("cnn8", sample("cifar10", "test"))
+
+
+def test_the_page_of_weights_shows_all_that_ship():
+    cells = json.loads((Path(__file__).parents[1] / "nbs" / "23b_weights.ipynb").read_text())["cells"]
+    shown = " ".join(str(output.get("data")) for cell in cells for output in cell.get("outputs", ()))
+    assert [card["record"] for card in shipped().values() if card["record"] not in shown] == []

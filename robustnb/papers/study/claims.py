@@ -310,8 +310,9 @@ class StudyResults(Series):
     def part(self, net: str, exp: str, set: str, segment: str = "all") -> tuple[list, np.ndarray]:
         "Levels and accuracies of a whole series or of one of its segments."
         index = self.chosen(net, exp, *(() if segment == "all" else SEGMENTS[net][segment]))
-        if len(index) < (5 if self.lighter(net) else 3):
-            raise Missing(f"{net} {exp}: {len(index)} levels in segment {segment}")
+        least = 5 if self.lighter(net) else 3
+        if len(index) < least:
+            raise Missing(f"{net} {exp}: {len(index)} levels in segment {segment}, at least {least} are needed")
         return [self.levels(exp, net)[i] for i in index], self.array(net, exp, set)[index]
 
     def lighter(self, net: str) -> bool:

@@ -6,7 +6,7 @@
 __all__ = ['TEST_SETS', 'NET_NAMES', 'SERIES_TITLES', 'FACTORS', 'FACTOR_AXES', 'LEVEL_NAMES', 'MAIN', 'SINGLE',
            'changed_verdicts', 'page_nets', 'page_cells', 'study_records', 'page_series', 'n_seeds', 'nets_run',
            'nets_line', 'level_accuracy', 'change', 'best_level', 'printed_rows', 'series_statistics', 'same_strength',
-           'correlations', 'correlation_rows', 'correlation_table', 'draw_printed', 'level_figure',
+           'correlations', 'correlation_rows', 'lacking', 'correlation_table', 'draw_printed', 'level_figure',
            'multiple_statistics', 'multiple_table', 'grid_figure', 'level_means', 'effect', 'main_effect_figure',
            'sheet_columns', 'sheet_table', 'other_readings', 'recorded_readings', 'reading_figure', 'reading_table',
            'sample_records', 'model_table', 'strip_figure', 'distance_figure', 'advice_figure', 'advice_table']
@@ -280,6 +280,14 @@ def correlation_rows(row: dict, title: str) -> list[dict]:  # the paper's row an
     return [theirs, ours]
 
 # %% ../../../nbs/papers/study/30_report.ipynb #417999ac
+def lacking(all_results: dict[str, StudyFacts], exp: str, nets: tuple) -> str:
+    "Why a table of correlations has no row."
+    if not nets: return "no net has all levels"
+    results, segment = next(iter(all_results.values())), "I" if exp == "fgsm" else "all"
+    try: series_statistics(results, nets[0], exp, "test", segment)
+    except (Missing, ValueError) as reason: return str(reason)
+
+
 def correlation_table(
     all_results: dict[str, StudyFacts],  # title of the reading -> its series
     exp: str,  # gaussian | fgsm | imbalance | label
@@ -293,7 +301,9 @@ def correlation_table(
             [NET_NAMES[row["net"]]] * (len(nets) > 1) + [row["set"]] + [f"segment {row['segment']}"] * (exp == "fgsm")
         )
         rows += correlation_rows(row, title)
-    return table(pd.DataFrame(rows), caption) if rows else HTML("<p>Not run.</p>")
+    return (
+        table(pd.DataFrame(rows), caption) if rows else HTML(f"<p>Not run: {lacking(all_results, exp, nets)}.</p>")
+    )
 
 # %% ../../../nbs/papers/study/30_report.ipynb #fb30d86f
 def draw_printed(ax, net: str, exp: str, set: str, ends: tuple) -> None:  # ends: first and last level
