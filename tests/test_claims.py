@@ -303,6 +303,9 @@ def test_claims_about_training_sets_ask_every_finished_seed_of_their_factor_and_
     assert (others.loc[[(f"S-0{i}", "fixed") for i in (1, 3, 6, 7, 8)], "verdict"] == "not run").all()
     imbalanced(store, 4, 2696)  # an image less
     assert asked().verdict == "fails"
+    noise(store, "full", images=20, of=("rq1",))  # S-02: the 24 distances, of one seed beside four of RQ3
+    distances = verdicts("study", store, finding="S-02", resamples=3).set_index("reading").loc["fixed"]
+    assert (distances.verdict, distances.n_seeds, distances.provisional) == ("holds", 1, True)
 
 
 def test_one_evaluation_tells_what_one_per_resample_tells(tmp_path):
