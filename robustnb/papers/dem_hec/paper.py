@@ -24,6 +24,7 @@ PAPER = Paper(
         "dem-hec-slower": "robustnb.papers.dem_hec.protocol:slower",
         "dem-hec-shipped": "robustnb.papers.dem_hec.protocol:shipped",
         "own-recipe": "robustnb.papers.dem_hec.recipe:experiment",
+        "dem-hec-adapted": "robustnb.papers.dem_hec.adapted:experiment",
         "dem-hec-large": "robustnb.papers.dem_hec.large:large",
     },
     facts=(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'RATE', 'OWN', 'experiment', 'RecipeCell', 'recipe_cells', 'halfway', 'own_model', 'hardened',
-           'run_recipe_cell', 'own_passes', 'cost', 'canaries']
+           'asked_twice', 'run_recipe_cell', 'own_passes', 'cost', 'canaries']
 
 # %% ../../../nbs/papers/dem_hec/16_recipe.ipynb #a895b358
 from dataclasses import dataclass, replace
@@ -119,21 +119,28 @@ def hardened(
     return model, story["history"]
 
 # %% ../../../nbs/papers/dem_hec/16_recipe.ipynb #756149d5
-def run_recipe_cell(
+def asked_twice(
+    model: nn.Module,  # in evaluation mode
     cell: RecipeCell,
-    context,  # of the experiment
-) -> dict:  # `record_scores`; adapted: the same three means with batch norm adapted; parameters, history
-    "Fine-tune, and answer as it is and with the statistics of each batch of test images."
-    model, history = hardened(cell, context)
+    context,  # of the experiment, which keeps both sets of answers
+) -> dict:  # `record_scores`; adapted: the same three means with batch norm adapted
+    "The answers of a network as it is, and with the statistics of each batch of test images."
     show = context.workers == 1
     answers, adapted = questioned(model, cell, show), questioned(model, replace(cell, method="bn_adapt"), show)
     context.artefact("answers.npz", pack_answers(answers))
     context.artefact("adapted.npz", pack_answers(adapted))
     scores = record_scores(adapted)
-    return record_scores(answers) | dict(
-        adapted={name: scores[name] for name in ("clean", "seven", "fifteen")},
-        parameters=sum(p.numel() for p in model.parameters()), history=history,
-    )
+    return record_scores(answers) | dict(adapted={name: scores[name] for name in ("clean", "seven", "fifteen")})
+
+
+def run_recipe_cell(
+    cell: RecipeCell,
+    context,  # of the experiment
+) -> dict:  # `asked_twice`; parameters, history
+    "Fine-tune, and answer as it is and adapted."
+    model, history = hardened(cell, context)
+    found = asked_twice(model, cell, context)
+    return found | dict(parameters=sum(p.numel() for p in model.parameters()), history=history)
 
 # %% ../../../nbs/papers/dem_hec/16_recipe.ipynb #d43ba98f
 def own_passes(cell: RecipeCell) -> float:
