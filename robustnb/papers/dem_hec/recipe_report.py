@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'RIVALS', 'NO_NOISE', 'RecipeData', 'recipe_records', 'recipe_results', 'at_scale', 'passes_of', 'there',
-           'rivals_table', 'beaten', 'ranking', 'trade_figure']
+           'rivals_table', 'beaten', 'ranking', 'trade_figure', 'adapted_records', 'adapted_results', 'adapting',
+           'adapting_table']
 
 # %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #b79a9f58
 import matplotlib.pyplot as plt
@@ -13,10 +14,11 @@ from IPython.display import HTML
 
 from ...lab.records import Record, Store, at_least, record_key
 from ...lab.report import format_points, percent, table, theme
+from .adapted import FILES, adapted_cells
 from .claims import DemHecData, records_of
 from .recipe import OWN, SETTINGS, RecipeCell, own_passes, recipe_cells
 from .report import (CLEAN_ROW, FIFTEEN5, GROUPS, METHOD_TITLES, cell_of, gain, mean_accuracy,
-                                            widest)
+                                            summary, widest)
 
 # %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #ee696a09
 TITLES = METHOD_TITLES | {name: name for name in SETTINGS}
@@ -175,3 +177,53 @@ def trade_figure(
     said = "15 x 5" if rows == FIFTEEN5 else "corrupted images"
     ax.set(xlabel="accuracy on clean images, %", ylabel=f"accuracy on {said}, %")
     return fig
+
+# %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #6d687275
+def adapted_records(store: Store, protocol: str) -> list[Record]:  # protocol: smoke | quick | reduced | full
+    "Those of a protocol's networks, as their files are now."
+    wanted = {record_key("dem-hec-adapted", cell) for cell in adapted_cells(protocol)}
+    return [r for r in store.records("dem-hec-adapted", protocol) if r.key in wanted]
+
+
+def adapted_results(
+    store: Store,
+    profile: str,  # smoke | quick | reduced | full
+) -> tuple[str | None, RecipeData, RecipeData]:  # protocol, None without records; as they are; adapted
+    "The networks that ship, by the protocol that asked most of them."
+    found = {protocol: adapted_records(store, protocol) for protocol in at_least(profile)}
+    best = max(found, key=lambda protocol: len(found[protocol]))
+    made = [RecipeData(found[best], store, best, answers=name) for name in ("answers.npz", "adapted.npz")]
+    return best if found[best] else None, *made
+
+# %% ../../../nbs/papers/dem_hec/32_recipe_report.ipynb #bc014a25
+def adapting(
+    plain: RecipeData,
+    adapted: RecipeData,
+    network: tuple[str, str],  # data, net
+    name: str,  # a key of TITLES
+    rows: tuple,  # conditions
+):  # -> Estimate, in points
+    "What the statistics of the test images add to a network's accuracy."
+    seeds = len(plain.seeds_of(*network, (name,)))
+    return summary(adapted.array(*network, name, rows) - plain.array(*network, name, rows), seeds)
+
+
+def adapting_table(
+    plain: RecipeData,
+    adapted: RecipeData,
+    network: tuple[str, str],  # data, net
+    caption: str = "",
+) -> HTML:
+    "Each network as it is and adapted, the best adapted one first."
+    wide, rows = widest(plain, network), []
+    said = "15 x 5" if wide == FIFTEEN5 else "corrupted"
+    for name in there(adapted, network, tuple(FILES), wide):
+        row = {"network": f"<strong>{TITLES[name]}</strong>" if name == "recipe" else TITLES[name]}
+        for told, at in (("clean", CLEAN_ROW), (said, wide)):
+            row[told] = percent(mean_accuracy(plain, network, name, at))
+            row[f"{told}, adapted"] = percent(mean_accuracy(adapted, network, name, at))
+        row[f"adapting adds, {said}"] = format_points(adapting(plain, adapted, network, name, wide))
+        found = gain(adapted, network, "recipe", wide, name) if name != "recipe" else None
+        row["recipe over it, both adapted"] = format_points(found) if found else ""
+        rows.append(row)
+    return table(pd.DataFrame(rows), caption)
